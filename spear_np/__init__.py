@@ -1,0 +1,39 @@
+"""Exact recovery of whole batches from the gradients of fully connected ReLU layers.
+
+Arrays in, arrays out: NumPy, CuPy, or anything that follows the array API standard; no files, no frameworks.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import theory
+from .certificate import Certificate, Check
+from .errors import DeviceError, InputError
+from .gradients import LayerGradients
+from .invert import METHODS, invert, invert_layer
+from .result import Inversion, Progress, Round, Status
+from .survey import Survey, survey
+
+try:
+    __version__ = version("spear-np")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "METHODS",
+    "Certificate",
+    "Check",
+    "DeviceError",
+    "InputError",
+    "Inversion",
+    "LayerGradients",
+    "Progress",
+    "Round",
+    "Status",
+    "Survey",
+    "invert",
+    "invert_layer",
+    "survey",
+    "theory",
+]

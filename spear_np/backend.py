@@ -1,0 +1,194 @@
+"""Devices, namespaces and the few operations the array API standard lacks; all that is known of CuPy.
+
+Everything else in the package sees arrays through `Device.xp`, an array-API namespace.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy as np_compat
+import numpy as np
+
+from .errors import DeviceError, InputError
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where arrays live and which namespace works on them."""
+
+    xp: ModuleType
+    """Array-API namespace."""
+    handle: Any = None
+    """What `xp` takes as `device=`."""
+    name: str = "cpu"
+    """"cpu" or "gpu:N", as shown to people and written to files."""
+
+    def activate(self) -> AbstractContextManager[Any]:
+        """Make this the current device of its library, where the library has such a notion."""
+        context: AbstractContextManager[Any] = self.handle if self.name != "cpu" else nullcontext()
+        return context
+
+    def float64(self, values: Any) -> Array:
+        """Copy `values` (array, block of a dataset, sequence) to this device as float64."""
+        return self._move(values, np.float64, self.xp.float64)
+
+    def float32(self, values: Any) -> Array:
+        """Copy `values` to this device as float32."""
+        return self._move(values, np.float32, self.xp.float32)
+
+    def integers(self, values: Any) -> Array:
+        """Copy host integers to this device as an int64 index array."""
+        return self.xp.asarray(np.asarray(values, dtype=np.int64), device=self.handle)
+
+    def booleans(self, values: Any) -> Array:
+        """Copy host truth values to this device."""
+        return self.xp.asarray(np.asarray(values, dtype=np.bool_), device=self.handle)
+
+    def zeros(self, shape: int | tuple[int, ...]) -> Array:
+        """Array of float64 zeros on this device."""
+        return self.xp.zeros(shape, dtype=self.xp.float64, device=self.handle)
+
+    def eye(self, size: int) -> Array:
+        """Identity matrix, float64."""
+        return self.xp.eye(size, dtype=self.xp.float64, device=self.handle)
+
+    def normal(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Standard normal float64 numbers, drawn on the host so that every device sees the same."""
+        return self.float64(rng.standard_normal(shape))
+
+    def _move(self, values: Any, host_dtype: Any, dtype: Any) -> Array:
+        if array_api_compat.is_array_api_obj(values) and not array_api_compat.is_numpy_array(values):
+            here = array_api_compat.array_namespace(values) is self.xp
+            if here and array_api_compat.device(values) == self.handle:
+                return self.xp.astype(values, dtype)
+            values = to_host(values)
+        return self.xp.asarray(np.asarray(values, dtype=host_dtype), device=self.handle)
+
+
+CPU = Device(np_compat, "cpu", "cpu")
+
+
+def device_for(name: str | None, *arrays: Any) -> Device:
+    """Return the device called `name`; None stays where `arrays` are (host data stays on the CPU).
+
+    Raises
+    ------
+    InputError
+        If `name` is none of "cpu", "gpu", "gpu:N".
+    DeviceError
+        If a GPU is asked for and CuPy or the device is missing.
+    """
+    if name is None:
+        for array in arrays:
+            if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_numpy_array(array):
+                return _device_of(array)
+        return CPU
+    if name == "cpu":
+        return CPU
+    match = re.fullmatch(r"gpu(?::(\d+))?", name)
+    if match is None:
+        msg = f"unknown device {name!r}: expected cpu, gpu or gpu:N"
+        raise InputError(msg)
+    return _gpu(int(match[1] or 0))
+
+
+def _device_of(array: Array) -> Device:
+    handle = array_api_compat.device(array)
+    if array_api_compat.is_cupy_array(array):
+        return _gpu(int(handle.id))
+    return Device(array_api_compat.array_namespace(array), handle, "cpu")
+
+
+def _gpu(number: int) -> Device:
+    try:
+        import array_api_compat.cupy as cupy_compat
+        import cupy
+    except ImportError as error:
+        msg = "a GPU was asked for, but CuPy is not installed: pip install 'spear-np[cuda13]' (or cuda12)"
+        raise DeviceError(msg) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        msg = f"a GPU was asked for, but CUDA does not answer: {error}"
+        raise DeviceError(msg) from error
+    if number >= count:
+        msg = f"gpu:{number} was asked for, but CUDA shows {count} device(s)"
+        raise DeviceError(msg)
+    return Device(cupy_compat, cupy.cuda.Device(number), f"gpu:{number}")
+
+
+def to_host(array: Any) -> HostArray:
+    """Copy an array of any library to NumPy: the one deliberate way from a device to the host."""
+    if array_api_compat.is_cupy_array(array):
+        host: HostArray = array.get()
+        return host
+    if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_numpy_array(array):
+        return np.from_dlpack(array, device="cpu", copy=True)
+    return np.asarray(array)
+
+
+def triangular_factor(xp: ModuleType, matrix: Array) -> Array:
+    """R of the QR decomposition of (rows, columns) `matrix`, without forming Q where the library can."""
+    if array_api_compat.is_numpy_namespace(xp):
+        return np.linalg.qr(matrix, mode="r")
+    if array_api_compat.is_cupy_namespace(xp):
+        import cupy
+
+        return cupy.linalg.qr(matrix, mode="r")
+    return xp.linalg.qr(matrix).R
+
+
+def solve_or_nan(xp: ModuleType, matrices: Array, right: Array) -> Array:
+    """Solve a stack of square systems; where the library refuses a singular one, its answer is NaN.
+
+    `matrices` (..., r, r), `right` (..., r, p); returns (..., r, p). LAPACK's callers raise for the whole stack
+    when one matrix is exactly singular, CUDA's return non-finite numbers for that one: this makes them alike.
+    """
+    try:
+        return xp.linalg.solve(matrices, right)
+    except np.linalg.LinAlgError:
+        pass
+    # Exact singularity is rare (repeated rows): find the culprits by their LU determinant, replace them.
+    sign, _ = xp.linalg.slogdet(matrices)
+    singular = (sign == 0)[..., None, None]
+    size = matrices.shape[-1]
+    identity = xp.eye(size, dtype=matrices.dtype, device=array_api_compat.device(matrices))
+    solution = xp.linalg.solve(xp.where(singular, identity, matrices), right)
+    return xp.where(singular, xp.asarray(float("nan"), dtype=solution.dtype), solution)
+
+
+def smallest(xp: ModuleType, values: Array, count: int) -> Array:
+    """Indices (k, count) of the `count` smallest entries in each row of `values` (k, m), in no order."""
+    if array_api_compat.is_numpy_namespace(xp):
+        return np.argpartition(values, count - 1, axis=-1)[..., :count]
+    if array_api_compat.is_cupy_namespace(xp):
+        import cupy
+
+        return cupy.argpartition(values, count - 1, axis=-1)[..., :count]
+    return xp.argsort(values, axis=-1)[..., :count]
+
+
+def gather(xp: ModuleType, matrix: Array, indices: Array) -> Array:
+    """Rows of `matrix` (m, b) picked by `indices` (k, r): (k, r, b)."""
+    k, r = indices.shape
+    return xp.reshape(xp.take(matrix, xp.reshape(indices, (-1,)), axis=0), (k, r, matrix.shape[1]))
+
+
+def scatter_columns(values: Array, indices: Array, size: int) -> Array:
+    """(k, size) array with the columns of `values` (k, r) at the ascending `indices` (r,), zero elsewhere."""
+    xp = array_api_compat.array_namespace(values)
+    device = array_api_compat.device(values)
+    every = xp.arange(size, dtype=indices.dtype, device=device)
+    place = xp.clip(xp.searchsorted(indices, every), 0, indices.shape[0] - 1)
+    taken = xp.take(values, place, axis=1)
+    present = xp.take(indices, place) == every
+    return xp.where(present[None, :], taken, xp.zeros_like(taken))

@@ -1,0 +1,387 @@
+"""What `exact` means: every check of a recovered batch, and the status they allow.
+
+The argument, for one direction q and the output units Z on which gradient and layer agree that its input is off:
+
+- *Unique.* The rows of U in Z have rank b - 1, so q is the only direction without gradient there. A combination of
+  t inputs' directions annuls the rows on which all t are off, which have rank b - t at most, and t - 1 further rows
+  by a choice of its coefficients. Each of those rows is indispensable to the rank. So a direction whose zero rows
+  keep their rank after any one of them is removed is no combination, unless two numbers agree by chance
+  within the noise.
+- *Consistent.* No output unit has a gradient that stands out of its noise where the recovered input leaves the unit
+  off, and hardly any lacks one where it is on.
+- *Complete.* weight_grad and bias_grad are reproduced to their noise, and there is no further singular value above
+  it.
+- *Accurate.* The noise of the zero rows, carried through to the inputs, moves no entry by more than
+  `EXACT_TOLERANCE` of the data range, at six standard deviations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backend import to_host
+from .certificate import Certificate, Check
+from .disaggregate import Disaggregation
+from .factorize import ZERO_SIGMAS, Factors
+from .reconstruct import Reconstruction
+from .result import Status
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+EXACT_TOLERANCE = 1e-4
+"""Largest error of an `exact` input, as a share of the data range: below one grey level of 8-bit images."""
+ROW_TOLERANCE = 0.1
+"""Largest error bound, as a share of the data range, with which an input still counts as recovered."""
+MAX_HIDDEN = 0.01
+"""Largest share of a column's active units whose gradient may drown in noise."""
+MIN_DECIDED = 0.8
+"""Least share of a column's units whose activation sign must be beyond doubt."""
+MIN_GAP = 3.0
+MAX_RESIDUAL = 1.5
+MAX_BIAS_RESIDUAL = 100.0
+FORWARD_ROUNDING = 2.0**-24
+"""Forward passes accumulate in float32 or better."""
+BLOCK_NUMBERS = 8_000_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Certificate, the status it allows, and which rows are vouched for."""
+
+    certificate: Certificate
+    status: Status
+    reason: str
+    sound: HostArray
+    """(k,) bool: inputs that every check of their own supports."""
+    checked_signs: bool
+    """Whether activation signs took part."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all inputs are vouched for: what is missing then is precision or data, not search."""
+        return bool(np.all(self.sound))
+
+
+@dataclass(frozen=True)
+class Uniqueness:
+    """What the zero rows of each of k directions determine."""
+
+    unique: HostArray
+    """(k,) bool: rank b - 1, well above the noise."""
+    redundancy: HostArray
+    """(k,) int: rows that could be missing (lower bound)."""
+    mixing: HostArray
+    """(k, k): variance of the share of direction i in direction k, [i, k]; infinite where nothing bounds it."""
+
+
+@dataclass(frozen=True)
+class _Signs:
+    """Gradient and layer, entry by entry, summed up for each of k columns."""
+
+    off: Array
+    """(m, k) bool: live units without gradient that the layer leaves off (or, without W, without gradient)."""
+    agreement: HostArray
+    """(k,) λ over decided units; NaN without W."""
+    contradictions: HostArray
+    """(k,) int: units with a gradient that the layer leaves off."""
+    hidden: HostArray
+    """(k,): share of the active units without visible gradient; 0 without W."""
+    decided: HostArray
+    """(k,): share of the live units whose activation sign is beyond doubt."""
+    gap: HostArray
+    """(k,): 1 % quantile of the non-zero entries over the largest zero, in noise units."""
+
+
+def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> Verdict:
+    """Check a completely recovered batch and say what may be claimed of it."""
+    tolerance = EXACT_TOLERANCE * batch.data_range
+    k = batch.recovery.shape[0]
+    off = _signs(factors, batch, np.full(k, tolerance)).off
+    # The dual vectors of the directions, in U-coordinates, are the inputs.
+    unique = uniqueness(factors, batch.directions, batch.dual / factors.S, off)
+    bound = _error_bound(factors, choice, batch, unique)
+    signs = _signs(factors, batch, np.clip(bound, tolerance, ROW_TOLERANCE * batch.data_range))
+    with_weight = factors.signs_known
+    sound = unique.unique & (bound <= ROW_TOLERANCE * batch.data_range)
+    if with_weight:
+        sound &= (signs.contradictions == 0) & (signs.decided >= MIN_DECIDED) & (signs.hidden <= 0.2)
+    certificate = Certificate(
+        checks=_checks(factors, choice, batch, unique, signs, bound),
+        zero_count=tuple(
+            int(c) for c in to_host(factors.xp.sum(factors.xp.astype(off, factors.xp.int64), axis=0))
+        ),
+        redundancy=tuple(int(r) for r in unique.redundancy),
+        sign_agreement=tuple(float(a) for a in signs.agreement),
+        error_bound=tuple(float(e) for e in bound),
+        caveats=_caveats(factors),
+    )
+    return _verdict(certificate, sound, factors, with_weight=with_weight)
+
+
+def _verdict(certificate: Certificate, sound: HostArray, factors: Factors, *, with_weight: bool) -> Verdict:
+    """Status from the checks: `exact` only if every one could be made and holds."""
+    missing = [name for name in ("weight", "bias_grad") if getattr(factors.gradients, name) is None]
+    failed = [check for check in certificate.checks if check.passed is False]
+    if certificate.holds and bool(np.all(sound)):
+        return Verdict(certificate, Status.EXACT, "every check of the certificate holds", sound, with_weight)
+    names = ", ".join(check.name.replace("_", " ") for check in failed)
+    if missing and not failed:
+        reason = f"all inputs found, but without {' and '.join(missing)} exactness cannot be certified"
+        return Verdict(certificate, Status.APPROXIMATE, reason, np.ones_like(sound), with_weight)
+    if bool(np.all(sound)):
+        reason = f"all inputs found, but these checks do not hold: {names}"
+        return Verdict(certificate, Status.APPROXIMATE, reason, sound, with_weight)
+    if not with_weight:
+        reason = f"directions for all inputs were found, but these checks do not hold: {names}"
+        return Verdict(certificate, Status.APPROXIMATE, reason, np.ones_like(sound), with_weight)
+    count = int(np.sum(sound))
+    status = Status.PARTIAL if count else Status.FAILED
+    reason = f"{count} of {len(sound)} inputs pass the checks of their own; for the batch these fail: {names}"
+    return Verdict(certificate, status, reason, sound, with_weight)
+
+
+def _checks(
+    factors: Factors,
+    choice: Disaggregation,
+    batch: Reconstruction,
+    unique: Uniqueness,
+    signs: _Signs,
+    bound: HostArray,
+) -> tuple[Check, ...]:
+    with_weight = factors.signs_known
+    live_residual = to_host(factors.xp.take(batch.residual, factors.live))
+    residual = math.sqrt(float(np.mean(live_residual**2)))
+    scale_known = choice.bias_residual is not None
+    relative = float(np.max(bound)) / batch.data_range if batch.data_range > 0 else math.inf
+    return (
+        Check(
+            "sign_agreement",
+            float(np.min(signs.agreement)) if with_weight else None,
+            ">=",
+            1.0 - MAX_HIDDEN,
+            "λ of the worst input: units where gradient and activation agree",
+        ),
+        Check(
+            "contradictions",
+            float(np.sum(signs.contradictions)) if with_weight else None,
+            "<=",
+            0.0,
+            "units with a gradient that the recovered input leaves off",
+        ),
+        Check(
+            "decided_signs",
+            float(np.min(signs.decided)) if with_weight else None,
+            ">=",
+            MIN_DECIDED,
+            "share of units whose activation sign is beyond doubt, worst input",
+        ),
+        Check(
+            "unique_directions",
+            float(np.mean(unique.unique)),
+            ">=",
+            1.0,
+            "share of directions that their zero rows determine",
+        ),
+        Check(
+            "redundancy",
+            float(np.min(unique.redundancy)),
+            ">=",
+            1.0,
+            "zero rows that any direction could lose",
+        ),
+        Check(
+            "gap", float(np.min(signs.gap)), ">=", MIN_GAP, "smallest non-zero entries over the largest zero"
+        ),
+        Check(
+            "weight_residual",
+            residual,
+            "<=",
+            MAX_RESIDUAL,
+            "what the batch leaves of weight_grad, in units of its noise",
+        ),
+        Check(
+            "bias_residual",
+            choice.bias_residual,
+            "<=",
+            MAX_BIAS_RESIDUAL,
+            "what the batch leaves of bias_grad, in units of the relative noise",
+        ),
+        Check(
+            "error_bound",
+            relative if scale_known else None,
+            "<=",
+            EXACT_TOLERANCE,
+            "largest possible error of an input, share of the data range",
+        ),
+    )
+
+
+def _caveats(factors: Factors) -> tuple[str, ...]:
+    b = factors.batch_size
+    caveats = [
+        (
+            f"{b} is the number of linearly independent inputs: identical inputs count once, and inputs whose "
+            "gradient lies below the noise leave no trace"
+        )
+    ]
+    if factors.gradients.bias_grad is None:
+        caveats.append("without bias_grad every input is known up to its scale only")
+    if factors.gradients.weight is None:
+        caveats.append("without weight the activation signs could not be checked")
+    elif factors.gradients.bias is None:
+        caveats.append("bias is missing and was taken for zero")
+    if factors.spectrum.rank is not None and b != factors.spectrum.rank:
+        caveats.append(f"the batch size {b} was given; the singular values say {factors.spectrum.rank}")
+    return tuple(caveats)
+
+
+def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _Signs:
+    """Compare gradient and layer on the live units; `input_error` (k,) bounds the errors of the inputs."""
+    xp, device = factors.xp, factors.device
+    columns = factors.columns(batch.directions)
+    units = xp.abs(columns) / batch.deviation
+    live = _mask(factors)
+    active = (units > ZERO_SIGMAS) & live[:, None]
+    silent = (units <= ZERO_SIGMAS) & live[:, None]
+    count = int(factors.live.shape[0])
+    if batch.preactivation is None or factors.weight_norm is None or not factors.signs_known:
+        zero = xp.where(silent, units, xp.zeros_like(units))
+        gap = [_gap(units[:, i], active[:, i], zero[:, i]) for i in range(units.shape[1])]
+        nothing = np.zeros(units.shape[1])
+        return _Signs(silent, nothing * math.nan, nothing.astype(np.int64), nothing, nothing, np.asarray(gap))
+    unit = min(factors.gradients.unit_roundoff, FORWARD_ROUNDING)
+    doubt = (
+        factors.weight_norm[:, None] * (4 * unit * batch.input_norm + device.float64(input_error))[None, :]
+    )
+    on, below = batch.preactivation > doubt, batch.preactivation < -doubt
+    contradiction = active & below
+    hidden = silent & on
+
+    def total(mask: Array) -> HostArray:
+        return to_host(xp.sum(xp.astype(mask, xp.int64), axis=0))
+
+    decided = total((on | below) & live[:, None])
+    wrong = total(contradiction) + total(hidden)
+    off = silent & below
+    zero = xp.where(off, units, xp.zeros_like(units))
+    gap = [_gap(units[:, i], active[:, i] & on[:, i], zero[:, i]) for i in range(units.shape[1])]
+    return _Signs(
+        off=off,
+        agreement=1 - wrong / np.maximum(decided, 1),
+        contradictions=total(contradiction),
+        hidden=total(hidden) / np.maximum(total(on & live[:, None]), 1),
+        decided=decided / count,
+        gap=np.asarray(gap),
+    )
+
+
+def _mask(factors: Factors) -> Array:
+    """(m,) bool: the live rows."""
+    host = np.zeros(factors.noise.shape[0], dtype=bool)
+    host[to_host(factors.live)] = True
+    return factors.device.booleans(host)
+
+
+def _gap(units: Array, active: Array, zero: Array) -> float:
+    """1 % quantile of the active entries over the largest zero, in noise units; infinite if none is active."""
+    values = to_host(units)[to_host(active)]
+    if not len(values):
+        return math.inf
+    return float(np.quantile(values, 0.01)) / max(1.0, float(np.max(to_host(zero))))
+
+
+def uniqueness(factors: Factors, directions: Array, inputs: Array, off: Array) -> Uniqueness:
+    """Rank, redundancy and error propagation of the zero rows of each direction.
+
+    Parameters
+    ----------
+    directions : (k, b)
+    inputs : (p, b)
+        Dual vectors of the inputs whose error is asked for, in U-coordinates.
+    off : (m, k) bool
+        Zero rows of each direction.
+    """
+    xp = factors.xp
+    off_live = xp.take(off, factors.live, axis=0).T
+    k, live = off_live.shape
+    b = factors.batch_size
+    if b == 1:
+        # Nothing can be mixed in: the single column is determined without any zero row.
+        # Each live row alone is a multiple of the input.
+        return Uniqueness(np.ones(1, dtype=bool), np.asarray([live - 1]), np.zeros((1, 1)))
+    unique, redundancy, mixing = [], [], []
+    step = max(1, BLOCK_NUMBERS // (live * b))
+    for start in range(0, k, step):
+        part = slice(start, min(start + step, k))
+        block = _uniqueness_block(factors, directions[part, :], inputs, off_live[part, :])
+        unique.append(block[0])
+        redundancy.append(block[1])
+        mixing.append(block[2])
+    return Uniqueness(np.concatenate(unique), np.concatenate(redundancy), np.concatenate(mixing, axis=0).T)
+
+
+def _uniqueness_block(
+    factors: Factors, q: Array, inputs: Array, off: Array
+) -> tuple[HostArray, HostArray, HostArray]:
+    """For directions `q` (k, b) with zero rows `off` (k, ℓ): unique (k,), redundancy (k,), mixing (k, b)."""
+    xp = factors.xp
+    used = xp.astype(off, xp.float64)
+    count = xp.sum(used, axis=1)
+    rows = factors.U[None, :, :] * used[:, :, None]
+    H = xp.matrix_transpose(rows) @ rows
+    # Lift the null direction itself, so that what remains is the complement.
+    unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True)
+    project = factors.device.eye(q.shape[1])[None, :, :] - unit[:, :, None] * unit[:, None, :]
+    H = project @ H @ project + unit[:, :, None] * unit[:, None, :]
+    values, vectors = xp.linalg.eigh(H)
+    values = xp.maximum(values, xp.full_like(values, 1e-30))
+    # Noise alone would give a direction v the energy count · ‖v/S‖².
+    noise = xp.sum((vectors / factors.S[None, :, None]) ** 2, axis=1) * count[:, None]
+    sharpness = xp.min(values / noise, axis=1)
+    unique = sharpness > ZERO_SIGMAS**2
+    inverse = (vectors / values[:, None, :]) @ xp.matrix_transpose(vectors)
+    pulled = rows @ inverse  # (k, ℓ, b): H⁻¹ u_j, what row j alone could turn
+    leverage = xp.clip(xp.sum(pulled * rows, axis=2), 0.0, 1.0)
+    left = (
+        leverage
+        * (1 - leverage)
+        / xp.maximum(xp.sum((pulled / factors.S) ** 2, axis=2), xp.full_like(leverage, 1e-300))
+    )
+    dispensable = (left > 4 * count[:, None]) | (leverage < 0.5) | ~off
+    spared = xp.all(dispensable, axis=1)
+    ordered = xp.flip(xp.sort(leverage, axis=1), axis=1)
+    # Removing rows cannot lower the rank while their leverages sum to less than one.
+    removable = xp.sum(xp.astype(xp.cumulative_sum(ordered, axis=1) < 1.0, xp.int64), axis=1)
+    redundancy = xp.where(spared, xp.maximum(removable, xp.ones_like(removable)), xp.zeros_like(removable))
+    redundancy = xp.where(unique, redundancy, xp.zeros_like(redundancy))
+    # Directions the zero rows leave open: what reaches an input through them is unbounded, the rest is not.
+    open_ = values / noise <= ZERO_SIGMAS**2
+    reach = (inputs[None, :, :] @ vectors) ** 2
+    mixing = xp.sum(reach * xp.where(open_, xp.zeros_like(values), 1 / values)[:, None, :], axis=2)
+    unbounded = xp.sum(reach * xp.astype(open_, xp.float64)[:, None, :], axis=2)
+    mixing = mixing * (factors.noise_norm(q) ** 2)[:, None]
+    mixing = xp.where(unbounded > 1e-12 * xp.sum(inputs**2, axis=1)[None, :], math.inf, mixing)
+    return to_host(unique), to_host(redundancy), to_host(mixing)
+
+
+def _error_bound(
+    factors: Factors, choice: Disaggregation, batch: Reconstruction, unique: Uniqueness
+) -> HostArray:
+    """(k,): six standard deviations of the largest error of each input, in units of the inputs.
+
+    First order: ``δX = -E X + R N`` with E the mixing of directions by the noise of their zero rows, which also
+    shifts the scales by its row sums, and R N the noise of weight_grad seen through the recovery matrix.
+    """
+    largest = to_host(batch.input_max) ** 2
+    with np.errstate(invalid="ignore", over="ignore"):
+        mixing = np.where(np.eye(len(largest), dtype=bool), 0.0, unique.mixing)  # its own share is its scale
+        mixed = mixing @ largest + mixing.sum(axis=1) * largest
+    scale = to_host(choice.scale_variance) * largest
+    direct = to_host(factors.xp.sum((batch.recovery * factors.noise[None, :]) ** 2, axis=1))
+    bound: HostArray = np.nan_to_num(ZERO_SIGMAS * np.sqrt(mixed + scale + direct), nan=math.inf)
+    return bound

@@ -1,0 +1,148 @@
+"""From b independent directions to ∂L/∂Z and the inputs: Q, its scale from bias_grad, its choice by λ.
+
+With directions q_i as rows, ``y_i = q_i / S`` and Y = [y_1 … y_b]: ∂L/∂Z = (weight_grad V) Y and Xᵀ = Y⁻¹ Vᵀ
+(Dimitrov et al. 2024, Theorem 3.1). The scale of each y_i follows from ``bias_grad = ∂L/∂Z · 1``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backend import to_host
+from .factorize import ZERO_SIGMAS, Factors
+from .pool import Pool
+
+Array = Any
+
+MAX_SWAPS = 64
+"""Alternatives tried in the second stage, for one basis."""
+
+
+@dataclass(frozen=True)
+class Disaggregation:
+    """A complete choice of directions, scaled; shapes m, b as in `Factors`."""
+
+    q: Array
+    """(b, b): one direction a row, scaled so that ``factors.columns(q)`` is ∂L/∂Z."""
+    scale_variance: Array
+    """(b,): relative variance of each scale; zeros if there was no bias_grad."""
+    bias_residual: float | None
+    """Relative residual of bias_grad, in units of the relative noise of weight_grad; None if missing."""
+    dual: Array
+    """(b, b): row i is c_i, the coordinates of input i in V."""
+    agreement: Array | None
+    """(b,): λ of each column, the share of output units where gradient and layer agree; None without W."""
+
+    def mean_agreement(self) -> float | None:
+        """λ over all columns."""
+        if self.agreement is None:
+            return None
+        return float(np.mean(to_host(self.agreement)))
+
+
+def disaggregate(factors: Factors, q: Array) -> Disaggregation:
+    """Scale the directions `q` (b, b) and compute the coordinates of their inputs and their λ."""
+    xp = factors.xp
+    scaled, variance, residual = _scaled(factors, q)
+    dual = xp.linalg.inv(scaled / factors.S).T
+    agreement = None
+    if factors.layer is not None and factors.signs_known:
+        agreement = _agreement(factors, scaled, factors.layer @ dual.T + factors.bias[:, None])
+    return Disaggregation(scaled, variance, residual, dual, agreement)
+
+
+def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disaggregation, Pool]:
+    """Second stage of the published algorithm: exchange directions for others of the pool while λ grows.
+
+    The columns with the lowest λ are exchanged first. Returns the best choice and the pool with that basis.
+    """
+    best, basis = start, list(pool.basis)
+    if best.agreement is None or len(pool.q) == len(basis):
+        return best, pool
+    others = [index for index in range(len(pool.q)) if index not in set(basis)][:MAX_SWAPS]
+    improved = False
+    for index in others:
+        position = int(factors.xp.argmin(best.agreement))
+        if float(best.agreement[position]) >= 1.0:
+            break
+        trial = list(basis)
+        trial[position] = index
+        candidate = _try(factors, pool, trial)
+        if candidate is not None and (candidate.mean_agreement() or 0) > (best.mean_agreement() or 0):
+            best, basis, improved = candidate, trial, True
+    return best, pool.with_basis(tuple(basis)) if improved else pool
+
+
+def doubtful(factors: Factors, choice: Disaggregation, pool: Pool) -> list[int]:
+    """Index of the basis candidate behind the column that agrees least with the layer; empty if all agree."""
+    if choice.agreement is None or not pool.basis:
+        return []
+    worst = int(factors.xp.argmin(choice.agreement))
+    if float(choice.agreement[worst]) >= 1.0:
+        return []
+    direction = to_host(choice.q[worst, :])
+    cosine = np.abs(pool.basis_vectors @ direction) / np.linalg.norm(direction)
+    return [pool.basis[int(np.argmax(cosine))]]
+
+
+def _try(factors: Factors, pool: Pool, basis: list[int]) -> Disaggregation | None:
+    if not pool.independent(basis):
+        return None
+    return disaggregate(factors, factors.device.float64(pool.q[basis]))
+
+
+def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
+    """Scale rows of `q` by weighted least squares on bias_grad: (q, relative variances, residual)."""
+    xp = factors.xp
+    columns = factors.columns(q)
+    if factors.bias_grad is None:
+        # No scale to be had: unit columns, the sign by the layer where it is known.
+        length = xp.linalg.vector_norm(columns, axis=0)
+        q = q / length[:, None]
+        return q * _signs(factors, q)[:, None], factors.device.zeros(q.shape[0]), None
+    weights = 1 / xp.take(factors.noise, factors.live)
+    A = xp.take(columns, factors.live, axis=0) * weights[:, None]
+    target = xp.take(factors.bias_grad, factors.live) * weights
+    Q, R = xp.linalg.qr(A)
+    scale = xp.linalg.solve(R, (Q.T @ target)[:, None])[:, 0]
+    rest = float(xp.linalg.vector_norm(target - Q @ (Q.T @ target)))
+    size = float(xp.linalg.vector_norm(target))
+    dof = max(1, A.shape[0] - A.shape[1])
+    inverse = xp.linalg.inv(R)
+    # bias_grad carries the relative noise of its rows at least, even if the residual happens to be smaller.
+    sigma = max(rest / math.sqrt(dof), factors.relative_noise * size / math.sqrt(A.shape[0]))
+    variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, 1e-300))
+    residual = rest / size / factors.relative_noise if size > 0 else math.inf
+    tiny = xp.abs(scale) < 1e-300
+    return q * xp.where(tiny, xp.ones_like(scale), scale)[:, None], variance, residual
+
+
+def _signs(factors: Factors, q: Array) -> Array:
+    """(b,) ±1: the sign of each input that its activation pattern asks for; 1 without W."""
+    xp = factors.xp
+    ones = xp.ones(q.shape[0], dtype=xp.float64, device=factors.device.handle)
+    if factors.layer is None:
+        return ones
+    dual = xp.linalg.inv(q / factors.S).T
+    active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
+    z = xp.take(factors.layer @ dual.T, factors.live, axis=0)
+    votes = xp.sum(xp.where(active == (z > 0), 1.0, -1.0), axis=0)
+    return xp.where(votes < 0, -ones, ones)
+
+
+def _noise(factors: Factors, q: Array) -> Array:
+    """(ℓ, k): the size below which an entry of ``factors.columns(q)`` is zero, live rows."""
+    xp = factors.xp
+    return ZERO_SIGMAS * xp.take(factors.noise, factors.live)[:, None] * factors.noise_norm(q)[None, :]
+
+
+def _agreement(factors: Factors, q: Array, z: Array) -> Array:
+    """(b,): share of the live units of each column where the gradient is non-zero exactly if z > 0."""
+    xp = factors.xp
+    active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
+    agree = active == (xp.take(z, factors.live, axis=0) > 0)
+    return xp.sum(xp.astype(agree, xp.float64), axis=0) / agree.shape[0]

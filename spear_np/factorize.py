@@ -1,0 +1,351 @@
+"""From weight_grad to its factors: rank, noise floor and coordinates, read once by blocks of columns.
+
+Notation (see docs/method.md): weight_grad = D Xᵀ + noise, of rank b. Each row is divided by the standard
+deviation η of its own noise, so that "zero" means the same in all of them. With V (n, b) an orthonormal basis
+of the row space, the whitened rows are ``weight_grad V / η = U diag(S)``, U (m, b) with orthonormal columns.
+A direction q (b,) gives the column ``D q̂ = η · U q`` of ∂L/∂Z, up to its scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .backend import Device, scatter_columns, to_host, triangular_factor
+from .errors import InputError
+from .gradients import LayerGradients
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+ZERO_SIGMAS = 6.0
+"""An entry is zero if it is below this many standard deviations of its noise: the one definition of zero."""
+ROUNDING_SAFETY = 3.0
+"""Rounding errors follow the size of the entries, so a direction that sees the large ones sees more noise than
+the average residual tells; measured factors stay below 3 on images."""
+ROUNDING_LEVEL = 8.0
+"""Noise up to this multiple of the unit roundoff is taken for accumulated rounding."""
+ARITHMETIC = 4 * float(np.finfo(np.float64).eps)
+"""Relative error of our own float64 products, the lowest noise a row can have."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of the whitened weight_grad and what they say of the rank."""
+
+    singular_values: tuple[float, ...]
+    """All of them, in units of the noise model, largest first."""
+    rank: int | None
+    """Detected rank; None if the matrix has no rank gap (full rank)."""
+    gap: float
+    """Ratio of the last singular value above the noise to the first below it."""
+    rounding: bool
+    """Whether rounding alone explains the noise."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Everything the search needs; all arrays on `device`, float64.
+
+    ℓ ≤ m counts the live output units: those whose gradient row stands out of its noise.
+    """
+
+    device: Device
+    gradients: LayerGradients
+    spectrum: Spectrum
+    batch_size: int
+    """b, the rank used."""
+    U: Array
+    """(ℓ, b): whitened live rows, orthonormal columns."""
+    S: Array
+    """(b,): singular values in noise units."""
+    live: Array
+    """(ℓ,) int64: which rows of weight_grad they are."""
+    noise: Array
+    """(m,): standard deviation η of one entry of each row of weight_grad, an upper estimate."""
+    row_norm: Array
+    """(m,): Euclidean norm of each row of weight_grad."""
+    to_basis: Array
+    """(m, b): V = weight_gradᵀ · to_basis."""
+    coordinates: Array
+    """(m, b): weight_grad · V, the rows before whitening."""
+    layer: Array | None
+    """(m, b): W V, so that pre-activations of an input x = V c are `layer · c + bias`; None without W."""
+    weight_norm: Array | None
+    """(m,): Euclidean norm of each row of W; None without W."""
+    bias: Array
+    """(m,); zeros if missing."""
+    bias_grad: Array | None
+    """(m,); None if missing."""
+    relative_noise: float
+    """Median over live rows of η divided by the row's root mean square: dimensionless."""
+
+    @property
+    def xp(self) -> Any:
+        """Array namespace of all arrays here."""
+        return self.device.xp
+
+    @property
+    def signs_known(self) -> bool:
+        """Whether activation signs can be computed: W is there, and so is the scale unless there is no bias."""
+        return self.layer is not None and (self.bias_grad is not None or self.gradients.bias is None)
+
+    def noise_norm(self, q: Array) -> Array:
+        """(k,): standard deviation of the noise in ``U q`` for each row of `q` (k, b)."""
+        return self.xp.linalg.vector_norm(q / self.S, axis=-1)
+
+    def noise_units(self, q: Array) -> Array:
+        """(k, ℓ): |U q| in standard deviations of its noise, for each row of `q` (k, b)."""
+        return self.xp.abs(q @ self.U.T) / self.noise_norm(q)[:, None]
+
+    def columns(self, q: Array) -> Array:
+        """(m, k): the columns of ∂L/∂Z that belong to the directions `q` (k, b)."""
+        return self.coordinates @ (q / self.S).T
+
+    def zeros(self, q: Array) -> Array:
+        """(k, ℓ) bool: which output units the directions `q` (k, b) leave without gradient."""
+        return self.noise_units(q) < ZERO_SIGMAS
+
+    def angle_noise(self, q: Array) -> Array:
+        """(k,): how far, in radians, noise may turn the directions `q` (k, b), a generous estimate."""
+        xp = self.xp
+        angle = 10 * math.sqrt(self.batch_size) * self.noise_norm(q) / xp.linalg.vector_norm(q, axis=-1)
+        return xp.clip(angle, 1e-6, 0.1)
+
+
+@dataclass(frozen=True)
+class _Accumulated:
+    """What one pass over the columns leaves: nothing in it grows with n."""
+
+    R: Array
+    """(min(m, n), m): triangular factor (or the transpose itself), weight_grad = Rᵀ Qᵀ."""
+    cross: Array | None
+    """(m, m): W · weight_gradᵀ."""
+    weight_squares: Array | None
+    """(m,): squared norms of the rows of W."""
+    used_features: int
+    """Columns of weight_grad that are not zero throughout: its rank cannot exceed them."""
+
+
+def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool) -> _Accumulated:
+    """Reduce weight_grad to its triangular factor by blocked QR, and multiply W into it on the way.
+
+    Householder QR is backward stable column by column, here row by row of weight_grad: a row of small
+    gradients keeps its full relative precision, which a Gram matrix in float64 would not give.
+    """
+    xp = device.xp
+    m, _ = gradients.shape
+    names = ("weight_grad", "weight") if with_weight else ("weight_grad",)
+    R: Array | None = None
+    cross: Array | None = None
+    squares: Array | None = None
+    used = 0
+    for columns, blocks in gradients.blocks(*names, device=device):
+        for name, block in zip(names, blocks, strict=True):
+            if not bool(xp.all(xp.isfinite(block))):
+                msg = f"`{name}` holds NaN or infinity in columns {columns.start} to {columns.stop - 1}"
+                raise InputError(msg)
+        used += int(xp.sum(xp.astype(xp.any(blocks[0] != 0, axis=0), xp.int64)))
+        stacked = blocks[0].T if R is None else xp.concat([R, blocks[0].T], axis=0)
+        R = stacked if stacked.shape[0] <= m else triangular_factor(xp, stacked)
+        if with_weight:
+            product = blocks[1] @ blocks[0].T
+            cross = product if cross is None else cross + product
+            norms = xp.sum(blocks[1] ** 2, axis=1)
+            squares = norms if squares is None else squares + norms
+    assert R is not None  # a matrix has at least one block
+    return _Accumulated(R, cross, squares, used)
+
+
+def spectrum_of(gradients: LayerGradients, device: Device) -> Spectrum:
+    """Singular values and rank of weight_grad alone: what `survey` needs."""
+    return _decompose(_accumulate(gradients, device, with_weight=False), gradients, device)[0]
+
+
+def factorize(gradients: LayerGradients, device: Device, batch_size: int | None = None) -> Factors | Spectrum:
+    """Return the factors of `gradients` at the detected rank, or at `batch_size` if given.
+
+    Returns the bare spectrum when there is no rank to work with (full rank or all zero).
+
+    Raises
+    ------
+    InputError
+        If an array holds NaN or infinity, or `batch_size` is impossible for the shape.
+    """
+    xp = device.xp
+    m, n = gradients.shape
+    if batch_size is not None and not 1 <= batch_size <= min(m, n):
+        msg = f"a batch size of {batch_size} is impossible: weight_grad is {m} x {n}, its rank at most {min(m, n)}"
+        raise InputError(msg)
+    vectors = {name: _finite_vector(gradients, name, device) for name in ("bias_grad", "bias")}
+    accumulated = _accumulate(gradients, device, with_weight=gradients.weight is not None)
+    spectrum, A, model, svd = _decompose(accumulated, gradients, device)
+    b = batch_size if batch_size is not None else spectrum.rank
+    if not b:
+        return spectrum
+    b = min(b, int(xp.sum(xp.astype(svd.S > 0, xp.int64))))
+    left, values, right = svd.U[:, :b], svd.S[:b], svd.Vh[:b, :].T
+    whitened = A @ right
+    residual = xp.linalg.vector_norm(A - whitened @ right.T, axis=1)
+    row_norm = xp.linalg.vector_norm(accumulated.R, axis=0)
+    noise = _row_noise(residual * model, model, row_norm, n - b, spectrum, device)
+    coordinates = whitened * model[:, None]
+    to_basis = left / (values * model[:, None])
+    # The rows in units of their measured noise; those that hold nothing but noise are left out.
+    rows = coordinates / noise[:, None]
+    live = xp.nonzero(xp.linalg.vector_norm(rows, axis=1) > 8 * math.sqrt(b))[0]
+    if live.shape[0] < b:
+        return replace(spectrum, rank=None)
+    U, S, rotation = xp.linalg.svd(xp.take(rows, live, axis=0), full_matrices=False)
+    to_basis, coordinates = to_basis @ rotation.T, coordinates @ rotation.T
+    relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
+    return Factors(
+        device=device,
+        gradients=gradients,
+        spectrum=spectrum,
+        batch_size=b,
+        U=U,
+        S=S,
+        live=live,
+        noise=noise,
+        row_norm=row_norm,
+        to_basis=to_basis,
+        coordinates=coordinates,
+        layer=None if accumulated.cross is None else accumulated.cross @ to_basis,
+        weight_norm=None if accumulated.weight_squares is None else xp.sqrt(accumulated.weight_squares),
+        bias=device.zeros(m) if vectors["bias"] is None else vectors["bias"],
+        bias_grad=vectors["bias_grad"],
+        relative_noise=float(np.median(to_host(relative))),
+    )
+
+
+def _finite_vector(gradients: LayerGradients, name: str, device: Device) -> Array | None:
+    if getattr(gradients, name) is None:
+        return None
+    vector = gradients.vector(name, device=device)
+    if not bool(device.xp.all(device.xp.isfinite(vector))):
+        msg = f"`{name}` holds NaN or infinity"
+        raise InputError(msg)
+    return vector
+
+
+def _decompose(
+    accumulated: _Accumulated, gradients: LayerGradients, device: Device
+) -> tuple[Spectrum, Array, Array, Any]:
+    """Whiten by a noise model, decompose, find the rank; returns (spectrum, whitened rows, model (m,), SVD).
+
+    Rounding is tried first (noise in proportion to each row); if it leaves no rank gap, equal additive noise.
+    """
+    xp, R = device.xp, accumulated.R
+    m, n = gradients.shape
+    row_norm = xp.linalg.vector_norm(R, axis=0)
+    largest = float(xp.max(row_norm))
+    if largest == 0:
+        return Spectrum((0.0,) * min(m, n), 0, math.inf, rounding=True), R.T, xp.ones_like(row_norm), None
+    unit = gradients.unit_roundoff / math.sqrt(n)
+    ones = xp.ones_like(row_norm)
+    model = xp.where(row_norm > 0, xp.maximum(row_norm, ones * (largest * 1e-300)) * unit, ones)
+    A = R.T / model[:, None]
+    svd = xp.linalg.svd(A, full_matrices=False)
+    values = to_host(svd.S)
+    live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
+    rank = rounding_rank(values, live, n, accumulated.used_features)
+    if rank is not None:
+        return _spectrum(values, rank, rounding=True), A, model, svd
+    uniform = ones * (largest * unit)
+    A_uniform = R.T / uniform[:, None]
+    svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
+    rank = additive_rank(to_host(svd_uniform.S), live, accumulated.used_features)
+    if rank is not None:
+        return _spectrum(to_host(svd_uniform.S), rank, rounding=False), A_uniform, uniform, svd_uniform
+    return _spectrum(values, None, rounding=True), A, model, svd
+
+
+def _spectrum(values: HostArray, rank: int | None, *, rounding: bool) -> Spectrum:
+    gap = 1.0
+    if rank:
+        below = float(values[rank]) if rank < len(values) else 0.0
+        gap = float(values[rank - 1]) / below if below > 0 else math.inf
+    return Spectrum(tuple(float(v) for v in values), rank, gap, rounding)
+
+
+def rounding_rank(values: HostArray, m: int, n: int, used_features: int) -> int | None:
+    """Rank of a matrix whose rows carry rounding errors of unit size, from its singular values.
+
+    A random (m, n) matrix of unit entries has norm about √m + √n, but rounding errors are not random: equal
+    columns (the background of images) are rounded alike, which adds up to √(m n) at worst. What exceeds both is
+    signal. None: no rank gap.
+    """
+    own_error = 10 * float(np.finfo(np.float64).eps) * float(values[0])
+    level = max(ROUNDING_LEVEL * (math.sqrt(m) + math.sqrt(n)), math.sqrt(m * n)) + own_error
+    rank = int(np.sum(values[: min(m, len(values))] > level))
+    return rank if rank < min(m, used_features) else None
+
+
+def additive_rank(values: HostArray, m: int, n: int) -> int | None:
+    """Rank of a matrix with equal, independent noise of unknown size in all entries; None if none is visible.
+
+    The smallest b for which the remaining singular values look like noise alone: the first of them at the edge
+    √(m-b) + √(n-b) of such a matrix (Marchenko and Pastur 1967), the last signal clearly above it, and all of
+    them where those of a random matrix of that shape are. A spectrum that merely decays passes the first two.
+    """
+    size = min(m, n, len(values))
+    for b in range(1, int(0.75 * size) + 1):
+        edge = _edge(values[:size], b, m, n)
+        if (
+            values[b] <= 1.1 * edge
+            and values[b - 1] > 1.3 * edge
+            and _looks_random(values[b:size], m - b, n - b)
+        ):
+            return b
+    return None
+
+
+def _looks_random(values: HostArray, m: int, n: int) -> bool:
+    """Whether `values` are spread like the singular values of a Gaussian (m, n) matrix."""
+    noise = np.random.default_rng(0).standard_normal((m, n))
+    expected = np.linalg.svd(noise, compute_uv=False)
+    expected *= np.linalg.norm(values) / np.linalg.norm(expected)
+    # The few smallest of a nearly square matrix fluctuate by their own size: compare down to a tenth.
+    solid = expected > 0.1 * expected[0]
+    return bool(np.all(np.abs(values[solid] - expected[solid]) < 0.25 * expected[solid] + 0.02 * expected[0]))
+
+
+def _edge(values: HostArray, rank: int, m: int, n: int) -> float:
+    """Largest singular value expected of noise with the energy of ``values[rank:]``."""
+    dof = (m - rank) * (n - rank)
+    if dof <= 0:
+        return 0.0
+    sigma = math.sqrt(float(np.sum(values[rank:] ** 2)) / dof)
+    return sigma * (math.sqrt(m - rank) + math.sqrt(n - rank))
+
+
+def _row_noise(
+    residual: Array, model: Array, row_norm: Array, dof: int, spectrum: Spectrum, device: Device
+) -> Array:
+    """Standard deviation of one entry of each row (m,), from what lies outside the row space.
+
+    Rows with few degrees of freedom lean on the median ratio to the noise model, as if it had been seen ten
+    times; nothing is taken for more precise than our own arithmetic.
+    """
+    xp = device.xp
+    measured = residual / math.sqrt(max(dof, 1))
+    ratios = to_host(measured / model)
+    typical = float(np.median(ratios[to_host(row_norm) > 0])) if dof > 0 else 1.0
+    prior = 10.0
+    noise = xp.sqrt((dof * measured**2 + prior * (typical * model) ** 2) / (dof + prior))
+    if spectrum.rounding:
+        noise = ROUNDING_SAFETY * noise
+    floor = ARITHMETIC * row_norm
+    tiny = float(np.finfo(np.float64).tiny)
+    return xp.maximum(xp.maximum(noise, floor), xp.full_like(noise, tiny))
+
+
+def expand(factors: Factors, live_mask: Array) -> Array:
+    """(m, k) bool from a mask (k, ℓ) over the live rows: false elsewhere."""
+    xp = factors.xp
+    spread = scatter_columns(xp.astype(live_mask, xp.float64), factors.live, factors.noise.shape[0])
+    return spread.T > 0.5

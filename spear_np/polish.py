@@ -1,0 +1,269 @@
+"""Snap candidates to the zero rows they nearly have; separate those that mix several inputs.
+
+The exact direction is the null vector of all rows where its input's unit is off, not of the b-1 rows a sample
+happened to draw: the more rows, the more noise is averaged. All steps work on a whole block of candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backend import gather, smallest, to_host
+from .factorize import ZERO_SIGMAS, Factors
+from .pool import Pool
+from .search.sampling import draw_subsets, null_vectors
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+BLOCK_NUMBERS = 8_000_000
+"""Entries of one gathered block (64 MB in float64)."""
+NULL_BLOCK = 3
+"""Null vectors followed at once: tells nullity 1 from 2 from more."""
+MAX_NULLITY = 12
+MAX_RESOLVED = 16
+"""Null spaces of several dimensions resolved in one block."""
+ROUNDS = 6
+NEAR_ZERO = 300.0
+"""Noise units below which a row of an unpolished candidate may be one of its zero rows."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Polished directions, on the host."""
+
+    q: HostArray
+    """(k, b) unit vectors in U-coordinates."""
+    zero_mask: HostArray
+    """(k, ℓ) bool."""
+    angle: HostArray
+    """(k,) radians, see `Factors.angle_noise`."""
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """The null spaces of the zero rows of k candidates, as far as `NULL_BLOCK` vectors show them."""
+
+    basis: Array
+    """(k, NULL_BLOCK, b): vectors of least energy first, orthonormal after division by S."""
+    energy: Array
+    """(k, NULL_BLOCK): mean square of the products with the zero rows, in noise units; about 1 or less for a
+    true null vector, above `ZERO_SIGMAS`² for a direction that some row tells apart."""
+
+
+def polish(
+    factors: Factors, candidates: Array, pool: Pool, rng: np.random.Generator, *, margin: int = 1
+) -> Directions:
+    """Return the directions that `candidates` (k, b) snap to.
+
+    A candidate that snaps to nothing (fewer than b - 1 + `margin` zero rows) is dropped; one whose zero rows leave
+    a null space of several dimensions is resolved into the sparse directions inside it. What cannot change the
+    basis of `pool` is not followed.
+    """
+    xp = factors.xp
+    if factors.batch_size == 1:
+        return _collect(factors, xp.ones_like(candidates[:1, :]))
+    q, null_spaces = _snap(factors, _promising(factors, candidates, pool), margin=margin)
+    resolved = [_resolve(factors, space, rng) for space in null_spaces[:MAX_RESOLVED]]
+    if resolved:
+        sparse = _promising(factors, xp.concat(resolved, axis=0), pool)
+        more, _ = _snap(factors, sparse, margin=margin)
+        q = xp.concat([q, more], axis=0)
+    return _collect(factors, q)
+
+
+def _promising(factors: Factors, candidates: Array, pool: Pool) -> Array:
+    """Those of `candidates` (k, b) that the pool's basis does not already cover."""
+    xp = factors.xp
+    if not candidates.shape[0]:
+        return candidates
+    near = xp.sum(xp.astype(factors.noise_units(candidates) < NEAR_ZERO, xp.int64), axis=1)
+    keep = np.flatnonzero(~pool.redundant(to_host(candidates), to_host(near)))
+    return xp.take(candidates, factors.device.integers(keep), axis=0)
+
+
+def null_space(factors: Factors, order: Array, counts: Array) -> NullSpace:
+    """Null spaces of the first ``counts[i]`` rows of ``order[i]``, for a block of candidates.
+
+    Parameters
+    ----------
+    order : (k, r) int array
+        Row indices of U, the rows to use first.
+    counts : (k,) int array
+        How many of them to use.
+
+    Notes
+    -----
+    Minimises ‖U_Z q‖² / ‖q/S‖², the noise-weighted total least squares problem, by block inverse iteration on
+    H = U_Zᵀ U_Z with the metric S⁻². H is formed once; its rounding would limit the null vector to eps·cond(H),
+    so one step of refinement follows whose residual is taken from U_Z itself.
+    """
+    xp = factors.xp
+    k, r = order.shape
+    b = factors.batch_size
+    used = xp.arange(r, device=factors.device.handle)[None, :] < counts[:, None]
+    rows = gather(xp, factors.U, order) * xp.astype(used, xp.float64)[:, :, None]
+    transposed = xp.matrix_transpose(rows)
+    H = transposed @ rows
+    ridge = 1e-15 * xp.sum(rows * rows, axis=(1, 2)) + 1e-300
+    H = H + ridge[:, None, None] * factors.device.eye(b)[None, :, :]
+    width = min(NULL_BLOCK, b)
+    start = factors.device.normal(np.random.default_rng(b), (b, width))
+    metric = (1 / factors.S**2)[None, :, None]
+    X = xp.broadcast_to(start[None, :, :], (k, b, width))
+    for _ in range(4):
+        X = xp.linalg.qr(xp.linalg.solve(H, metric * X)).Q
+    for _ in range(2):
+        X = X - xp.linalg.solve(H, transposed @ (rows @ X))
+        X = xp.linalg.qr(X).Q
+    # Rayleigh-Ritz in the metric of the noise.
+    scaled = xp.linalg.qr(X / factors.S[None, :, None])
+    X = factors.S[None, :, None] * scaled.Q
+    product = rows @ X
+    energy, turn = xp.linalg.eigh(xp.matrix_transpose(product) @ product)
+    basis = xp.matrix_transpose(X @ turn)
+    return NullSpace(basis, energy / xp.astype(xp.maximum(counts, xp.ones_like(counts)), xp.float64)[:, None])
+
+
+def _snap(factors: Factors, candidates: Array, *, margin: int) -> tuple[Array, list[Array]]:
+    """Directions (k', b) that candidates converge to, and null spaces (r, b) of those that are not unique."""
+    xp = factors.xp
+    b, live = factors.batch_size, factors.U.shape[0]
+    unique: list[Array] = [factors.device.zeros((0, b))]
+    mixed: list[Array] = []
+    step = max(1, BLOCK_NUMBERS // (live * b))
+    for start in range(0, candidates.shape[0], step):
+        q = candidates[start : start + step, :]
+        length = xp.linalg.vector_norm(q, axis=1)
+        q = xp.take(q, xp.nonzero(xp.isfinite(length) & (length > 0))[0], axis=0)
+        if q.shape[0]:
+            snapped, spaces = _snap_block(factors, q, margin=margin)
+            unique.append(snapped)
+            mixed += spaces
+    return xp.concat(unique, axis=0), mixed
+
+
+def _snap_block(factors: Factors, q: Array, *, margin: int) -> tuple[Array, list[Array]]:
+    xp = factors.xp
+    b = factors.batch_size
+    needed = b - 1 + margin
+    order, counts = _first_rows(factors, q)
+    unique: list[Array] = []
+    mixed: list[Array] = []
+    previous = xp.zeros_like(counts) - 1
+    for round_number in range(ROUNDS):
+        space = null_space(factors, order, counts)
+        null = space.energy < ZERO_SIGMAS**2
+        nullity = xp.sum(xp.astype(null, xp.int64), axis=1)
+        q = space.basis[:, 0, :]
+        units = factors.noise_units(q)
+        # The first null vectors amplify noise: let them see rows that are only nearly zero.
+        sigmas = (50.0, 12.0, 8.0)[round_number] if round_number < 3 else ZERO_SIGMAS
+        new_counts = xp.sum(xp.astype(units < sigmas, xp.int64), axis=1)
+        settled = (new_counts == previous) & (sigmas == ZERO_SIGMAS) | (nullity > 1)
+        alive = (nullity > 0) & (new_counts >= xp.minimum(counts, needed))
+        finished = to_host(alive & settled)
+        nullity_host = to_host(nullity)
+        counts_host = to_host(new_counts)
+        for index in np.flatnonzero(finished):
+            if nullity_host[index] > 1:
+                mixed.append(_whole_null_space(factors, order[index, :], int(counts[index])))
+            elif counts_host[index] >= needed:
+                unique.append(q[index : index + 1, :])
+        left = xp.nonzero(alive & ~settled)[0]
+        if left.shape[0] == 0:
+            break
+        units, counts, previous = (
+            xp.take(units, left, axis=0),
+            xp.take(new_counts, left),
+            xp.take(new_counts, left),
+        )
+        if sigmas != ZERO_SIGMAS:
+            previous = xp.zeros_like(previous) - 1
+        width = int(xp.max(counts))
+        order = _sorted_smallest(xp, units, width)
+    if unique:
+        return xp.concat(unique, axis=0), mixed
+    return factors.device.zeros((0, b)), mixed
+
+
+def _first_rows(factors: Factors, q: Array) -> tuple[Array, Array]:
+    """The rows to start from: (order (k, r), counts (k,)).
+
+    An exact candidate shows its zero rows by a wide gap in the sorted products; otherwise the 1.25 b smallest.
+    """
+    xp = factors.xp
+    b, live = factors.batch_size, factors.U.shape[0]
+    units = factors.noise_units(q)
+    width = min(live, max(int(1.25 * b) + 2, b + 1))
+    order = _sorted_smallest(xp, units, live)
+    ordered = xp.take_along_axis(units, order, axis=1)
+    near = xp.sum(xp.astype(ordered < NEAR_ZERO, xp.int64), axis=1)
+    counts = xp.where(near >= min(b - 1, live), near, xp.full_like(near, width))
+    counts = xp.where((near < b - 1) & (near >= max(1, b // 2)), near, counts)
+    return order[:, : int(xp.max(counts))], counts
+
+
+def _sorted_smallest(xp: Any, values: Array, count: int) -> Array:
+    """Indices (k, count) of the smallest entries of each row, in ascending order."""
+    if count >= values.shape[1]:
+        return xp.argsort(values, axis=1)
+    picked = smallest(xp, values, count)
+    inner = xp.argsort(xp.take_along_axis(values, picked, axis=1), axis=1)
+    return xp.take_along_axis(picked, inner, axis=1)
+
+
+def _whole_null_space(factors: Factors, order: Array, count: int) -> Array:
+    """(r, b): the null space of `count` rows, whatever its dimension."""
+    xp = factors.xp
+    rows = xp.take(factors.U, order[:count], axis=0)
+    scaled = rows * factors.S[None, :]
+    # In units of the noise the null space is what a full SVD leaves at the level of √count.
+    values, right = xp.linalg.svd(scaled, full_matrices=True)[1:]
+    values = to_host(values)
+    rank = int(np.sum(values > ZERO_SIGMAS * math.sqrt(count)))
+    return right[rank:, :] * factors.S[None, :]
+
+
+def _resolve(factors: Factors, space: Array, rng: np.random.Generator) -> Array:
+    """Sparse directions (k, b) inside a null space (r, b): sampling once more, in r dimensions."""
+    xp, device = factors.xp, factors.device
+    r = space.shape[0]
+    nothing = device.zeros((0, factors.batch_size))
+    if not 2 <= r <= MAX_NULLITY:
+        return nothing
+    space = space / xp.linalg.vector_norm(space / factors.S, axis=1, keepdims=True)
+    rows = factors.U @ space.T
+    length = xp.linalg.vector_norm(rows, axis=1)
+    active = xp.nonzero(length > 5 * ZERO_SIGMAS)[0]
+    count = active.shape[0]
+    if count < r:
+        return nothing
+    rows = xp.take(rows, active, axis=0) / xp.take(length, active)[:, None]
+    subsets = np.arange(count)[:, None] if r == 2 else draw_subsets(np.zeros(count), r - 1, 150 * r, rng)
+    vectors = null_vectors(xp, gather(xp, rows, device.integers(subsets)))
+    vectors = xp.take(vectors, xp.nonzero(xp.linalg.vector_norm(vectors, axis=1) > 0.5)[0], axis=0)
+    q = vectors @ space
+    units = xp.abs(q @ xp.take(factors.U, active, axis=0).T) / factors.noise_norm(q)[:, None]
+    zeros = to_host(xp.sum(xp.astype(units < 5 * ZERO_SIGMAS, xp.int64), axis=1))
+    best = np.argsort(-zeros, kind="stable")
+    best = best[zeros[best] >= r + 1]
+    host = to_host(vectors)
+    chosen: list[int] = []
+    for index in best:
+        if all(abs(float(host[index] @ host[other])) < 1 - 1e-9 for other in chosen):
+            chosen.append(int(index))
+        if len(chosen) == 3 * r:
+            break
+    return xp.take(q, device.integers(chosen), axis=0)
+
+
+def _collect(factors: Factors, q: Array) -> Directions:
+    """Bring polished directions to the host, with what the pool needs of them."""
+    xp = factors.xp
+    unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True) if q.shape[0] else q
+    return Directions(to_host(unit), to_host(factors.zeros(unit)), to_host(factors.angle_noise(unit)))

@@ -1,0 +1,129 @@
+"""Inputs of a batch that was found only in part: what the signs of the layer leave of them.
+
+A found direction y_i fixes which units its input turns on: linear inequalities on the input's coordinates c,
+``sign(W V c + b) = pattern``, besides ``c · y_j = 0`` for every other found direction and ``c · ȳ = 1`` with
+``weight_grad V ȳ = bias_grad`` (because ∂L/∂Z 1 = bias_grad, every input satisfies it). The centre of the largest
+ball in that polytope is the estimate, its bounding box the error bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linprog
+
+from .backend import to_host
+from .factorize import ZERO_SIGMAS, Factors
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+MAX_MISSING = 24
+"""Missing directions up to which bounds are computed: each costs two linear programs an input."""
+SIGN_SLACK = 1e-6
+"""Relative slack on the signs: rounding of the forward pass."""
+
+
+@dataclass(frozen=True)
+class PartialInputs:
+    """Bounded estimates of some inputs."""
+
+    which: HostArray
+    """(k,) int: rows of the directions they belong to."""
+    coordinates: HostArray
+    """(k, b): estimates in V."""
+    error_bound: HostArray
+    """(k,): bound on the largest error of each input, in units of the input."""
+
+
+def bound_inputs(factors: Factors, q: Array) -> PartialInputs:
+    """Estimate and bound the inputs of the sound directions `q` (f, b), f < b, from the layer's signs.
+
+    Needs W and bias_grad; returns no rows where they are missing, too many directions are missing or the signs
+    leave an input unbounded.
+    """
+    f, b = q.shape
+    nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, b)), np.empty(0))
+    if factors.layer is None or factors.bias_grad is None or not f or b - f > MAX_MISSING:
+        return nothing
+    y = to_host(q / factors.S)
+    live = to_host(factors.live)
+    layer, bias = to_host(factors.layer)[live], to_host(factors.bias)[live]
+    weights = 1 / to_host(factors.noise)[live]
+    rows = to_host(factors.coordinates)[live]
+    total = np.linalg.lstsq(rows * weights[:, None], to_host(factors.bias_grad)[live] * weights, rcond=None)[
+        0
+    ]
+    units = to_host(factors.noise_units(q))
+    found: list[int] = []
+    centres: list[HostArray] = []
+    widths: list[tuple[HostArray, HostArray]] = []
+    for index in range(f):
+        others = np.delete(y, index, axis=0)
+        pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)
+        # Every input sees total · c = 1; the other found directions do not see it at all.
+        constraints = np.concatenate([others, total[None, :]])
+        start = np.linalg.lstsq(constraints, np.eye(f)[-1], rcond=None)[0]
+        free = np.linalg.svd(constraints, full_matrices=True)[2][f:].T
+        box = _bounding_box(layer @ free, layer @ start + bias, pattern)
+        if box is not None:
+            centre, half = box
+            found.append(index)
+            centres.append(start + free @ centre)
+            widths.append((free, half))
+    if not found:
+        return nothing
+    bounds = _largest_errors(factors, widths)
+    return PartialInputs(np.asarray(found), np.asarray(centres), bounds)
+
+
+def _bounding_box(
+    slope: HostArray, start: HostArray, pattern: HostArray
+) -> tuple[HostArray, HostArray] | None:
+    """Centre and half-widths of ``{t : pattern · (slope t + start) >= -slack}``; None if empty or unbounded.
+
+    `slope` (ℓ, d), `start` (ℓ,), `pattern` (ℓ,) ±1.
+    """
+    d = slope.shape[1]
+    scale = np.linalg.norm(slope, axis=0)
+    if np.any(scale == 0):
+        return None
+    A = -(pattern[:, None] * slope / scale)
+    limit = pattern * start + SIGN_SLACK * np.abs(start)
+    radius = np.linalg.norm(A, axis=1)
+    ball = linprog(
+        np.append(np.zeros(d), -1.0),
+        np.column_stack([A, radius]),
+        limit,
+        bounds=[(None, None)] * d + [(0, None)],
+    )
+    if ball.status != 0 or ball.x is None:
+        return None
+    centre = ball.x[:d]
+    half = np.empty(d)
+    for axis in range(d):
+        objective = np.zeros(d)
+        for sign in (1.0, -1.0):
+            objective[axis] = sign
+            end = linprog(objective, A, limit, bounds=[(None, None)] * d)
+            if end.status != 0 or end.x is None:
+                return None
+            reach = abs(end.x[axis] - centre[axis])
+            half[axis] = reach if sign > 0 else max(half[axis], reach)
+    return centre / scale, half / scale
+
+
+def _largest_errors(factors: Factors, widths: list[tuple[HostArray, HostArray]]) -> HostArray:
+    """(k,): largest error over the entries of each input, for boxes of given axes (b, d) and half-widths (d,)."""
+    xp, device = factors.xp, factors.device
+    errors = np.zeros(len(widths))
+    axes = device.float64(np.concatenate([free for free, _ in widths], axis=1))
+    half = device.float64(np.concatenate([width for _, width in widths]))
+    ends = np.cumsum([len(width) for _, width in widths])
+    for _, (block,) in factors.gradients.blocks("weight_grad", device=device):
+        moved = to_host(xp.abs((block.T @ factors.to_basis) @ axes) * half[None, :])
+        per_input = np.add.reduceat(moved, np.concatenate([[0], ends[:-1]]), axis=1)
+        errors = np.maximum(errors, per_input.max(axis=0))
+    return errors

@@ -1,0 +1,184 @@
+"""The candidates: no duplicates, zero counts, and the greedy choice of b independent directions.
+
+Bookkeeping on a few hundred short vectors, done on the host with NumPy whatever the device of the search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+HostArray = np.ndarray[Any, Any]
+
+KEEP_PER_DIRECTION = 4
+"""Candidates kept beside the basis, per direction wanted."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Distinct polished directions and the sparsest independent choice among them.
+
+    Shapes: p candidates, b coordinates, ℓ live output units.
+    """
+
+    q: HostArray
+    """(p, b) float64 unit vectors in U-coordinates."""
+    zero_mask: HostArray
+    """(p, ℓ) bool: live units without gradient in this direction."""
+    angle: HostArray
+    """(p,) radians: how far noise may have turned the direction; closer ones are the same."""
+    penalty: HostArray
+    """(p,) int: how often a failed check blamed this direction."""
+    basis: tuple[int, ...] = ()
+    """Indices of the greedy choice, best first."""
+
+    @classmethod
+    def empty(cls, batch_size: int, live: int) -> Pool:
+        """Return a pool without candidates."""
+        return cls(
+            q=np.empty((0, batch_size)),
+            zero_mask=np.empty((0, live), dtype=bool),
+            angle=np.empty(0),
+            penalty=np.empty(0, dtype=np.int64),
+        )
+
+    @property
+    def zero_count(self) -> HostArray:
+        """(p,) int."""
+        counts: HostArray = np.sum(self.zero_mask, axis=1)
+        return counts
+
+    @property
+    def basis_vectors(self) -> HostArray:
+        """(f, b): the greedy choice itself."""
+        vectors: HostArray = self.q[list(self.basis)]
+        return vectors
+
+    def fresh_positions(self, before: HostArray) -> HostArray:
+        """Positions in the basis of directions that are not among `before` (f', b)."""
+        vectors = self.basis_vectors
+        if not len(before) or not len(vectors):
+            return np.arange(len(vectors))
+        return np.flatnonzero(np.max(np.abs(vectors @ before.T), axis=1) < 1 - 1e-12)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the basis has as many directions as the batch has inputs."""
+        return len(self.basis) == int(self.q.shape[1])
+
+    def merge(self, q: HostArray, zero_mask: HostArray, angle: HostArray) -> Pool:
+        """Add polished directions `q` (k, b); a sharper copy replaces what is known already."""
+        known_q, known_mask, known_angle = list(self.q), list(self.zero_mask), list(self.angle)
+        penalty = list(self.penalty)
+        for vector, mask, turn in zip(q, zero_mask, angle, strict=True):
+            unit = vector / np.linalg.norm(vector)
+            match = _same_direction(unit, float(turn), known_q)
+            if match is None:
+                known_q.append(unit)
+                known_mask.append(mask)
+                known_angle.append(turn)
+                penalty.append(0)
+            elif mask.sum() > known_mask[match].sum():
+                known_q[match], known_mask[match], known_angle[match] = unit, mask, turn
+        if not known_q:
+            return self
+        grown = Pool(
+            q=np.asarray(known_q),
+            zero_mask=np.asarray(known_mask),
+            angle=np.asarray(known_angle),
+            penalty=np.asarray(penalty),
+        )
+        return grown._rebuilt()
+
+    def redundant(self, q: HostArray, zero_count: HostArray) -> HostArray:
+        """(k,) bool: which candidates `q` (k, b) could not change the basis."""
+        chosen = list(self.basis)
+        return covered(q, zero_count, self.q[chosen], self.zero_count[chosen], self.angle[chosen])
+
+    def independent(self, indices: list[int]) -> bool:
+        """Whether the candidates `indices` are linearly independent within their noise."""
+        return len(greedy_basis(self.q[indices], self.angle[indices])) == len(indices)
+
+    def with_basis(self, basis: tuple[int, ...]) -> Pool:
+        """Return the same candidates with another choice of basis."""
+        return replace(self, basis=basis)
+
+    def blame(self, indices: list[int]) -> Pool:
+        """Rank the candidates `indices` lower from now on: a check of a whole choice failed on them."""
+        penalty = self.penalty.copy()
+        penalty[indices] += 1
+        return replace(self, penalty=penalty)._rebuilt()
+
+    def _rebuilt(self) -> Pool:
+        """Choose the basis anew and forget the least sparse candidates beyond the number kept."""
+        order = np.lexsort((-self.zero_count, self.penalty))
+        basis = greedy_basis(self.q[order], self.angle[order])
+        chosen = [int(order[i]) for i in basis]
+        limit = KEEP_PER_DIRECTION * self.q.shape[1] + 64
+        others = [int(i) for i in order if int(i) not in set(chosen)][:limit]
+        kept = np.asarray(chosen + others, dtype=np.int64)
+        return Pool(
+            q=self.q[kept],
+            zero_mask=self.zero_mask[kept],
+            angle=self.angle[kept],
+            penalty=self.penalty[kept],
+            basis=tuple(range(len(chosen))),
+        )
+
+
+def greedy_basis(vectors: HostArray, angle: HostArray) -> list[int]:
+    """Indices of the first independent vectors, in order (the matroid greedy).
+
+    `vectors` (p, b) unit vectors, best first; one counts as dependent if what is left of it, outside the span of
+    those chosen before, is within its `angle` (p,) noise.
+    """
+    b = vectors.shape[1]
+    span = np.zeros((b, b))
+    chosen: list[int] = []
+    for index, vector in enumerate(vectors):
+        known = span[: len(chosen)]
+        rest = vector - known.T @ (known @ vector)
+        rest -= known.T @ (
+            known @ rest
+        )  # once more: the first pass loses digits for nearly dependent vectors
+        length = np.linalg.norm(rest)
+        if length > angle[index]:
+            span[len(chosen)] = rest / length
+            chosen.append(index)
+            if len(chosen) == b:
+                break
+    return chosen
+
+
+def covered(
+    q: HostArray, zero_count: HostArray, basis: HostArray, basis_count: HostArray, angle: HostArray
+) -> HostArray:
+    """(k,) bool: which of `q` (k, b) repeat or combine `basis` (f, b) without being sparser.
+
+    A combination of basis directions with no more zeros (`zero_count` (k,)) than the densest of those it
+    combines (`basis_count` (f,)) loses to them in the greedy choice, whatever else is found.
+    """
+    if not len(basis) or not len(q):
+        return np.zeros(len(q), dtype=bool)
+    unit = q / np.linalg.norm(q, axis=1, keepdims=True)
+    coefficients = np.linalg.lstsq(basis.T, unit.T, rcond=None)[0].T
+    inside = np.linalg.norm(unit - coefficients @ basis, axis=1) <= 10 * float(np.max(angle))
+    involved = np.abs(coefficients) > 1e-3
+    densest = np.min(np.where(involved, basis_count[None, :], np.iinfo(np.int64).max), axis=1)
+    repeats = involved.sum(axis=1) == 1
+    redundant: HostArray = inside & (repeats | (zero_count <= densest))
+    return redundant
+
+
+def _same_direction(unit: HostArray, angle: float, known: list[HostArray]) -> int | None:
+    """Index of the known direction within `angle` of `unit`, if any: the one definition of "the same"."""
+    if not known:
+        return None
+    vectors = np.asarray(known)
+    cosine = vectors @ unit
+    nearest = int(np.argmax(np.abs(cosine)))
+    # The sine from the difference, not from 1 - cos²: angles of 1e-6 drown in the rounding of the cosine.
+    distance = np.linalg.norm(unit - np.sign(cosine[nearest]) * vectors[nearest])
+    return nearest if distance <= angle else None

@@ -1,0 +1,40 @@
+"""Where candidate directions come from; every search has the one face below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..factorize import Factors
+from ..pool import Pool
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """A block of candidate directions and what it cost to find them."""
+
+    candidates: Array
+    """(k, b) directions in U-coordinates, of any length; k may be 0."""
+    examined: int
+    """How many directions were looked at to choose these."""
+
+
+class Search(Protocol):
+    """A source of candidate directions: a pure function of factors, pool and random numbers."""
+
+    @property
+    def name(self) -> str:
+        """Shown in the history of a result."""
+        ...
+
+    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+        """Return the next block of candidates."""
+        ...
+
+    def forecast(self, factors: Factors) -> float | None:
+        """Return how many directions will probably be examined until all are found, if that can be told."""
+        ...

@@ -1,0 +1,103 @@
+"""What can be told of a layer before inverting it: rank, noise, and what the published search would cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import theory
+from .backend import Device, device_for
+from .factorize import Factors, factorize
+from .gradients import LayerGradients
+from .invert import no_rank_reason
+from .search.sampling import null_vectors
+
+CALIBRATION = 2000
+"""Submatrices solved to learn the speed of this machine."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Figures of one layer's gradient."""
+
+    shape: tuple[int, int]
+    """(m, n)."""
+    precision: str
+    batch_size: int | None
+    """Rank of weight_grad; None if it cannot be told."""
+    full_rank: bool
+    relative_noise: float
+    """Noise of one entry over the root mean square of its row, median over rows; NaN without a rank."""
+    singular_values: tuple[float, ...]
+    """Of weight_grad with every row divided by its noise; largest first."""
+    gap: float
+    """Last singular value above the noise over the first below."""
+    expected_submatrices: float | None
+    """For the published uniform draw, half of the units off; None without a rank."""
+    seconds_per_million: float | None
+    """Measured here, for null vectors by LU."""
+    forecast_seconds: float | None
+    """Their product: an upper estimate, since weighted draws and known directions shorten the search."""
+    problem: str | None
+    """Why this layer cannot be inverted; None if nothing speaks against it."""
+
+
+def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: int | None = None) -> Survey:
+    """Read the rank and noise of `gradients` and forecast the published search.
+
+    Raises
+    ------
+    InputError
+        If an array holds NaN or infinity.
+    DeviceError
+        If the device asked for does not answer.
+    """
+    where = device_for(device, gradients.weight_grad)
+    with where.activate():
+        factors = factorize(gradients, where, batch_size)
+        if not isinstance(factors, Factors):
+            return Survey(
+                shape=gradients.shape,
+                precision=gradients.precision_name,
+                batch_size=None,
+                full_rank=factors.rank is None,
+                relative_noise=float("nan"),
+                singular_values=factors.singular_values,
+                gap=factors.gap,
+                expected_submatrices=None,
+                seconds_per_million=None,
+                forecast_seconds=None,
+                problem=no_rank_reason(factors, gradients),
+            )
+        b = factors.batch_size
+        expected = theory.expected_submatrices(factors.U.shape[0], b)
+        pace = _seconds_per_million(where, b)
+        return Survey(
+            shape=gradients.shape,
+            precision=gradients.precision_name,
+            batch_size=b,
+            full_rank=False,
+            relative_noise=factors.relative_noise,
+            singular_values=factors.spectrum.singular_values,
+            gap=factors.spectrum.gap,
+            expected_submatrices=expected,
+            seconds_per_million=pace,
+            forecast_seconds=expected * pace / 1e6,
+            problem=None,
+        )
+
+
+def _seconds_per_million(device: Device, b: int) -> float:
+    """Time a block of null vectors of (b-1, b) matrices, twice: the first call warms up."""
+    xp = device.xp
+    count = max(16, min(CALIBRATION, 2_000_000 // (b * b)))
+    stack = device.normal(np.random.default_rng(b), (count, b - 1, b))
+    elapsed = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        # Reading one number waits for the device.
+        float(xp.sum(null_vectors(xp, stack)))
+        elapsed = time.perf_counter() - started
+    return elapsed / count * 1e6

@@ -1,0 +1,87 @@
+"""What the published search costs and how likely it fails, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+
+from scipy.integrate import quad
+from scipy.special import gammaln
+from scipy.stats import binom
+
+
+def hit_probability(m: int, b: int, off_share: float = 0.5) -> float:
+    """Probability that b-1 distinct rows drawn uniformly from m are all zero in one given column of ∂L/∂Z.
+
+    ``C(z, b-1) / C(m, b-1)`` with ``z = off_share · m`` zero rows, about ``off_share^(b-1)`` for b ≪ m.
+
+    Parameters
+    ----------
+    m, b : int
+        Output units and batch size.
+    off_share : float
+        Share of the units that an input leaves off.
+
+    Returns
+    -------
+    float
+        0 if fewer than b-1 rows are zero.
+    """
+    z = round(off_share * m)
+    if z < b - 1:
+        return 0.0
+    log_p = gammaln(z + 1) - gammaln(z - b + 2) - gammaln(m + 1) + gammaln(m - b + 2)
+    return float(math.exp(log_p))
+
+
+def expected_submatrices(m: int, b: int, off_share: float = 0.5) -> float:
+    """Expected number of uniformly drawn submatrices until each of the b columns was hit once.
+
+    Independent hits at rate p each: the largest of b exponential waiting times, ``H_b / p`` with the harmonic
+    number H_b (coupon collector in continuous time).
+
+    Returns
+    -------
+    float
+        Infinity if a column has too few zeros ever to be hit.
+    """
+    p = hit_probability(m, b, off_share)
+    if p == 0:
+        return math.inf
+    return sum(1 / i for i in range(1, b + 1)) / p
+
+
+def expected_submatrices_for(m: int, zero_counts: list[int]) -> float:
+    """Expected number of submatrices when the zero counts of the b columns are known.
+
+    ``∫ 1 - Π_i (1 - exp(-p_i t)) dt`` with p_i from `hit_probability`.
+    """
+    b = len(zero_counts)
+    rates = [hit_probability(m, b, z / m) for z in zero_counts]
+    if min(rates) == 0:
+        return math.inf
+    slowest = min(rates)
+
+    def missing(t: float) -> float:
+        return 1 - math.prod(-math.expm1(-rate / slowest * t) for rate in rates)
+
+    return float(quad(missing, 0, math.inf, limit=200)[0]) / slowest
+
+
+def failure_probability(
+    m: int, b: int, threshold: float, submatrices: float, off_share: float = 0.5
+) -> float:
+    """Upper bound on the probability that the published search misses a column.
+
+    Union bound over the b columns of: fewer than ``threshold · m`` zeros (a binomial tail; such a column is
+    filtered out) and never hit in `submatrices` draws.
+
+    Parameters
+    ----------
+    threshold : float
+        τ, the share of zeros a direction must have to be kept.
+    submatrices : float
+        Number of submatrices drawn.
+    """
+    filtered = float(binom.cdf(math.ceil(threshold * m) - 1, m, off_share))
+    unseen = math.exp(-hit_probability(m, b, off_share) * submatrices)
+    return min(1.0, b * (filtered + unseen))
