@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import spear_np
+from spear_io import FileError, InversionWriter, open_inversion
+from tests.io_files import B, M, N, fake_inversion, layer_data, leftovers
+
+
+@pytest.fixture
+def gradients() -> spear_np.LayerGradients:
+    data = layer_data()
+    return spear_np.LayerGradients(data.weight_grad, data.bias_grad, data.weight, data.bias)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out.h5"
+
+
+def test_everything_is_in_the_file(path: Path, gradients: spear_np.LayerGradients) -> None:
+    inputs = layer_data().inputs
+    with InversionWriter(path, source="folder/dump.h5") as out:
+        out.add("client-0", "fc1", fake_inversion(gradients, inputs), ["the scale is a guess"])
+    with h5py.File(path) as file:
+        root = dict(file.attrs)
+        assert root.pop("created").startswith("20")
+        assert root == {
+            "format": "spear-inversion",
+            "format_version": 1,
+            "source": "dump.h5",
+            "version": spear_np.__version__,
+        }
+        layer = file["records/client-0/layers/fc1"]
+        attributes = dict(layer.attrs)
+        assert json.loads(attributes.pop("caveats")) == ["identical inputs count once"]
+        assert json.loads(attributes.pop("notes")) == ["the scale is a guess"]
+        assert attributes == {
+            "status": "exact",
+            "reason": "every check holds",
+            "batch_size": B,
+            "found": B,
+            "method": "sampling",
+            "seed": 3,
+            "seconds": 0.25,
+            "device": "cpu",
+            "proposals": 12345,
+            "scale_known": True,
+        }
+        np.testing.assert_array_equal(layer["inputs"][:], inputs.astype(np.float64))
+        assert layer["output_grad"].shape == (M, B)
+        assert layer["zero_count"][:].tolist() == [30] * B
+        assert layer["redundancy"][:].tolist() == [27] * B
+        assert layer["sign_agreement"][:].tolist() == [1.0] * B
+        assert layer["error_bound"][:].tolist() == [1e-6] * B
+        made = dict(layer["certificate/sign_agreement"].attrs)
+        assert (made["value"], made["relation"], made["threshold"], made["order"]) == (1.0, ">=", 1.0, 0)
+        assert made["passed"]
+        assert made["meaning"].startswith("gradient and layer agree")
+        missing = layer["certificate/bias_residual"].attrs
+        assert "value" not in missing
+        assert "passed" not in missing
+    assert leftovers(path.parent) == []
+
+
+def test_what_was_written_is_read_back(path: Path, gradients: spear_np.LayerGradients) -> None:
+    inputs = layer_data().inputs
+    with InversionWriter(path, source="dump.h5") as out:
+        out.add("a", "fc1", fake_inversion(gradients, inputs))
+        out.add("b", "fc1", fake_inversion(gradients, inputs[:2], status="partial", batch_size=B))
+        out.add("c", "fc1", fake_inversion(gradients, status="failed", batch_size=B))
+    with open_inversion(path) as inversion:
+        assert inversion.source == "dump.h5"
+        assert [(layer.record, layer.layer, layer.found) for layer in inversion.layers] == [
+            ("a", "fc1", B),
+            ("b", "fc1", 2),
+            ("c", "fc1", 0),
+        ]
+        a, b, c = inversion.layers
+        assert (a.status, b.status, c.status) == ("exact", "partial", "failed")
+        assert b.batch_size == B
+        assert a.scale_known
+        np.testing.assert_array_equal(b.inputs[:], inputs[:2])
+        assert a.error_bound is not None
+        np.testing.assert_array_equal(a.error_bound[:], [1e-6] * B)
+        assert c.inputs.shape == (0, N)
+        assert c.error_bound is None
+
+
+def test_an_old_file_stays_until_the_new_one_is_complete(
+    path: Path, gradients: spear_np.LayerGradients
+) -> None:
+    def write_half() -> None:
+        with InversionWriter(path, source="dump.h5") as out:
+            out.add("a", "fc1", fake_inversion(gradients, layer_data().inputs))
+            assert path.read_bytes() == b"old"
+            assert len(leftovers(path.parent)) == 1
+            raise ZeroDivisionError
+
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert leftovers(path.parent) == []
+    with InversionWriter(path, source="dump.h5") as out:
+        out.add("a", "fc1", fake_inversion(gradients, layer_data().inputs))
+    assert h5py.is_hdf5(path)
+
+
+def test_an_abort_leaves_nothing(path: Path, gradients: spear_np.LayerGradients) -> None:
+    with pytest.raises(KeyboardInterrupt), InversionWriter(path, source="dump.h5"):
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_symbolic_link_stays_one(path: Path, gradients: spear_np.LayerGradients) -> None:
+    path.symlink_to("real.h5")
+    with InversionWriter(path, source="dump.h5") as out:
+        out.add("a", "fc1", fake_inversion(gradients, layer_data().inputs))
+    assert path.is_symlink()
+    assert h5py.is_hdf5(path.parent / "real.h5")
+
+
+def test_new_files_follow_the_umask(path: Path) -> None:
+    ordinary = path.with_name("ordinary")
+    ordinary.touch()
+    with InversionWriter(path, source="dump.h5"):
+        pass
+    assert path.stat().st_mode == ordinary.stat().st_mode
+
+
+def a_directory(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def a_missing_folder(path: Path) -> Path:
+    return path / "out.h5"
+
+
+def below_a_file(path: Path) -> Path:
+    path.touch()
+    return path / "out.h5"
+
+
+def a_device(path: Path) -> Path:
+    return Path("/dev/null")
+
+
+def the_source(path: Path) -> Path:
+    (path.parent / "dump.h5").touch()
+    return path.parent / "dump.h5"
+
+
+def the_source_by_another_name(path: Path) -> Path:
+    path.hardlink_to(the_source(path))
+    return path
+
+
+def a_name_too_long(path: Path) -> Path:
+    return path.with_name("x" * 300)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (a_directory, "is a directory"),
+        (a_missing_folder, "does not exist"),
+        (below_a_file, "does not exist"),
+        (a_device, "not a regular file"),
+        (the_source, "being read"),
+        (the_source_by_another_name, "being read"),
+        (a_name_too_long, "too long"),
+    ],
+)
+def test_bad_places_show_before_any_work(path: Path, place: Callable[[Path], Path], message: str) -> None:
+    output = place(path)
+    with (
+        pytest.raises(FileError, match=message) as caught,
+        InversionWriter(output, source=path.parent / "dump.h5"),
+    ):
+        pytest.fail("the block must not begin")
+    assert caught.value.file == output
+    assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let every write past `size` bytes fail, as on a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [0, 3000, 20_000])
+def test_a_full_disk_is_an_error_and_leaves_the_old_file(
+    path: Path, gradients: spear_np.LayerGradients, size: int
+) -> None:
+    def write() -> None:
+        with InversionWriter(path, source="dump.h5") as out:
+            for name in "abcdefghij":
+                out.add(name, "fc1", fake_inversion(gradients, layer_data().inputs))
+
+    path.write_bytes(b"old")
+    with file_size_limit(size), pytest.raises(FileError, match="cannot be written"):
+        write()
+    assert path.read_bytes() == b"old"
+    assert leftovers(path.parent) == []
+
+
+def change(path: Path, edit: Callable[[Any], Any]) -> None:
+    with h5py.File(path, "r+") as file:
+        edit(file["records/a/layers/fc1"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda layer: layer.attrs.update(status="perfect"), "'status' is 'perfect'"),
+        (lambda layer: layer.attrs.pop("status"), "'status' is ''"),
+        (lambda layer: layer.pop("inputs"), "'inputs' is missing"),
+        (
+            lambda layer: (layer.pop("error_bound"), layer.create_dataset("error_bound", (9,), "f8")),
+            r"shape \(9,\)",
+        ),
+        (
+            lambda layer: (layer.pop("inputs"), layer.update(inputs=h5py.ExternalLink("a.h5", "/x"))),
+            "external link",
+        ),
+        (lambda layer: (layer.pop("inputs"), layer.create_dataset("inputs", (9,), "i4")), "integers"),
+    ],
+)
+def test_bad_inversions_are_refused(
+    path: Path, gradients: spear_np.LayerGradients, edit: Callable[[Any], Any], message: str
+) -> None:
+    with InversionWriter(path, source="dump.h5") as out:
+        out.add("a", "fc1", fake_inversion(gradients, layer_data().inputs))
+    change(path, edit)
+    with (
+        pytest.raises(FileError, match=message) as caught,
+        open_inversion(path),
+    ):
+        pytest.fail("must not open")
+    assert (caught.value.record, caught.value.layer) == ("a", "fc1")
+
+
+def test_an_inversion_without_layers_is_refused(path: Path) -> None:
+    with InversionWriter(path, source="dump.h5"):
+        pass
+    with pytest.raises(FileError, match="no layers"), open_inversion(path):
+        pytest.fail("must not open")
