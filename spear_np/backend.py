@@ -163,7 +163,7 @@ def solve_or_nan(xp: ModuleType, matrices: Array, right: Array) -> Array:
     size = matrices.shape[-1]
     identity = xp.eye(size, dtype=matrices.dtype, device=array_api_compat.device(matrices))
     solution = xp.linalg.solve(xp.where(singular, identity, matrices), right)
-    return xp.where(singular, xp.asarray(float("nan"), dtype=solution.dtype), solution)
+    return xp.where(singular, xp.full_like(solution, float("nan")), solution)
 
 
 def smallest(xp: ModuleType, values: Array, count: int) -> Array:

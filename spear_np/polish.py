@@ -137,7 +137,7 @@ def _snap(factors: Factors, candidates: Array, *, margin: int) -> tuple[Array, l
     mixed: list[Array] = []
     step = max(1, BLOCK_NUMBERS // (live * b))
     for start in range(0, candidates.shape[0], step):
-        q = candidates[start : start + step, :]
+        q = candidates[start : min(start + step, candidates.shape[0]), :]
         length = xp.linalg.vector_norm(q, axis=1)
         q = xp.take(q, xp.nonzero(xp.isfinite(length) & (length > 0))[0], axis=0)
         if q.shape[0]:

@@ -61,8 +61,8 @@ def _best_ratio(xp: Any, v: Array, w: Array) -> tuple[Array, Array]:
     level = 5 * ZERO_SIGMAS
     both = (xp.abs(v) > level) & (xp.abs(w) > level)
     one = xp.ones_like(v * w)
-    far = xp.asarray(1e300, dtype=one.dtype)
-    ratios = xp.sort(xp.where(both, -v / xp.where(xp.abs(w) > level, w, one), far), axis=-1)
+    far = 1e300
+    ratios = xp.sort(xp.where(both, -v / xp.where(xp.abs(w) > level, w, one), one * far), axis=-1)
     # `MIN_VOTES` neighbours in sorted order that agree: the centre of the closest such group.
     low, high = ratios[..., : 1 - MIN_VOTES], ratios[..., MIN_VOTES - 1 :]
     agreement = (high - low) / (xp.abs(high) + xp.abs(low) + 1e-300)
