@@ -17,9 +17,12 @@ from .factorize import ZERO_SIGMAS, Factors
 from .pool import Pool
 
 Array = Any
+HostArray = np.ndarray[Any, Any]
 
-MAX_SWAPS = 64
-"""Alternatives tried in the second stage, for one basis."""
+SWAP_WORK = 2_000_000
+"""Alternatives tried in the second stage, times the m·b entries each of them costs."""
+AGREES = 0.995
+"""λ of a column that is kept when all others are forgotten: a few gradients may drown in noise."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disagg
     best, basis = start, list(pool.basis)
     if best.agreement is None or len(pool.q) == len(basis):
         return best, pool
-    others = [index for index in range(len(pool.q)) if index not in set(basis)][:MAX_SWAPS]
+    taken = set(basis)
+    limit = max(4, SWAP_WORK // (factors.noise.shape[0] * len(basis)))
+    others = [index for index in range(len(pool.q)) if index not in taken][:limit]
     improved = False
     for index in others:
         position = int(factors.xp.argmin(best.agreement))
@@ -78,15 +83,26 @@ def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disagg
 
 
 def doubtful(factors: Factors, choice: Disaggregation, pool: Pool) -> list[int]:
-    """Index of the basis candidate behind the column that agrees least with the layer; empty if all agree."""
-    if choice.agreement is None or not pool.basis:
+    """Candidate behind the column that agrees least with the layer; empty if all agree."""
+    if choice.agreement is None:
         return []
     worst = int(factors.xp.argmin(choice.agreement))
-    if float(choice.agreement[worst]) >= 1.0:
+    return [] if float(choice.agreement[worst]) >= 1.0 else _candidates(choice, pool, np.asarray([worst]))
+
+
+def contradicting(choice: Disaggregation, pool: Pool) -> list[int]:
+    """Candidates behind all columns that agree with the layer on less than `AGREES` of the units."""
+    if choice.agreement is None:
         return []
-    direction = to_host(choice.q[worst, :])
-    cosine = np.abs(pool.basis_vectors @ direction) / np.linalg.norm(direction)
-    return [pool.basis[int(np.argmax(cosine))]]
+    return _candidates(choice, pool, np.flatnonzero(to_host(choice.agreement) < AGREES))
+
+
+def _candidates(choice: Disaggregation, pool: Pool, columns: HostArray) -> list[int]:
+    """Indices in the pool of the directions of some columns."""
+    if not len(columns) or not pool.basis:
+        return []
+    cosine = np.abs(to_host(choice.q)[columns] @ pool.basis_vectors.T)
+    return [pool.basis[int(position)] for position in np.argmax(cosine, axis=1)]
 
 
 def _try(factors: Factors, pool: Pool, basis: list[int]) -> Disaggregation | None:

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
 from .backend import Device, scatter_columns, to_host, triangular_factor
@@ -191,7 +192,7 @@ def factorize(gradients: LayerGradients, device: Device, batch_size: int | None 
     whitened = A @ right
     residual = xp.linalg.vector_norm(A - whitened @ right.T, axis=1)
     row_norm = xp.linalg.vector_norm(accumulated.R, axis=0)
-    noise = _row_noise(residual * model, model, row_norm, n - b, spectrum, device)
+    noise = _row_noise(residual * model, model, row_norm, n - b, spectrum, gradients.unit_roundoff)
     coordinates = whitened * model[:, None]
     to_basis = left / (values * model[:, None])
     # The rows in units of their measured noise; those that hold nothing but noise are left out.
@@ -324,14 +325,14 @@ def _edge(values: HostArray, rank: int, m: int, n: int) -> float:
 
 
 def _row_noise(
-    residual: Array, model: Array, row_norm: Array, dof: int, spectrum: Spectrum, device: Device
+    residual: Array, model: Array, row_norm: Array, dof: int, spectrum: Spectrum, unit_roundoff: float
 ) -> Array:
     """Standard deviation of one entry of each row (m,), from what lies outside the row space.
 
     Rows with few degrees of freedom lean on the median ratio to the noise model, as if it had been seen ten
-    times; nothing is taken for more precise than our own arithmetic.
+    times; nothing is taken for more precise than our own arithmetic or the rounding of its type.
     """
-    xp = device.xp
+    xp = array_api_compat.array_namespace(residual)
     measured = residual / math.sqrt(max(dof, 1))
     ratios = to_host(measured / model)
     typical = float(np.median(ratios[to_host(row_norm) > 0])) if dof > 0 else 1.0
@@ -339,7 +340,10 @@ def _row_noise(
     noise = xp.sqrt((dof * measured**2 + prior * (typical * model) ** 2) / (dof + prior))
     if spectrum.rounding:
         noise = ROUNDING_SAFETY * noise
-    floor = ARITHMETIC * row_norm
+    # Rounding is a function of the entry: over constant regions of the inputs it does not average out but points
+    # along the row space, where the residual cannot see it. At worst it is the unit roundoff times the row.
+    coherent = max(1.0, 2 * typical) * unit_roundoff / ZERO_SIGMAS if spectrum.rounding else 0.0
+    floor = max(ARITHMETIC, coherent) * row_norm
     tiny = float(np.finfo(np.float64).tiny)
     return xp.maximum(xp.maximum(noise, floor), xp.full_like(noise, tiny))
 

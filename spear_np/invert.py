@@ -14,22 +14,26 @@ from . import polytope
 from .backend import Device, device_for, to_host
 from .certificate import Certificate
 from .certify import Verdict, certify, uniqueness
-from .disaggregate import Disaggregation, disaggregate, doubtful, improve
+from .disaggregate import Disaggregation, contradicting, disaggregate, doubtful, improve
 from .errors import InputError
 from .factorize import Factors, Spectrum, expand, factorize
 from .gradients import LayerGradients
-from .polish import polish
-from .pool import Pool
+from .polish import Directions, polish
+from .pool import Candidates, Pool
 from .reconstruct import reconstruct
 from .result import Inversion, Progress, Round, Status
 from .search import Search
+from .search.descent import Descent
 from .search.reduction import reduce_pairs
 from .search.repair import repair_candidates
 from .search.sampling import Sampling
+from .search.schedule import Schedule
+from .search.signs import SignModel, fit_signs, sign_model
 
 Array = Any
+HostArray = np.ndarray[Any, Any]
 
-METHODS = ("auto", "sampling")
+METHODS = ("auto", "descent", "sampling")
 """Searches `invert` knows."""
 REDUCTIONS = 3
 """Passes of pairwise reduction after one block of proposals."""
@@ -37,8 +41,8 @@ STALE_ROUNDS = 10
 """Without activation signs nothing tells when the basis is right: it must have withstood this many rounds."""
 REDRAWN = 20
 """How often each submatrix of a small layer is drawn on average before the search gives up."""
-PATIENCE = 4
-"""Rounds without news after which directions that contradict the layer lose their rank."""
+FORGET_AFTER = 6
+"""Complete choices that failed, after which all directions that contradict the layer are forgotten."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def invert(
         What the numbers were rounded to, if narrower than their dtype.
     batch_size : int, optional
         Overrides the rank read off the singular values.
-    method : {"auto", "sampling"}
+    method : {"auto", "descent", "sampling"}
         Where candidate directions come from; "sampling" is the published search.
     seed : int
         Same seed, same backend, same answer.
@@ -161,7 +165,9 @@ def invert_layer(
     stop: Callable[[], bool] | None = None,
 ) -> Inversion:
     """Recover the batch behind `gradients`; options, answer and errors as in `invert`."""
-    search = _search_for(method)
+    if method not in METHODS:
+        msg = f"unknown method {method!r}: expected one of {', '.join(METHODS)}"
+        raise InputError(msg)
     budget = Budget(time_limit, max_proposals, stop or (lambda: False))
     where = device_for(device, gradients.weight_grad)
     run = _Run(gradients, where, method, seed, budget, callback or (lambda _: None))
@@ -170,10 +176,12 @@ def invert_layer(
         factors = factorize(gradients, where, batch_size)
         if isinstance(factors, Spectrum):
             return run.inversion(Status.FAILED, no_rank_reason(factors, gradients), 0)
+        model = sign_model(factors)
+        search = _search_for(method, factors, model)
         rng = np.random.default_rng(seed)
         state = _State(Pool.empty(factors.batch_size, factors.U.shape[0]))
         while True:
-            state = _round(factors, search, state, rng, run)
+            state = _round(factors, search, model, state, rng, run)
             if state.settled:
                 return _hand_out(factors, state, None, run)
             ended = budget.exhausted(state.proposals) or _exhausted(factors, state)
@@ -190,9 +198,13 @@ class _State:
     """Best complete choice of directions so far."""
     verdict: Verdict | None = None
     """Its certificate."""
+    latest: Disaggregation | None = None
+    """The complete choice of the last round; None while directions are missing."""
+    evaluated: HostArray | None = None
+    """Basis (b, b) behind it."""
+    failures: int = 0
+    """Complete choices that did not hold."""
     proposals: int = 0
-    stale: int = 0
-    """Rounds in a row that did not change the basis."""
     history: tuple[Round, ...] = ()
 
     @property
@@ -201,7 +213,7 @@ class _State:
         if self.verdict is None:
             return False
         if self.verdict.complete:
-            return self.verdict.checked_signs or self.stale >= STALE_ROUNDS
+            return self.verdict.checked_signs or self.pool.stale >= STALE_ROUNDS
         return False
 
 
@@ -244,24 +256,35 @@ class _Run:
         )
 
 
-def _round(factors: Factors, search: Search, state: _State, rng: np.random.Generator, run: _Run) -> _State:
+def _round(
+    factors: Factors,
+    search: Search,
+    model: SignModel | None,
+    state: _State,
+    rng: np.random.Generator,
+    run: _Run,
+) -> _State:
     """Propose, polish, pool; once b directions are known: choose by λ, scale, check."""
-    pool, choice, verdict = state.pool, state.choice, state.verdict
-    if choice is not None and state.stale and state.stale % PATIENCE == 0:
-        pool = pool.blame(doubtful(factors, choice, pool))
-    repairs = repair_candidates(factors, pool, choice)
-    proposals = search.propose(factors, pool, rng)
+    choice, verdict, latest, failures = state.choice, state.verdict, state.latest, state.failures
+    repairs = repair_candidates(factors, state.pool, latest)
+    proposals = search.propose(factors, state.pool, rng)
     candidates = factors.xp.concat([repairs, proposals.candidates], axis=0)
-    grown = _absorb(factors, pool, candidates, rng)
-    news = not np.array_equal(grown.basis_vectors, state.pool.basis_vectors)
-    pool = grown
-    if pool.complete and (news or choice is None):
-        fresh, pool = improve(
-            factors, pool, disaggregate(factors, factors.device.float64(pool.basis_vectors))
-        )
-        if choice is None or _beats(fresh, choice):
-            choice = fresh
-            verdict = certify(factors, choice, reconstruct(factors, choice))
+    pool = _absorb(factors, model, state.pool, candidates, rng)
+    news = not np.array_equal(pool.basis_vectors, state.pool.basis_vectors)
+    pool = pool.after_round(news=news)
+    evaluated = state.evaluated
+    if pool.complete:
+        if latest is None or evaluated is None or not np.array_equal(pool.basis_vectors, evaluated):
+            evaluated = pool.basis_vectors
+            latest, pool = improve(factors, pool, disaggregate(factors, factors.device.float64(evaluated)))
+            if choice is None or _beats(latest, choice):
+                choice = latest
+                verdict = certify(factors, choice, reconstruct(factors, choice))
+        if verdict is None or not verdict.complete:
+            failures += 1
+            pool = _reconsider(factors, pool, latest, forget=failures % FORGET_AFTER == 0)
+    else:
+        latest = None
     examined = state.proposals + proposals.examined
     run.report(
         "search",
@@ -272,22 +295,35 @@ def _round(factors: Factors, search: Search, state: _State, rng: np.random.Gener
     )
     agreement = None if choice is None else choice.mean_agreement()
     entry = Round(search.name, proposals.examined, len(pool.basis), agreement, run.budget.seconds)
-    return _State(pool, choice, verdict, examined, 0 if news else state.stale + 1, (*state.history, entry))
+    return _State(pool, choice, verdict, latest, evaluated, failures, examined, (*state.history, entry))
 
 
 def _exhausted(factors: Factors, state: _State) -> str | None:
     """Return a reason to stop once every submatrix of a small layer has been drawn many times over."""
     subsets = math.comb(int(factors.U.shape[0]), factors.batch_size - 1)
-    if state.stale >= STALE_ROUNDS and state.proposals > REDRAWN * subsets:
+    if state.pool.stale >= STALE_ROUNDS and state.proposals > REDRAWN * subsets:
         return f"all {subsets} submatrices were drawn, about {REDRAWN} times each"
     return None
 
 
-def _absorb(factors: Factors, pool: Pool, candidates: Array, rng: np.random.Generator) -> Pool:
+def _reconsider(factors: Factors, pool: Pool, latest: Disaggregation, *, forget: bool) -> Pool:
+    """Lower the rank of the worst direction of a choice that failed; at times forget all that contradict the layer.
+
+    Without it a search can hang on one wrong combination that outranks the directions it is made of.
+    """
+    if latest.agreement is None:
+        return pool
+    if forget:
+        return pool.without(contradicting(latest, pool))
+    return pool.blame(doubtful(factors, latest, pool))
+
+
+def _absorb(
+    factors: Factors, model: SignModel | None, pool: Pool, candidates: Array, rng: np.random.Generator
+) -> Pool:
     """Polish `candidates` (k, b) into the pool, then take mixtures of two basis directions apart."""
     before = pool.basis_vectors
-    found = polish(factors, candidates, pool, rng)
-    pool = pool.merge(found.q, found.zero_mask, found.angle)
+    pool = pool.merge(_judge(factors, model, polish(factors, candidates, pool, rng)))
     for _ in range(REDUCTIONS):
         fresh = pool.fresh_positions(before)
         if not len(fresh):
@@ -296,8 +332,17 @@ def _absorb(factors: Factors, pool: Pool, candidates: Array, rng: np.random.Gene
         found = polish(factors, reduce_pairs(factors, pool, fresh), pool, rng)
         if not len(found.q):
             break
-        pool = pool.merge(found.q, found.zero_mask, found.angle)
+        pool = pool.merge(_judge(factors, model, found))
     return pool
+
+
+def _judge(factors: Factors, model: SignModel | None, found: Directions) -> Candidates:
+    """Add what the layer says of polished directions."""
+    if model is None:
+        agreement, coordinates = np.ones(len(found.q)), np.zeros_like(found.q)
+    else:
+        agreement, coordinates = fit_signs(factors, model, factors.device.booleans(~found.zero_mask))
+    return Candidates(found.q, found.zero_mask, found.angle, agreement, coordinates)
 
 
 def _beats(challenger: Disaggregation, champion: Disaggregation) -> bool:
@@ -382,8 +427,8 @@ def no_rank_reason(spectrum: Spectrum, gradients: LayerGradients) -> str:
     )
 
 
-def _search_for(method: str) -> Search:
-    if method not in METHODS:
-        msg = f"unknown method {method!r}: expected one of {', '.join(METHODS)}"
-        raise InputError(msg)
-    return Sampling()
+def _search_for(method: str, factors: Factors, model: SignModel | None) -> Search:
+    if method == "sampling" or factors.batch_size == 1:
+        return Sampling()
+    descent = Descent.prepare(factors, model)
+    return descent if method == "descent" else Schedule(descent, Sampling())

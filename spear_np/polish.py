@@ -203,7 +203,12 @@ def _first_rows(factors: Factors, q: Array) -> tuple[Array, Array]:
     order = _sorted_smallest(xp, units, live)
     ordered = xp.take_along_axis(units, order, axis=1)
     near = xp.sum(xp.astype(ordered < NEAR_ZERO, xp.int64), axis=1)
-    counts = xp.where(near >= min(b - 1, live), near, xp.full_like(near, width))
+    # Among the nearly zero rows the widest gap, past the b - 1 that any direction can have.
+    ratio = ordered[:, 1:] / xp.maximum(ordered[:, :-1], xp.ones_like(ordered[:, :-1]))
+    place = xp.arange(1, live, device=factors.device.handle)[None, :]
+    possible = (place >= b - 1) & (place <= near[:, None])
+    cut = xp.argmax(xp.where(possible, ratio, xp.zeros_like(ratio)), axis=1) + 1
+    counts = xp.where(near >= b - 1, xp.minimum(cut, near), xp.full_like(near, width))
     counts = xp.where((near < b - 1) & (near >= max(1, b // 2)), near, counts)
     return order[:, : int(xp.max(counts))], counts
 

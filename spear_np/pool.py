@@ -16,6 +16,35 @@ KEEP_PER_DIRECTION = 4
 """Candidates kept beside the basis, per direction wanted."""
 
 
+SURE = 0.97
+"""Agreement with the layer from which a pattern counts as one that an input can produce."""
+PENALTY = 0.05
+"""What one failed check costs, in shares of the rows."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Polished directions with what the layer says of them, on the host; fields as in `Pool`."""
+
+    q: HostArray
+    zero_mask: HostArray
+    angle: HostArray
+    agreement: HostArray
+    coordinates: HostArray
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One candidate."""
+
+    q: HostArray
+    zero_mask: HostArray
+    angle: float
+    penalty: int
+    agreement: float
+    coordinates: HostArray
+
+
 @dataclass(frozen=True)
 class Pool:
     """Distinct polished directions and the sparsest independent choice among them.
@@ -31,6 +60,12 @@ class Pool:
     """(p,) radians: how far noise may have turned the direction; closer ones are the same."""
     penalty: HostArray
     """(p,) int: how often a failed check blamed this direction."""
+    agreement: HostArray
+    """(p,): share of the live units on which some input of the layer produces the pattern; 1 if unknown."""
+    coordinates: HostArray
+    """(p, b): estimated coordinates in V of the input behind the direction; zeros if unknown."""
+    stale: int = 0
+    """Rounds in a row that did not change the basis."""
     basis: tuple[int, ...] = ()
     """Indices of the greedy choice, best first."""
 
@@ -42,6 +77,8 @@ class Pool:
             zero_mask=np.empty((0, live), dtype=bool),
             angle=np.empty(0),
             penalty=np.empty(0, dtype=np.int64),
+            agreement=np.empty(0),
+            coordinates=np.empty((0, batch_size)),
         )
 
     @property
@@ -68,29 +105,53 @@ class Pool:
         """Whether the basis has as many directions as the batch has inputs."""
         return len(self.basis) == int(self.q.shape[1])
 
-    def merge(self, q: HostArray, zero_mask: HostArray, angle: HostArray) -> Pool:
-        """Add polished directions `q` (k, b); a sharper copy replaces what is known already."""
-        known_q, known_mask, known_angle = list(self.q), list(self.zero_mask), list(self.angle)
-        penalty = list(self.penalty)
-        for vector, mask, turn in zip(q, zero_mask, angle, strict=True):
-            unit = vector / np.linalg.norm(vector)
-            match = _same_direction(unit, float(turn), known_q)
+    def merge(self, found: Candidates) -> Pool:
+        """Add polished directions; a sharper copy replaces what is known already."""
+        entries = [self._entry(index) for index in range(len(self.q))]
+        known = list(self.q)
+        for index in range(len(found.q)):
+            unit = found.q[index] / np.linalg.norm(found.q[index])
+            entry = _Entry(
+                unit,
+                found.zero_mask[index],
+                float(found.angle[index]),
+                0,
+                float(found.agreement[index]),
+                found.coordinates[index],
+            )
+            match = _same_direction(unit, entry.angle, known)
             if match is None:
-                known_q.append(unit)
-                known_mask.append(mask)
-                known_angle.append(turn)
-                penalty.append(0)
-            elif mask.sum() > known_mask[match].sum():
-                known_q[match], known_mask[match], known_angle[match] = unit, mask, turn
-        if not known_q:
+                entries.append(entry)
+                known.append(unit)
+            elif entry.zero_mask.sum() > entries[match].zero_mask.sum():
+                entries[match] = entry
+                known[match] = unit
+        if not entries:
             return self
         grown = Pool(
-            q=np.asarray(known_q),
-            zero_mask=np.asarray(known_mask),
-            angle=np.asarray(known_angle),
-            penalty=np.asarray(penalty),
+            q=np.asarray(known),
+            zero_mask=np.asarray([entry.zero_mask for entry in entries]),
+            angle=np.asarray([entry.angle for entry in entries]),
+            penalty=np.asarray([entry.penalty for entry in entries]),
+            agreement=np.asarray([entry.agreement for entry in entries]),
+            coordinates=np.asarray([entry.coordinates for entry in entries]),
+            stale=self.stale,
         )
         return grown._rebuilt()
+
+    def _entry(self, index: int) -> _Entry:
+        return _Entry(
+            self.q[index],
+            self.zero_mask[index],
+            float(self.angle[index]),
+            int(self.penalty[index]),
+            float(self.agreement[index]),
+            self.coordinates[index],
+        )
+
+    def after_round(self, *, news: bool) -> Pool:
+        """Count rounds without news."""
+        return replace(self, stale=0 if news else self.stale + 1)
 
     def redundant(self, q: HostArray, zero_count: HostArray) -> HostArray:
         """(k,) bool: which candidates `q` (k, b) could not change the basis."""
@@ -111,21 +172,38 @@ class Pool:
         penalty[indices] += 1
         return replace(self, penalty=penalty)._rebuilt()
 
-    def _rebuilt(self) -> Pool:
-        """Choose the basis anew and forget the least sparse candidates beyond the number kept."""
-        order = np.lexsort((-self.zero_count, self.penalty))
-        basis = greedy_basis(self.q[order], self.angle[order])
-        chosen = [int(order[i]) for i in basis]
-        limit = KEEP_PER_DIRECTION * self.q.shape[1] + 64
-        others = [int(i) for i in order if int(i) not in set(chosen)][:limit]
-        kept = np.asarray(chosen + others, dtype=np.int64)
+    def without(self, indices: list[int]) -> Pool:
+        """Forget the candidates `indices` and every candidate outside the basis, and all blame."""
+        kept = [index for index in self.basis if index not in set(indices)]
+        pool = replace(
+            self._taken(np.asarray(kept, dtype=np.int64)), penalty=np.zeros(len(kept), dtype=np.int64)
+        )
+        return pool._rebuilt()
+
+    def _taken(self, kept: HostArray) -> Pool:
+        """Only the candidates `kept`, without a basis."""
         return Pool(
             q=self.q[kept],
             zero_mask=self.zero_mask[kept],
             angle=self.angle[kept],
             penalty=self.penalty[kept],
-            basis=tuple(range(len(chosen))),
+            agreement=self.agreement[kept],
+            coordinates=self.coordinates[kept],
+            stale=self.stale,
         )
+
+    def _rebuilt(self) -> Pool:
+        """Choose the basis anew and forget the least sparse candidates beyond the number kept."""
+        # Zeros and agreement with the layer weigh alike; above `SURE` a pattern counts as possible.
+        agreement = np.where(self.agreement >= SURE, 1.0, self.agreement)
+        merit = self.zero_count / self.zero_mask.shape[1] + agreement - PENALTY * self.penalty
+        order = np.argsort(-merit, kind="stable")
+        basis = greedy_basis(self.q[order], self.angle[order])
+        chosen = [int(order[i]) for i in basis]
+        limit = KEEP_PER_DIRECTION * self.q.shape[1] + 64
+        others = [int(i) for i in order if int(i) not in set(chosen)][:limit]
+        kept = np.asarray(chosen + others, dtype=np.int64)
+        return replace(self._taken(kept), basis=tuple(range(len(chosen))))
 
 
 def greedy_basis(vectors: HostArray, angle: HostArray) -> list[int]:

@@ -45,7 +45,7 @@ CHECK_ROWS = 16
 """Rows looked at before all others."""
 BLOCK_NUMBERS = 6_000_000
 """Entries of one block of submatrices (48 MB in float64)."""
-MAX_SUBMATRICES = 10_000
+MAX_SUBMATRICES = 2500
 MAX_CANDIDATES = 64
 """Candidates handed on from one block, the sparsest first."""
 

@@ -1,0 +1,43 @@
+"""`auto`: which search next, from what the problem and the pool look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..factorize import Factors
+from ..pool import Pool
+from . import Proposals
+from .descent import Descent
+from .sampling import Sampling
+
+SAMPLING_SUFFICES = 6
+"""Batch size up to which one block of submatrices nearly always finds everything."""
+SAMPLING_HELPS = 24
+"""Batch size up to which sampling is worth a turn when descent brings no news."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Descent first, unless the batch is tiny; sampling in turn where it can still succeed."""
+
+    descent: Descent
+    sampling: Sampling
+    name: str = "auto"
+
+    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+        """Ask the search that suits."""
+        return self._next(factors, pool).propose(factors, pool, rng)
+
+    def forecast(self, factors: Factors) -> float | None:
+        """Forecast of the published search where it is used."""
+        return self.sampling.forecast(factors) if factors.batch_size <= SAMPLING_SUFFICES else None
+
+    def _next(self, factors: Factors, pool: Pool) -> Descent | Sampling:
+        b, live = factors.batch_size, factors.U.shape[0]
+        if b <= SAMPLING_SUFFICES or live < 2 * b:
+            return self.descent if pool.stale % 4 == 3 and b > 2 else self.sampling
+        if b <= SAMPLING_HELPS and pool.stale % 2 == 1:
+            return self.sampling
+        return self.descent

@@ -1,0 +1,125 @@
+"""What the layer itself says of a direction: is its on/off pattern one that an input can produce, and which input?
+
+Pre-activations of every input lie in the span of the columns of ``M = W V`` and the bias. A direction fixes the
+pattern of its input (on where ∂L/∂Z is not zero), so the input's coordinates can be estimated from the pattern by
+logistic regression, and a pattern that no input produces gives itself away by the rows on which the fit disagrees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..factorize import Factors
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+FIT_STEPS = 60
+RIDGE = 1e-3
+PRIOR_RIDGE = 1.0
+
+
+@dataclass(frozen=True)
+class SignModel:
+    """The space of pre-activations on the live rows, prepared once for each layer; float64 on the device.
+
+    ℓ live rows, r = b + 1 (b if the layer has no bias).
+    """
+
+    basis: Array
+    """(ℓ, r): orthonormal basis of span[M, bias]."""
+    to_coordinates: Array
+    """(b, r): coordinates in V of an input whose pre-activations are ``basis · θ``."""
+    layer: Array
+    """(ℓ, b): M."""
+    bias: Array
+    """(ℓ,)."""
+    second_moment: Array
+    """(b,): prior for the squared coordinates, from the squared singular values of weight_grad."""
+    rotation: Array
+    """(b, b): orthonormal axes of the prior, as columns in V."""
+
+
+def sign_model(factors: Factors) -> SignModel | None:
+    """Prepare the sign model of a layer; None if its signs cannot be known."""
+    if factors.layer is None or not factors.signs_known:
+        return None
+    xp = factors.xp
+    layer = xp.take(factors.layer, factors.live, axis=0)
+    bias = xp.take(factors.bias, factors.live)
+    stacked = layer if not bool(xp.any(bias != 0)) else xp.concat([layer, bias[:, None]], axis=1)
+    if stacked.shape[1] > stacked.shape[0]:
+        return None
+    Q, R = xp.linalg.qr(stacked)
+    b = layer.shape[1]
+    diagonal = xp.abs(xp.linalg.diagonal(R))
+    if float(xp.min(diagonal)) <= 1e-10 * float(xp.max(diagonal)):
+        return None
+    inverse = xp.linalg.solve(R, factors.device.eye(R.shape[0]))
+    # weight_gradᵀ weight_grad = X (DᵀD) Xᵀ: as far as DᵀD is near a multiple of one, its eigenvalues in V are the
+    # second moments of the unknown coordinates.
+    values, rotation = xp.linalg.svd(factors.coordinates, full_matrices=False)[1:]
+    moments = values**2 / xp.sum(values**2) * factors.gradients.shape[1]
+    return SignModel(Q, inverse[:b, :], layer, bias, moments, rotation.T)
+
+
+def smoother(factors: Factors, model: SignModel, complement: Array | None) -> tuple[Array, Array]:
+    """Return (E (ℓ, r), w (r,)) with ``E diag(w) Eᵀ``, the ridge smoother of pre-activations under the prior.
+
+    Σ = M C Mᵀ + bias biasᵀ of trace ℓ, with C the prior covariance of the coordinates; the smoother is
+    Σ (Σ + 1)⁻¹. `complement` (b, b-f) restricts the coordinates to those that no known direction sees,
+    ``c · y = 0``, and conditions the prior on it.
+    """
+    xp = factors.xp
+    if complement is None:
+        root = model.layer @ (model.rotation * xp.sqrt(model.second_moment))
+    else:
+        # Covariance given Nᵀ-restriction: N (Nᵀ C⁻¹ N)⁻¹ Nᵀ.
+        precision = (complement.T @ (model.rotation / model.second_moment)) @ (model.rotation.T @ complement)
+        values, vectors = xp.linalg.eigh(precision)
+        values = xp.maximum(values, 1e-12 * xp.max(values) * xp.ones_like(values))
+        root = model.layer @ (complement @ (vectors / xp.sqrt(values)))
+    root = xp.concat([root, model.bias[:, None]], axis=1)
+    left, values, _ = xp.linalg.svd(root, full_matrices=False)
+    energy = values**2 * (root.shape[0] / xp.sum(values**2))
+    return left, energy / (energy + PRIOR_RIDGE)
+
+
+def fit_signs(factors: Factors, model: SignModel, active: Array) -> tuple[HostArray, HostArray]:
+    """Estimate the inputs that produce the patterns `active` (k, ℓ) bool.
+
+    Returns
+    -------
+    agreement : (k,) share of rows on which the fitted pre-activations have the sign of the pattern
+    coordinates : (k, b) estimated coordinates in V, up to a positive factor
+
+    Notes
+    -----
+    Ridge-penalised logistic regression. In the orthonormal basis the curvature is at most ℓ/4 + ridge, so plain
+    accelerated gradient steps of that size converge (Nesterov 1983) and the whole block costs two matrix products
+    a step, where Newton's method would factorise one matrix for each pattern.
+    """
+    xp = factors.xp
+    if not active.shape[0]:
+        return np.empty(0), np.empty((0, factors.batch_size))
+    rows = model.basis.shape[0]
+    target = xp.where(active, 1.0, -1.0) * xp.ones((1, rows), dtype=xp.float64, device=factors.device.handle)
+    scale = float(rows) ** 0.5
+    theta = 1.5 * (target @ model.basis) / scale
+    momentum = theta
+    curvature = rows * (0.25 + RIDGE)
+    weight = 1.0
+    for _ in range(FIT_STEPS):
+        z = scale * (momentum @ model.basis.T)
+        slope = target / (1 + xp.exp(xp.clip(target * z, -30.0, 30.0)))
+        step = momentum + (scale * (slope @ model.basis) - RIDGE * rows * momentum) / curvature
+        next_weight = (1 + (1 + 4 * weight**2) ** 0.5) / 2
+        momentum = step + ((weight - 1) / next_weight) * (step - theta)
+        theta, weight = step, next_weight
+    agree = (theta @ model.basis.T > 0) == active
+    agreement = xp.sum(xp.astype(agree, xp.float64), axis=1) / rows
+    return to_host(agreement), to_host(theta @ model.to_coordinates.T)
