@@ -1,0 +1,178 @@
+"""How often `invert` is exact on fresh batches, and whether it ever says so wrongly.
+
+    python -m benchmarks.success_rate 200,4 200,8 200,12 200,16 --method sampling
+    python -m benchmarks.success_rate 200,12 --source digits --dtype float64 --batches 5
+
+Every batch has new images and a new network. Results go to a file of JSON lines as they come, and what is already in
+it is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+import spear_np
+from benchmarks import environment
+from benchmarks.problems import Source, make_problem
+from spear_io.evaluate import EXACT
+from spear_np.backend import to_host
+
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+SETTING = ("m", "b", "source", "depth", "dtype", "method", "device")
+"""What makes a cell; together with the seed, a line of the results."""
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    options = parse()
+    done = read(options.results)
+    rows = []
+    for m, b in options.cells:
+        for seed in range(options.first_seed, options.first_seed + options.batches):
+            cell = dict(zip(SETTING, (m, b, *(getattr(options, name) for name in SETTING[2:])), strict=True))
+            row = done.get(key({**cell, "seed": seed}))
+            if row is None:
+                row = run(cell, seed, options.time_limit)
+                append(options.results, row)
+            rows.append(row)
+            print(line(row), flush=True)
+    print("\n" + report(rows))
+    wrong = [row for row in rows if row["wrong"]]
+    for row in wrong:
+        print(f"WRONG although marked exact: {line(row)}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cells", nargs="+", type=cell, metavar="M,B", help="units and batch size")
+    parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=1001)
+    parser.add_argument("--method", choices=spear_np.METHODS, default="auto")
+    parser.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N")
+    parser.add_argument("--source", choices=get_args(Source), default="fashion-mnist")
+    parser.add_argument("--depth", type=int, default=6, help="layers of the network")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--time-limit", type=float, default=600.0, help="seconds a batch")
+    parser.add_argument("--results", type=Path, default=environment.RESULTS / "success_rate.jsonl")
+    return parser.parse_args()
+
+
+def cell(text: str) -> tuple[int, int]:
+    """Read "200,16"."""
+    m, b = text.split(",")
+    return int(m), int(b)
+
+
+def run(cell: Row, seed: int, time_limit: float) -> Row:
+    """Invert one fresh batch and hold the answer against the truth."""
+    problem = make_problem(
+        cell["m"], cell["b"], seed, source=cell["source"], depth=cell["depth"], dtype=DTYPES[cell["dtype"]]
+    )
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = spear_np.invert(
+        **problem.arguments,
+        precision=cell["dtype"],
+        method=cell["method"],
+        device=cell["device"],
+        seed=seed,
+        time_limit=time_limit,
+    )
+    seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    error = problem.error(to_host(result.inputs)) if result.found == cell["b"] else float("inf")
+    return {
+        **cell,
+        "seed": seed,
+        "status": str(result.status),
+        "found": result.found,
+        "error": error if np.isfinite(error) else None,
+        "wrong": result.status == "exact" and not error < EXACT,
+        "seconds": round(seconds, 4),
+        "cpu_seconds": round(cpu_seconds, 4),
+        "proposals": result.proposals,
+        "activity": round(problem.activity, 3),
+        "reason": result.reason,
+        "environment": environment.describe(),
+    }
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in (*SETTING, "seed"))
+
+
+def read(path: Path) -> dict[tuple[Any, ...], Row]:
+    """Return finished runs; a line that an interrupted run left incomplete is run again."""
+    rows = {}
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            rows[key(row)] = row
+    return rows
+
+
+def append(path: Path, row: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def line(row: Row) -> str:
+    """One finished batch for the terminal."""
+    error = "–" if row["error"] is None else f"{row['error']:.1e}"
+    return (
+        f"m = {row['m']}, b = {row['b']}, {row['source']}, {row['dtype']}, {row['method']}, seed {row['seed']}: "
+        f"{row['status']} {row['found']}/{row['b']}, error {error}, {row['seconds']:.2f} s, "
+        f"{row['proposals']:,} proposals"
+    )
+
+
+def report(rows: list[Row]) -> str:
+    """Return the table: one line for each cell."""
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cells.setdefault(key(row)[:-1], []).append(row)
+    lines = []
+    for setting, members in cells.items():
+        exact = [row for row in members if row["status"] == "exact"]
+        errors = [row["error"] for row in exact if row["error"] is not None]
+        seconds = [row["seconds"] for row in members]
+        lines.append(
+            (
+                *setting,
+                f"{len(exact)}/{len(members)}",
+                sum(row["wrong"] for row in members),
+                f"{max(errors):.1e}" if errors else "–",
+                f"{statistics.median(seconds):.2f}",
+                f"{max(seconds):.2f}",
+                f"{statistics.median(row['proposals'] for row in members):,.0f}",
+            )
+        )
+    header = (
+        *SETTING,
+        "exact",
+        "wrongly exact",
+        "largest error",
+        "median s",
+        "maximum s",
+        "median proposals",
+    )
+    return environment.markdown(header, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

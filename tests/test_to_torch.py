@@ -1,0 +1,393 @@
+"""What the PyTorch adapter records, of models it has never seen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from spear_io import open_dump
+from tests.networks import digit_batch
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'spear-np[torch]'")
+
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from spear_io.adapters.to_torch import Recorder, RecordingError, RoundWriter, record_gradients
+
+M, N, B = 12, 64, 5
+Function = Callable[[Any], Any]
+
+
+class Net(nn.Module):  # type: ignore[misc]
+    """A linear layer, whatever comes after it, and a head."""
+
+    def __init__(self, after: Function, **options: Any) -> None:
+        super().__init__()
+        self.fc = nn.Linear(N, M, **options)
+        self.after = after
+        self.head = nn.Linear(M, 10)
+
+    def forward(self, inputs: Any) -> Any:
+        return self.head(self.after(self.fc(inputs)))
+
+
+def batch(b: int = B, seed: int = 3) -> tuple[Any, Any]:
+    inputs, labels = digit_batch(b, seed=seed)
+    return torch.tensor(inputs), torch.tensor(labels)
+
+
+def step(model: Any, inputs: Any = None, labels: Any = None, **options: Any) -> Recorder:
+    """Record one step; the loss works for logits of any shape."""
+    if inputs is None:
+        inputs, labels = batch()
+    with record_gradients(model, **options) as recorder:
+        logits = model(inputs)
+        loss = logits.square().mean() if labels is None else functional.cross_entropy(logits, labels)
+        loss.backward()
+    return recorder
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(17)
+
+
+RELUS: dict[str, Function] = {
+    "module": nn.ReLU(),
+    "module in place": nn.ReLU(inplace=True),
+    "functional": functional.relu,
+    "functional in place": lambda z: functional.relu(z, inplace=True),
+    "function": torch.relu,
+    "method": lambda z: z.relu(),
+    "method in place": lambda z: z.relu_(),
+    "operator": torch.ops.aten.relu,
+    "clamp": lambda z: z.clamp(min=0),
+    "in place, then used twice": lambda z: z.relu_() * z,
+    "after a view": lambda z: z.view(-1).relu().view(-1, M),
+    "after a transpose": lambda z: torch.relu(z.T).T,
+    "after an identity and an idle dropout": nn.Sequential(nn.Identity(), nn.Dropout().eval(), nn.ReLU()),
+    "after casts": lambda z: z.to(torch.float64).relu().float(),
+    "beside things without a gradient": lambda z: z.relu() * (z.detach() > z.shape[1]).logical_not(),
+}
+
+
+@pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS.keys())
+def test_every_relu_is_seen(relu: Function) -> None:
+    assert step(Net(relu)).layers["fc"].activation == "relu"
+
+
+class _Unseen(torch.autograd.Function):  # type: ignore[misc, name-defined]
+    @staticmethod
+    def forward(ctx: Any, z: Any) -> Any:
+        return z * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return grad * 2
+
+
+OTHERS: dict[str, tuple[Function, str]] = {
+    "gelu": (nn.GELU(), "gelu"),
+    "leaky": (nn.LeakyReLU(), "leaky_relu"),
+    "relu6": (functional.relu6, "relu6"),
+    "clamped elsewhere": (lambda z: z.clamp(min=0.1), "clamp"),
+    "clamped twice": (lambda z: z.clamp(0, 1), "clamp"),
+    "residual": (lambda z: z + z.relu(), "add+relu"),
+    "normalised first": (nn.Sequential(nn.BatchNorm1d(M), nn.ReLU()), "batch_norm"),
+    "dropped out first": (nn.Sequential(nn.Dropout(), nn.ReLU()), "dropout"),
+    "changed in place first": (lambda z: z.mul_(-1).relu(), "mul"),
+    "partly overwritten first": (lambda z: (z.__setitem__(0, 0.0), z.relu())[1], "setitem"),
+    "straight into the next layer": (nn.Identity(), "linear"),
+    "unseen": (_Unseen.apply, "unknown"),
+}
+
+
+@pytest.mark.parametrize(("function", "name"), OTHERS.values(), ids=OTHERS.keys())
+def test_other_activations_are_named(function: Function, name: str) -> None:
+    recorder = step(Net(function))
+    assert recorder.layers["fc"].activation == name
+    assert recorder.layers["head"].activation == "cross_entropy"
+
+
+def test_a_dump_holds_what_autograd_computed(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(N, M), nn.ReLU(), nn.Linear(M, M), nn.ReLU(), nn.Linear(M, 10))
+    inputs, labels = batch()
+    recorder = step(model, inputs, labels)
+    recorder.write(
+        tmp_path / "d.h5", record="client-0", labels=labels, input_shape=(1, 8, 8), input_mean=0.0, client=4
+    )
+
+    with open_dump(tmp_path / "d.h5") as dump:
+        (record,) = dump.records
+        assert dump.producer == f"torch {torch.__version__}"
+        assert (record.name, record.info.input_shape, record.info.client) == ("client-0", (1, 8, 8), 4)
+        assert record.labels is not None
+        assert np.array_equal(record.labels[:], labels)
+        assert [layer.name for layer in record.layers] == ["0", "2", "4"]
+        assert [layer.activation for layer in record.layers] == ["relu", "relu", "cross_entropy"]
+        for layer in record.layers:
+            module = model[int(layer.name)]
+            for name in ("weight", "bias"):
+                parameter = getattr(module, name)
+                assert np.array_equal(layer.arrays[name][:], parameter.detach().numpy())
+                assert np.array_equal(layer.arrays[f"{name}_grad"][:], parameter.grad.numpy())
+        first, second = record.layers[0].truth, record.layers[1].truth
+        assert first is not None
+        assert second is not None
+        assert np.array_equal(first[:], inputs)
+        assert np.array_equal(second[:], model[:2](inputs).detach().numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_every_precision_travels_unchanged(dtype: Any, tmp_path: Path) -> None:
+    model = Net(nn.ReLU()).to(dtype)
+    inputs, labels = batch()
+    step(model, inputs.to(dtype), labels).write(tmp_path / "d.h5")
+    with open_dump(tmp_path / "d.h5") as dump:
+        layer = dump.records[0].layers[0]
+        assert layer.gradients.precision == str(dtype).removeprefix("torch.")
+        assert np.array_equal(layer.arrays["weight_grad"][:], model.fc.weight.grad.double().numpy())
+        assert np.array_equal(layer.arrays["weight"][:], model.fc.weight.detach().double().numpy())
+
+
+def test_tokens_count_as_inputs() -> None:
+    inputs = torch.randn(3, 4, N)
+    layer = step(Net(nn.ReLU()), inputs).layers["fc"]
+    assert np.array_equal(layer.inputs, inputs.reshape(12, N))
+
+
+def test_a_layer_called_twice_has_all_its_inputs() -> None:
+    class Siamese(Net):
+        def forward(self, pair: Any) -> Any:
+            return self.head(self.fc(pair[0]).relu() - functional.relu(self.fc(pair[1])))
+
+    model = Siamese(nn.ReLU())
+    left, right = batch(seed=1)[0], batch(seed=2)[0]
+    layer = step(model, torch.stack([left, right])).layers["fc"]
+    assert layer.activation == "relu"
+    assert np.array_equal(layer.inputs, torch.cat([left, right]))
+    # The gradient is made of both halves: neither alone spans its rows.
+    assert _left_outside(layer.weight_grad, layer.inputs) < 1e-6
+    assert _left_outside(layer.weight_grad, layer.inputs[:B]) > 1e-2
+
+
+def _left_outside(rows: Any, inputs: Any) -> float:
+    """Share of `rows` that is no combination of `inputs`."""
+    combination = np.linalg.lstsq(inputs.T, rows.T)[0]
+    return float(np.linalg.norm(rows.T - inputs.T @ combination) / np.linalg.norm(rows))
+
+
+def test_what_has_no_gradient_is_skipped_with_its_reason() -> None:
+    class Odd(Net):
+        def __init__(self) -> None:
+            super().__init__(nn.ReLU())
+            self.unused = nn.Linear(N, M)
+            self.frozen = nn.Linear(M, M).requires_grad_(False)
+            self.tied, self.twin = nn.Linear(M, M), nn.Linear(M, M)
+            self.twin.weight = self.tied.weight
+            self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(M, M))
+            self.beside_the_loss = nn.Linear(M, M)
+
+        def forward(self, inputs: Any) -> Any:
+            hidden = self.fc(inputs).relu()
+            self.beside_the_loss(hidden)
+            for layer in (self.frozen, self.tied, self.twin, self.normed):
+                hidden = layer(hidden).relu()
+            return self.head(hidden)
+
+    recorder = step(Odd())
+    assert list(recorder.layers) == ["fc", "head"]
+    assert {name: reason.partition(":")[0] for name, reason in recorder.skipped.items()} == {
+        "unused": "no forward pass with gradients went through it",
+        "frozen": "its weight is frozen",
+        "tied": "its weight is shared with another module, and so is the gradient",
+        "twin": "its weight is shared with another module, and so is the gradient",
+        "normed": "its weight is computed from other parameters",
+        "beside_the_loss": "it has no gradient",
+    }
+
+
+@pytest.mark.parametrize("case", ["no bias", "frozen bias"])
+def test_a_layer_without_bias_gradient_is_recorded_without_it(case: str) -> None:
+    model = Net(nn.ReLU(), bias=case != "no bias")
+    if case == "frozen bias":
+        model.fc.bias.requires_grad_(False)
+    layer = step(model).layers["fc"]
+    assert layer.bias_grad is None
+    assert (layer.bias is None) == (case == "no bias")
+
+
+def test_nothing_to_record_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    recorder = step(Net(nn.ReLU()).requires_grad_(False), batch()[0].requires_grad_(), batch()[1])
+    with pytest.raises(RecordingError, match=r"no layer was recorded .*fc: its weight is frozen"):
+        recorder.write(tmp_path / "d.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chosen_layers_only() -> None:
+    assert list(step(Net(nn.ReLU()), layers=["fc"]).layers) == ["fc"]
+    with pytest.raises(ValueError, match=r"'conv', but the fully connected layers are: fc, head"):
+        step(Net(nn.ReLU()), layers=["conv"])
+
+
+def test_inputs_are_kept_only_if_asked_for() -> None:
+    assert step(Net(nn.ReLU()), keep_inputs=False).layers["fc"].inputs is None
+
+
+def test_a_lazy_layer_and_keyword_inputs() -> None:
+    class Lazy(Net):
+        def forward(self, inputs: Any) -> Any:
+            return self.head(self.fc(input=inputs).relu())
+
+    model = Lazy(nn.ReLU())
+    model.fc = nn.LazyLinear(M)
+    assert step(model).layers["fc"].weight_grad.shape == (M, N)
+
+
+def test_evaluation_inside_the_block_does_not_count() -> None:
+    model = Net(nn.ReLU())
+    inputs, labels = batch()
+    with record_gradients(model) as recorder:
+        with torch.no_grad():
+            model(torch.randn(7, N)).argmax(1)
+        functional.cross_entropy(model(inputs), labels).backward()
+    assert np.array_equal(recorder.layers["fc"].inputs, inputs)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_passes_count_once(reentrant: bool) -> None:
+    model = Net(nn.ReLU())
+    inputs, labels = batch()
+    inputs.requires_grad_()
+    with record_gradients(model) as recorder:
+        logits = checkpoint(model, inputs, use_reentrant=reentrant)
+        functional.cross_entropy(logits, labels).backward()
+    layer = recorder.layers["fc"]
+    assert np.array_equal(layer.inputs, inputs.detach())
+    # A reentrant checkpoint calls the functions out of sight.
+    assert layer.activation == ("unknown" if reentrant else "relu")
+
+
+def test_the_gradient_is_what_is_shared_at_the_end_of_the_block() -> None:
+    model = Net(nn.ReLU())
+    inputs, labels = batch()
+    with record_gradients(model) as recorder:
+        functional.cross_entropy(model(inputs), labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    assert np.array_equal(recorder.layers["fc"].weight_grad, model.fc.weight.grad.numpy())
+    assert np.linalg.norm(recorder.layers["fc"].weight_grad) < 1e-3
+
+
+def test_the_weight_is_that_of_the_forward_pass() -> None:
+    model = Net(nn.ReLU())
+    before = model.fc.weight.detach().clone()
+    optimizer = torch.optim.Adam(model.parameters())
+    inputs, labels = batch()
+    with record_gradients(model) as recorder:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    assert not torch.equal(before, model.fc.weight)
+    assert np.array_equal(recorder.layers["fc"].weight, before)
+
+
+def test_micro_batches_add_up() -> None:
+    model = Net(nn.ReLU())
+    inputs, labels = batch()
+    with record_gradients(model) as recorder:
+        for part in (slice(0, 3), slice(3, B)):
+            functional.cross_entropy(model(inputs[part]), labels[part], reduction="sum").backward()
+    layer = recorder.layers["fc"]
+    assert np.array_equal(layer.inputs, inputs)
+    assert np.linalg.matrix_rank(layer.weight_grad) == B
+
+
+def test_a_gradient_left_over_is_refused() -> None:
+    model = Net(nn.ReLU())
+    step(model)
+    with pytest.raises(RecordingError, match="still holds the gradient of an earlier step"):
+        step(model)
+    model.zero_grad(set_to_none=False)
+    assert step(model).layers
+
+
+def test_two_steps_in_one_block_are_refused() -> None:
+    model = Net(nn.ReLU())
+    inputs, labels = batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train() -> None:
+        with record_gradients(model):
+            for _ in range(2):
+                optimizer.zero_grad()
+                functional.cross_entropy(model(inputs), labels).backward()
+                optimizer.step()
+
+    with pytest.raises(RecordingError, match="'fc' changed between two forward passes"):
+        train()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(fails: bool) -> None:
+    model = Net(nn.ReLU())
+    inputs, labels = batch()
+
+    def run() -> None:
+        with record_gradients(model):
+            functional.cross_entropy(model(inputs), labels).backward()
+            if fails:
+                raise KeyboardInterrupt
+
+    if fails:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    else:
+        run()
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(parameter._backward_hooks for parameter in model.parameters())
+    assert torch.overrides._get_current_function_mode() is None
+
+
+def test_clients_of_one_round_share_the_model(tmp_path: Path) -> None:
+    model = Net(nn.ReLU())
+    with RoundWriter(tmp_path / "round.h5", compression="gzip") as dump:
+        for client in range(3):
+            inputs, labels = batch(seed=client)
+            if client == 2:
+                with torch.no_grad():
+                    model.head.bias.add_(1)
+            dump.add(f"client-{client}", step(model, inputs, labels), labels=labels, client=client)
+            model.zero_grad()
+
+    with h5py.File(tmp_path / "round.h5") as file:
+        first, second, third = (file[f"records/client-{client}/layers/fc"] for client in range(3))
+        assert first["weight"] == second["weight"]
+        assert first["bias"] == second["bias"]
+        assert first["weight_grad"] != second["weight_grad"]
+        # One changed number, and the record has a model of its own.
+        assert first["weight"] != third["weight"]
+    with open_dump(tmp_path / "round.h5") as opened:
+        assert [record.info.client for record in opened.records] == [0, 1, 2]
+        assert all(len(record.layers[1].arrays) == 4 for record in opened.records)
+
+
+def test_without_pytorch_the_import_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", "import spear_io.adapters.to_torch"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": f"{tmp_path}:{root}:{root / 'io'}", "PATH": ""},
+    )
+    assert done.stderr.endswith("ImportError: PyTorch is not installed: pip install 'spear-np[torch]'\n")
