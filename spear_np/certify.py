@@ -332,6 +332,7 @@ def _uniqueness_block(
     xp = factors.xp
     used = xp.astype(off, xp.float64)
     count = xp.sum(used, axis=1)
+    count = xp.maximum(count, xp.ones_like(count))
     rows = factors.U[None, :, :] * used[:, :, None]
     H = xp.matrix_transpose(rows) @ rows
     # Lift the null direction itself, so that what remains is the complement.

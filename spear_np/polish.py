@@ -25,7 +25,7 @@ BLOCK_NUMBERS = 8_000_000
 NULL_BLOCK = 3
 """Null vectors followed at once: tells nullity 1 from 2 from more."""
 MAX_NULLITY = 12
-MAX_RESOLVED = 16
+MAX_RESOLVED = 8
 """Null spaces of several dimensions resolved in one block."""
 ROUNDS = 6
 NEAR_ZERO = 300.0
@@ -249,7 +249,7 @@ def _resolve(factors: Factors, space: Array, rng: np.random.Generator) -> Array:
     if count < r:
         return nothing
     rows = xp.take(rows, active, axis=0) / xp.take(length, active)[:, None]
-    subsets = np.arange(count)[:, None] if r == 2 else draw_subsets(np.zeros(count), r - 1, 150 * r, rng)
+    subsets = np.arange(count)[:, None] if r == 2 else draw_subsets(np.zeros(count), r - 1, 60 * r, rng)
     vectors = null_vectors(xp, gather(xp, rows, device.integers(subsets)))
     vectors = xp.take(vectors, xp.nonzero(xp.linalg.vector_norm(vectors, axis=1) > 0.5)[0], axis=0)
     q = vectors @ space

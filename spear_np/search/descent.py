@@ -132,7 +132,8 @@ class Descent:
         trusted = basis[(pool.agreement[basis] >= TRUSTED) & (pool.penalty[basis] == 0)]
         if pool.stale > 2 and rng.random() < 0.5:
             trusted = trusted[rng.random(len(trusted)) < 0.7]
-        return trusted[: pool.q.shape[1] - 1]
+        chosen: HostArray = trusted[: pool.q.shape[1] - 1]
+        return chosen
 
     def _deflation(
         self, factors: Factors, pool: Pool, trusted: HostArray, weighting: Weighting

@@ -69,8 +69,9 @@ def _best_ratio(xp: Any, v: Array, w: Array) -> tuple[Array, Array]:
     spread = xp.where(high < far, agreement, xp.full_like(agreement, 2.0))
     place = xp.argmin(spread, axis=-1, keepdims=True)
     ratio = (xp.take_along_axis(low, place, axis=-1) + xp.take_along_axis(high, place, axis=-1)) / 2
-    # Rounding of a ratio whose terms stand out by `level`: noise √(1 + ρ²) in v + ρ w.
+    finite = ratio < far / 2
+    ratio = xp.where(finite, ratio, xp.zeros_like(ratio))
+    # v + ρ w carries noise √(1 + ρ²) where v and w carry one.
     zero = xp.abs(v + ratio * w) < ZERO_SIGMAS * xp.sqrt(1 + ratio**2)
-    votes = xp.sum(xp.astype(zero & both, xp.int64), axis=-1)
-    finite = ratio[..., 0] < far / 2
-    return xp.where(finite, ratio[..., 0], xp.zeros_like(ratio[..., 0])), xp.where(finite, votes, votes * 0)
+    votes = xp.sum(xp.astype(zero & both & finite, xp.int64), axis=-1)
+    return ratio[..., 0], votes

@@ -39,6 +39,8 @@ HostArray = np.ndarray[Any, Any]
 
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 EXPONENT_SHARES = (0.05, 0.15, 0.35, 0.2, 0.15, 0.1)
+EXPONENTS_PER_BLOCK = 4
+"""Different exponents within one block."""
 RESTRICTED_SHARE = 0.25
 """Share of the blocks drawn from the zero rows of known directions."""
 CHECK_ROWS = 16
@@ -107,8 +109,10 @@ class Sampling:
         count, r = rows.shape
         every = math.comb(count, r - 1)
         k = max(64, min(self.submatrices, 4 * every, BLOCK_NUMBERS // (r * max(r, 16))))
-        alpha = rng.choice(EXPONENTS, p=EXPONENT_SHARES)
-        subsets = draw_subsets(-alpha * problem.log_norm, r - 1, k, rng)
+        alphas = rng.choice(EXPONENTS, EXPONENTS_PER_BLOCK, replace=False, p=EXPONENT_SHARES)
+        share = -(-k // EXPONENTS_PER_BLOCK)
+        drawn = [draw_subsets(-alpha * problem.log_norm, r - 1, share, rng) for alpha in alphas]
+        subsets = np.concatenate(drawn)
         # No coordinate is special: turn at random, so that the last component of a null vector is never small.
         turn = xp.linalg.qr(device.normal(rng, (r, r))).Q
         vectors = null_vectors(xp, gather(xp, rows @ turn, device.integers(subsets))) @ turn.T
@@ -123,7 +127,7 @@ class Sampling:
         chance = to_host(tolerance) * (count - r)
         enough = np.flatnonzero(zeros >= (r - 1) + 1 + np.ceil(chance + 4 * np.sqrt(chance)))
         order = enough[np.argsort(-zeros[enough], kind="stable")]
-        return to_host(xp.take(vectors, device.integers(order), axis=0)), zeros[order], k
+        return to_host(xp.take(vectors, device.integers(order), axis=0)), zeros[order], len(subsets)
 
 
 def _count_zeros(xp: Any, vectors: Array, rows: Array, tolerance: Array) -> Array:
