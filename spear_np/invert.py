@@ -41,6 +41,8 @@ STALE_ROUNDS = 10
 """Without activation signs nothing tells when the basis is right: it must have withstood this many rounds."""
 REDRAWN = 20
 """How often each submatrix of a small layer is drawn on average before the search gives up."""
+GIVE_UP_AFTER = 100
+"""Rounds after which a complete choice that is not certified will not be bettered: the zeros do not determine it."""
 FORGET_AFTER = 6
 """Complete choices that failed, after which all directions that contradict the layer are forgotten."""
 
@@ -204,6 +206,8 @@ class _State:
     """Basis (b, b) behind it."""
     failures: int = 0
     """Complete choices that did not hold."""
+    since_better: int = 0
+    """Rounds since the best complete choice was found."""
     proposals: int = 0
     history: tuple[Round, ...] = ()
 
@@ -285,6 +289,7 @@ def _round(
             pool = _reconsider(factors, pool, latest, forget=failures % FORGET_AFTER == 0)
     else:
         latest = None
+    since_better = 0 if choice is None or choice is not state.choice else state.since_better + 1
     examined = state.proposals + proposals.examined
     run.report(
         "search",
@@ -294,12 +299,16 @@ def _round(
         expected=search.forecast(factors),
     )
     agreement = None if choice is None else choice.mean_agreement()
-    entry = Round(search.name, proposals.examined, len(pool.basis), agreement, run.budget.seconds)
-    return _State(pool, choice, verdict, latest, evaluated, failures, examined, (*state.history, entry))
+    entry = Round(proposals.search, proposals.examined, len(pool.basis), agreement, run.budget.seconds)
+    return _State(
+        pool, choice, verdict, latest, evaluated, failures, since_better, examined, (*state.history, entry)
+    )
 
 
 def _exhausted(factors: Factors, state: _State) -> str | None:
-    """Return a reason to stop once every submatrix of a small layer has been drawn many times over."""
+    """Return a reason to stop early: the search has seen all there is, or nothing better for long."""
+    if state.since_better >= GIVE_UP_AFTER:
+        return f"the choice of directions withstood {GIVE_UP_AFTER} rounds of search"
     subsets = math.comb(int(factors.U.shape[0]), factors.batch_size - 1)
     if state.pool.stale >= STALE_ROUNDS and state.proposals > REDRAWN * subsets:
         return f"all {subsets} submatrices were drawn, about {REDRAWN} times each"

@@ -21,6 +21,8 @@ class Proposals:
     """(k, b) directions in U-coordinates, of any length; k may be 0."""
     examined: int
     """How many directions were looked at to choose these."""
+    search: str
+    """Name of the search that found them."""
 
 
 class Search(Protocol):

@@ -117,7 +117,7 @@ class Descent:
             start = xp.take(weighting.rows, factors.device.integers(picks), axis=0)
         signs = None if self.model is None else smoother(factors, self.model, complement)
         ends = descend(factors, weighting.rows, start, tempering, signs=signs, known=known)
-        return Proposals(self._distinct(factors, weighting, ends) @ weighting.to_q.T, count)
+        return Proposals(self._distinct(factors, weighting, ends) @ weighting.to_q.T, count, self.name)
 
     def forecast(self, factors: Factors) -> float | None:
         """No forecast: a start either ends on a new direction or does not."""

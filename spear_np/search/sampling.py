@@ -81,7 +81,7 @@ class Sampling:
         """Draw one block of submatrices, at times only among the zero rows of known directions."""
         xp, device = factors.xp, factors.device
         if factors.batch_size == 1:
-            return Proposals(xp.ones((1, 1), dtype=xp.float64, device=device.handle), 1)
+            return Proposals(xp.ones((1, 1), dtype=xp.float64, device=device.handle), 1, self.name)
         known = _choose_known(factors, pool, rng) if rng.random() < RESTRICTED_SHARE else []
         problem = _restrict(factors, pool, known, _unexplained(factors, pool, rng))
         vectors, zero_count, examined = self._sample(factors, problem, rng)
@@ -92,7 +92,7 @@ class Sampling:
         if known and found.shape[0]:
             # Any combination with the known directions has the same zeros here: the polish will separate them.
             found = found + device.normal(rng, (found.shape[0], len(known))) @ device.float64(pool.q[known])
-        return Proposals(found, examined)
+        return Proposals(found, examined, self.name)
 
     def forecast(self, factors: Factors) -> float | None:
         """Return the number of submatrices the published uniform draw is expected to need."""
