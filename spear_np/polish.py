@@ -28,6 +28,8 @@ MAX_NULLITY = 12
 MAX_RESOLVED = 8
 """Null spaces of several dimensions resolved in one block."""
 ROUNDS = 6
+WIDE_SIGMAS = (50.0, 12.0, 8.0)
+"""Zero tests of the first rounds."""
 NEAR_ZERO = 300.0
 """Noise units below which a row of an unpolished candidate may be one of its zero rows."""
 
@@ -115,11 +117,9 @@ def null_space(factors: Factors, order: Array, counts: Array) -> NullSpace:
     start = factors.device.normal(np.random.default_rng(b), (b, width))
     metric = (1 / factors.S**2)[None, :, None]
     X = xp.broadcast_to(start[None, :, :], (k, b, width))
-    for _ in range(4):
+    for _ in range(3):
         X = xp.linalg.qr(xp.linalg.solve(H, metric * X)).Q
-    for _ in range(2):
-        X = X - xp.linalg.solve(H, transposed @ (rows @ X))
-        X = xp.linalg.qr(X).Q
+    X = X - xp.linalg.solve(H, transposed @ (rows @ X))
     # Rayleigh-Ritz in the metric of the noise.
     scaled = xp.linalg.qr(X / factors.S[None, :, None])
     X = factors.S[None, :, None] * scaled.Q
@@ -148,47 +148,44 @@ def _snap(factors: Factors, candidates: Array, *, margin: int) -> tuple[Array, l
 
 
 def _snap_block(factors: Factors, q: Array, *, margin: int) -> tuple[Array, list[Array]]:
+    """One block of `_snap`: null vector → its zero rows → null vector, until the rows are the zero rows."""
     xp = factors.xp
-    b = factors.batch_size
-    needed = b - 1 + margin
+    needed = factors.batch_size - 1 + margin
     order, counts = _first_rows(factors, q)
-    unique: list[Array] = []
+    unique: list[Array] = [factors.device.zeros((0, factors.batch_size))]
     mixed: list[Array] = []
-    previous = xp.zeros_like(counts) - 1
     for round_number in range(ROUNDS):
         space = null_space(factors, order, counts)
-        null = space.energy < ZERO_SIGMAS**2
-        nullity = xp.sum(xp.astype(null, xp.int64), axis=1)
+        nullity = to_host(xp.sum(xp.astype(space.energy < ZERO_SIGMAS**2, xp.int64), axis=1))
         q = space.basis[:, 0, :]
         units = factors.noise_units(q)
+        zero_counts, same = _compare_rows(factors, units, order, counts)
         # The first null vectors amplify noise: let them see rows that are only nearly zero.
-        sigmas = (50.0, 12.0, 8.0)[round_number] if round_number < 3 else ZERO_SIGMAS
-        new_counts = xp.sum(xp.astype(units < sigmas, xp.int64), axis=1)
-        settled = (new_counts == previous) & (sigmas == ZERO_SIGMAS) | (nullity > 1)
-        alive = (nullity > 0) & (new_counts >= xp.minimum(counts, needed))
-        finished = to_host(alive & settled)
-        nullity_host = to_host(nullity)
-        counts_host = to_host(new_counts)
-        for index in np.flatnonzero(finished):
-            if nullity_host[index] > 1:
+        sigmas = WIDE_SIGMAS[round_number] if round_number < len(WIDE_SIGMAS) else ZERO_SIGMAS
+        next_counts = xp.sum(xp.astype(units < sigmas, xp.int64), axis=1)
+        alive = (nullity > 0) & to_host(next_counts >= xp.minimum(counts, xp.full_like(counts, needed)))
+        settled = same | (nullity > 1) | (round_number == ROUNDS - 1)
+        for index in np.flatnonzero(alive & settled):
+            if nullity[index] > 1:
                 mixed.append(_whole_null_space(factors, order[index, :], int(counts[index])))
-            elif counts_host[index] >= needed:
+            elif zero_counts[index] >= needed:
                 unique.append(q[index : index + 1, :])
-        left = xp.nonzero(alive & ~settled)[0]
+        left = factors.device.integers(np.flatnonzero(alive & ~settled))
         if left.shape[0] == 0:
             break
-        units, counts, previous = (
-            xp.take(units, left, axis=0),
-            xp.take(new_counts, left),
-            xp.take(new_counts, left),
-        )
-        if sigmas != ZERO_SIGMAS:
-            previous = xp.zeros_like(previous) - 1
-        width = int(xp.max(counts))
-        order = _sorted_smallest(xp, units, width)
-    if unique:
-        return xp.concat(unique, axis=0), mixed
-    return factors.device.zeros((0, b)), mixed
+        counts = xp.take(next_counts, left)
+        order = _sorted_smallest(xp, xp.take(units, left, axis=0), int(xp.max(counts)))
+    return xp.concat(unique, axis=0), mixed
+
+
+def _compare_rows(factors: Factors, units: Array, order: Array, counts: Array) -> tuple[HostArray, HostArray]:
+    """Zero counts (k,) of candidates, and whether the rows used for them are exactly their zero rows (k,)."""
+    xp = factors.xp
+    zeros = units < ZERO_SIGMAS
+    zero_counts = xp.sum(xp.astype(zeros, xp.int64), axis=1)
+    unused = xp.arange(order.shape[1], device=factors.device.handle)[None, :] >= counts[:, None]
+    inside = xp.all(xp.take_along_axis(zeros, order, axis=1) | unused, axis=1)
+    return to_host(zero_counts), to_host(inside & (zero_counts == counts))
 
 
 def _first_rows(factors: Factors, q: Array) -> tuple[Array, Array]:
