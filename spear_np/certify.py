@@ -25,7 +25,7 @@ import numpy as np
 
 from .backend import to_host
 from .certificate import Certificate, Check
-from .disaggregate import Disaggregation
+from .disaggregate import MAX_BIAS_RESIDUAL, Disaggregation
 from .factorize import ZERO_SIGMAS, Factors
 from .reconstruct import Reconstruction
 from .result import Status
@@ -43,7 +43,6 @@ MIN_DECIDED = 0.8
 """Least share of a column's units whose activation sign must be beyond doubt."""
 MIN_GAP = 3.0
 MAX_RESIDUAL = 1.5
-MAX_BIAS_RESIDUAL = 100.0
 FORWARD_ROUNDING = 2.0**-24
 """Forward passes accumulate in float32 or better."""
 BLOCK_NUMBERS = 8_000_000

@@ -21,6 +21,8 @@ HostArray = np.ndarray[Any, Any]
 
 SWAP_WORK = 2_000_000
 """Alternatives tried in the second stage, times the m·b entries each of them costs."""
+MAX_BIAS_RESIDUAL = 100.0
+"""Relative residual of bias_grad, in units of the relative noise, up to which the batch explains it."""
 AGREES = 0.995
 """λ of a column that is kept when all others are forgotten: a few gradients may drown in noise."""
 
@@ -64,22 +66,30 @@ def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disagg
     The columns with the lowest λ are exchanged first. Returns the best choice and the pool with that basis.
     """
     best, basis = start, list(pool.basis)
-    if best.agreement is None or len(pool.q) == len(basis):
+    if best.agreement is None or best.mean_agreement() == 1.0 or len(pool.q) == len(basis):
         return best, pool
     taken = set(basis)
     limit = max(4, SWAP_WORK // (factors.noise.shape[0] * len(basis)))
-    others = [index for index in range(len(pool.q)) if index not in taken][:limit]
-    improved = False
+    taken = set(basis)
+    limit = max(4, SWAP_WORK // (factors.noise.shape[0] * len(basis)))
+    others = [index for index in range(len(pool.q)) if index not in taken]
+    tried = 0
     for index in others:
-        position = int(factors.xp.argmin(best.agreement))
-        if float(best.agreement[position]) >= 1.0:
+        # A wrong direction spoils the λ of its own column and of those it mixes in: try each it could stand for.
+        share = np.abs(np.linalg.solve(pool.q[basis].T, pool.q[index]))
+        agreement = to_host(best.agreement)
+        places = np.flatnonzero((share > pool.angle[index]) & (agreement < 1))
+        for place in places[np.argsort(agreement[places], kind="stable")]:
+            tried += 1
+            trial = list(basis)
+            trial[int(place)] = index
+            candidate = disaggregate(factors, factors.device.float64(pool.q[trial]))
+            if (candidate.mean_agreement() or 0) > (best.mean_agreement() or 0):
+                best, basis = candidate, trial
+                break
+        if tried >= limit or best.mean_agreement() == 1.0:
             break
-        trial = list(basis)
-        trial[position] = index
-        candidate = _try(factors, pool, trial)
-        if candidate is not None and (candidate.mean_agreement() or 0) > (best.mean_agreement() or 0):
-            best, basis, improved = candidate, trial, True
-    return best, pool.with_basis(tuple(basis)) if improved else pool
+    return best, pool.with_basis(tuple(basis)) if best is not start else pool
 
 
 def doubtful(factors: Factors, choice: Disaggregation, pool: Pool) -> list[int]:
@@ -105,10 +115,22 @@ def _candidates(choice: Disaggregation, pool: Pool, columns: HostArray) -> list[
     return [pool.basis[int(position)] for position in np.argmax(cosine, axis=1)]
 
 
-def _try(factors: Factors, pool: Pool, basis: list[int]) -> Disaggregation | None:
-    if not pool.independent(basis):
+def bias_direction(factors: Factors) -> HostArray | None:
+    """(b,): ȳ with ``weight_grad V ȳ = bias_grad``; every input with coordinates c satisfies ``c · ȳ = 1``.
+
+    None without bias_grad, or if the rows of weight_grad do not explain it: then there are inputs that leave no trace
+    in weight_grad.
+    """
+    if factors.bias_grad is None:
         return None
-    return disaggregate(factors, factors.device.float64(pool.q[basis]))
+    live = to_host(factors.live)
+    weights = 1 / to_host(factors.noise)[live]
+    rows = to_host(factors.coordinates)[live] * weights[:, None]
+    target = to_host(factors.bias_grad)[live] * weights
+    solution: HostArray = np.linalg.lstsq(rows, target, rcond=None)[0]
+    rest = np.linalg.norm(target - rows @ solution)
+    explained = rest <= MAX_BIAS_RESIDUAL * factors.relative_noise * np.linalg.norm(target)
+    return solution if explained and np.any(target) else None
 
 
 def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
@@ -146,7 +168,7 @@ def _signs(factors: Factors, q: Array) -> Array:
     dual = xp.linalg.inv(q / factors.S).T
     active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
     z = xp.take(factors.layer @ dual.T, factors.live, axis=0)
-    votes = xp.sum(xp.where(active == (z > 0), 1.0, -1.0), axis=0)
+    votes = xp.sum(2 * xp.astype(active == (z > 0), xp.float64) - 1, axis=0)
     return xp.where(votes < 0, -ones, ones)
 
 

@@ -29,6 +29,8 @@ ROUNDING_SAFETY = 3.0
 the average residual tells; measured factors stay below 3 on images."""
 ROUNDING_LEVEL = 8.0
 """Noise up to this multiple of the unit roundoff is taken for accumulated rounding."""
+CLEAR_GAP = 3.0
+"""Drop in the singular values that noise alone does not show; a rank without it is doubted."""
 ARITHMETIC = 4 * float(np.finfo(np.float64).eps)
 """Relative error of our own float64 products, the lowest noise a row can have."""
 
@@ -254,15 +256,16 @@ def _decompose(
     values = to_host(svd.S)
     live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
     rank = rounding_rank(values, live, n, accumulated.used_features)
-    if rank is not None:
-        return _spectrum(values, rank, rounding=True), A, model, svd
+    by_rounding = _spectrum(values, rank, rounding=True), A, model, svd
+    if rank is not None and by_rounding[0].gap > CLEAR_GAP:
+        return by_rounding
     uniform = ones * (largest * unit)
     A_uniform = R.T / uniform[:, None]
     svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
     rank = additive_rank(to_host(svd_uniform.S), live, accumulated.used_features)
     if rank is not None:
         return _spectrum(to_host(svd_uniform.S), rank, rounding=False), A_uniform, uniform, svd_uniform
-    return _spectrum(values, None, rounding=True), A, model, svd
+    return by_rounding
 
 
 def _spectrum(values: HostArray, rank: int | None, *, rounding: bool) -> Spectrum:

@@ -68,7 +68,9 @@ def polish(
     """
     xp = factors.xp
     if factors.batch_size == 1:
-        return _collect(factors, xp.ones_like(candidates[:1, :]))
+        return _collect(factors, xp.ones_like(factors.S)[None, :])
+    length = xp.linalg.vector_norm(candidates, axis=1)
+    candidates = xp.take(candidates, xp.nonzero(xp.isfinite(length) & (length > 0))[0], axis=0)
     q, null_spaces = _snap(factors, _promising(factors, candidates, pool), margin=margin)
     resolved = [_resolve(factors, space, rng) for space in null_spaces[:MAX_RESOLVED]]
     if resolved:
@@ -138,12 +140,9 @@ def _snap(factors: Factors, candidates: Array, *, margin: int) -> tuple[Array, l
     step = max(1, BLOCK_NUMBERS // (live * b))
     for start in range(0, candidates.shape[0], step):
         q = candidates[start : min(start + step, candidates.shape[0]), :]
-        length = xp.linalg.vector_norm(q, axis=1)
-        q = xp.take(q, xp.nonzero(xp.isfinite(length) & (length > 0))[0], axis=0)
-        if q.shape[0]:
-            snapped, spaces = _snap_block(factors, q, margin=margin)
-            unique.append(snapped)
-            mixed += spaces
+        snapped, spaces = _snap_block(factors, q, margin=margin)
+        unique.append(snapped)
+        mixed += spaces
     return xp.concat(unique, axis=0), mixed
 
 

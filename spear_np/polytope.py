@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from .backend import to_host
+from .disaggregate import bias_direction
 from .factorize import ZERO_SIGMAS, Factors
 
 Array = Any
@@ -46,16 +47,12 @@ def bound_inputs(factors: Factors, q: Array) -> PartialInputs:
     """
     f, b = q.shape
     nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, b)), np.empty(0))
-    if factors.layer is None or factors.bias_grad is None or not f or b - f > MAX_MISSING:
+    total = bias_direction(factors)
+    if factors.layer is None or total is None or not f or b - f > MAX_MISSING:
         return nothing
     y = to_host(q / factors.S)
     live = to_host(factors.live)
     layer, bias = to_host(factors.layer)[live], to_host(factors.bias)[live]
-    weights = 1 / to_host(factors.noise)[live]
-    rows = to_host(factors.coordinates)[live]
-    total = np.linalg.lstsq(rows * weights[:, None], to_host(factors.bias_grad)[live] * weights, rcond=None)[
-        0
-    ]
     units = to_host(factors.noise_units(q))
     found: list[int] = []
     centres: list[HostArray] = []

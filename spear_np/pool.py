@@ -155,8 +155,13 @@ class Pool:
 
     def redundant(self, q: HostArray, zero_count: HostArray) -> HostArray:
         """(k,) bool: which candidates `q` (k, b) could not change the basis."""
-        chosen = list(self.basis)
+        chosen = self.solid
         return covered(q, zero_count, self.q[chosen], self.zero_count[chosen], self.angle[chosen])
+
+    @property
+    def solid(self) -> list[int]:
+        """Members of the basis that nothing speaks against: neither the layer nor a failed check."""
+        return [i for i in self.basis if self.agreement[i] >= SURE and not self.penalty[i]]
 
     def independent(self, indices: list[int]) -> bool:
         """Whether the candidates `indices` are linearly independent within their noise."""
@@ -242,8 +247,9 @@ def covered(
         return np.zeros(len(q), dtype=bool)
     unit = q / np.linalg.norm(q, axis=1, keepdims=True)
     coefficients = np.linalg.lstsq(basis.T, unit.T, rcond=None)[0].T
-    inside = np.linalg.norm(unit - coefficients @ basis, axis=1) <= 10 * float(np.max(angle))
-    involved = np.abs(coefficients) > 1e-3
+    tolerance = float(np.max(angle))
+    inside = np.linalg.norm(unit - coefficients @ basis, axis=1) <= tolerance
+    involved = np.abs(coefficients) > tolerance
     densest = np.min(np.where(involved, basis_count[None, :], np.iinfo(np.int64).max), axis=1)
     repeats = involved.sum(axis=1) == 1
     redundant: HostArray = inside & (repeats | (zero_count <= densest))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from scipy.integrate import quad
 from scipy.special import gammaln
 from scipy.stats import binom
@@ -72,16 +73,19 @@ def failure_probability(
 ) -> float:
     """Upper bound on the probability that the published search misses a column.
 
-    Union bound over the b columns of: fewer than ``threshold · m`` zeros (a binomial tail; such a column is
-    filtered out) and never hit in `submatrices` draws.
+    Union bound over the b columns. The zeros z of a column are binomial: it is filtered out if they are fewer than
+    ``threshold · m``, and missed with probability ``(1 - p(z))^N`` otherwise, p from `hit_probability`.
 
     Parameters
     ----------
     threshold : float
         τ, the share of zeros a direction must have to be kept.
     submatrices : float
-        Number of submatrices drawn.
+        N, the number of submatrices drawn.
     """
-    filtered = float(binom.cdf(math.ceil(threshold * m) - 1, m, off_share))
-    unseen = math.exp(-hit_probability(m, b, off_share) * submatrices)
-    return min(1.0, b * (filtered + unseen))
+    zeros = np.arange(m + 1)
+    share = binom.pmf(zeros, m, off_share)
+    hits = np.array([hit_probability(m, b, z / m) for z in zeros])
+    missed = np.where(hits < 1, np.exp(submatrices * np.log1p(-np.minimum(hits, 0.5))), 0.0)
+    exact = np.where(hits > 0.5, np.power(1 - hits, submatrices), missed)
+    return min(1.0, b * float(np.sum(share * np.where(zeros < threshold * m, 1.0, exact))))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..disaggregate import Disaggregation
+from ..disaggregate import Disaggregation, bias_direction
 from ..factorize import Factors
 from ..polish import null_space
 from ..pool import Pool
@@ -48,10 +48,9 @@ def _last_input(factors: Factors, pool: Pool) -> Array:
     """(1, b): the input that none of the b - 1 known directions sees, scaled by ``weight_grad V ȳ = bias_grad``."""
     y = pool.basis_vectors / to_host(factors.S)
     unseen = np.linalg.svd(y, full_matrices=True)[2][-1]
-    live = to_host(factors.live)
-    weights = 1 / to_host(factors.noise)[live]
-    rows, target = to_host(factors.coordinates)[live], to_host(factors.bias_grad)[live]
-    total = np.linalg.lstsq(rows * weights[:, None], target * weights, rcond=None)[0]
+    total = bias_direction(factors)
+    if total is None:
+        return factors.device.zeros((0, factors.batch_size))
     seen = float(total @ unseen)
     if seen == 0:
         return factors.device.zeros((0, factors.batch_size))

@@ -26,6 +26,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
 from .. import theory
@@ -157,7 +158,7 @@ def _unexplained(factors: Factors, pool: Pool, rng: np.random.Generator) -> Host
 def _restrict(factors: Factors, pool: Pool, known: list[int], norms: HostArray) -> _Problem:
     """Return the sampling problem on the common zero rows of the directions `known`, in their complement."""
     xp, device = factors.xp, factors.device
-    chosen = [index for index in pool.basis if index not in known]
+    chosen = [index for index in pool.solid if index not in known]
     if known:
         complement = _complement(factors, device.float64(pool.q[known]))
         mask = np.all(pool.zero_mask[known], axis=0)
@@ -194,10 +195,12 @@ def draw_subsets(log_weights: HostArray, size: int, count: int, rng: np.random.G
 
 def null_vectors(xp: Any, submatrices: Array) -> Array:
     """Unit null vectors (k, r) of a stack of matrices (k, r-1, r), by one LU solve each; 0 where singular."""
-    left, right = submatrices[:, :, :-1], submatrices[:, :, -1:]
-    solution = solve_or_nan(xp, left, -right)
-    ones = xp.ones_like(solution[:, :1, :])
-    vectors = xp.concat([solution, ones], axis=1)[:, :, 0]
+    k, _, r = submatrices.shape
+    last = xp.ones((k, 1), dtype=submatrices.dtype, device=array_api_compat.device(submatrices))
+    if r == 1:
+        return last
+    solution = solve_or_nan(xp, submatrices[:, :, :-1], -submatrices[:, :, -1:])
+    vectors = xp.concat([solution[:, :, 0], last], axis=1)
     length = xp.linalg.vector_norm(vectors, axis=1, keepdims=True)
     good = xp.isfinite(length)
     return xp.where(good, vectors / xp.where(good, length, xp.ones_like(length)), xp.zeros_like(vectors))

@@ -107,7 +107,7 @@ def fit_signs(factors: Factors, model: SignModel, active: Array) -> tuple[HostAr
     if not active.shape[0]:
         return np.empty(0), np.empty((0, factors.batch_size))
     rows = model.basis.shape[0]
-    target = xp.where(active, 1.0, -1.0) * xp.ones((1, rows), dtype=xp.float64, device=factors.device.handle)
+    target = 2 * xp.astype(active, xp.float64) - 1
     scale = float(rows) ** 0.5
     theta = 1.5 * (target @ model.basis) / scale
     momentum = theta
