@@ -68,27 +68,22 @@ def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disagg
     best, basis = start, list(pool.basis)
     if best.agreement is None or best.mean_agreement() == 1.0 or len(pool.q) == len(basis):
         return best, pool
-    taken = set(basis)
     limit = max(4, SWAP_WORK // (factors.noise.shape[0] * len(basis)))
-    taken = set(basis)
-    limit = max(4, SWAP_WORK // (factors.noise.shape[0] * len(basis)))
-    others = [index for index in range(len(pool.q)) if index not in taken]
-    tried = 0
-    for index in others:
-        # A wrong direction spoils the λ of its own column and of those it mixes in: try each it could stand for.
-        share = np.abs(np.linalg.solve(pool.q[basis].T, pool.q[index]))
-        agreement = to_host(best.agreement)
-        places = np.flatnonzero((share > pool.angle[index]) & (agreement < 1))
-        for place in places[np.argsort(agreement[places], kind="stable")]:
-            tried += 1
-            trial = list(basis)
-            trial[int(place)] = index
-            candidate = disaggregate(factors, factors.device.float64(pool.q[trial]))
-            if (candidate.mean_agreement() or 0) > (best.mean_agreement() or 0):
-                best, basis = candidate, trial
-                break
-        if tried >= limit or best.mean_agreement() == 1.0:
-            break
+    tried, improving = 0, True
+    while improving and tried < limit and best.mean_agreement() != 1.0:
+        improving = False
+        for index in sorted(set(range(len(pool.q))) - set(basis)):
+            # A wrong direction spoils the λ of its own column and of those it mixes in: try each it could replace.
+            share = np.abs(np.linalg.solve(pool.q[basis].T, pool.q[index]))
+            agreement = to_host(best.agreement)
+            places = np.flatnonzero((share > pool.angle[index]) & (agreement < 1))
+            for place in places[np.argsort(agreement[places], kind="stable")][: limit - tried]:
+                tried += 1
+                trial = [*basis[:place], index, *basis[place + 1 :]]
+                candidate = disaggregate(factors, factors.device.float64(pool.q[trial]))
+                if (candidate.mean_agreement() or 0) > (best.mean_agreement() or 0):
+                    best, basis, improving = candidate, trial, True
+                    break
     return best, pool.with_basis(tuple(basis)) if best is not start else pool
 
 

@@ -30,6 +30,8 @@ MAX_RESOLVED = 8
 ROUNDS = 6
 WIDE_SIGMAS = (50.0, 12.0, 8.0)
 """Zero tests of the first rounds."""
+CLEAR_GAP = 5.0
+"""Ratio of neighbours in the sorted products of a candidate that separates its zero rows from the others."""
 NEAR_ZERO = 300.0
 """Noise units below which a row of an unpolished candidate may be one of its zero rows."""
 
@@ -203,9 +205,14 @@ def _first_rows(factors: Factors, q: Array) -> tuple[Array, Array]:
     ratio = ordered[:, 1:] / xp.maximum(ordered[:, :-1], xp.ones_like(ordered[:, :-1]))
     place = xp.arange(1, live, device=factors.device.handle)[None, :]
     possible = (place >= b - 1) & (place <= near[:, None])
-    cut = xp.argmax(xp.where(possible, ratio, xp.zeros_like(ratio)), axis=1) + 1
-    counts = xp.where(near >= b - 1, xp.minimum(cut, near), xp.full_like(near, width))
-    counts = xp.where((near < b - 1) & (near >= max(1, b // 2)), near, counts)
+    gaps = xp.where(possible, ratio, xp.zeros_like(ratio))
+    counts = xp.where(
+        xp.max(gaps, axis=1) > CLEAR_GAP, xp.argmax(gaps, axis=1) + 1, xp.full_like(near, width)
+    )
+    # Fewer zeros than b - 1 mean a mixture to be resolved, if they stand apart as clearly.
+    following = xp.take_along_axis(ordered, xp.clip(near, 0, live - 1)[:, None], axis=1)[:, 0]
+    apart = (near < b - 1) & (near >= max(1, b // 2)) & (following > 10 * NEAR_ZERO)
+    counts = xp.where(apart, near, counts)
     return order[:, : int(xp.max(counts))], counts
 
 
@@ -245,7 +252,7 @@ def _resolve(factors: Factors, space: Array, rng: np.random.Generator) -> Array:
     if count < r:
         return nothing
     rows = xp.take(rows, active, axis=0) / xp.take(length, active)[:, None]
-    subsets = np.arange(count)[:, None] if r == 2 else draw_subsets(np.zeros(count), r - 1, 60 * r, rng)
+    subsets = np.arange(count)[:, None] if r == 2 else draw_subsets(np.zeros(count), r - 1, 150 * r, rng)
     vectors = null_vectors(xp, gather(xp, rows, device.integers(subsets)))
     vectors = xp.take(vectors, xp.nonzero(xp.linalg.vector_norm(vectors, axis=1) > 0.5)[0], axis=0)
     q = vectors @ space

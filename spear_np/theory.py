@@ -85,7 +85,7 @@ def failure_probability(
     """
     zeros = np.arange(m + 1)
     share = binom.pmf(zeros, m, off_share)
-    hits = np.array([hit_probability(m, b, z / m) for z in zeros])
+    hits = np.minimum([hit_probability(m, b, z / m) for z in zeros], 1.0)
     missed = np.where(hits < 1, np.exp(submatrices * np.log1p(-np.minimum(hits, 0.5))), 0.0)
     exact = np.where(hits > 0.5, np.power(1 - hits, submatrices), missed)
     return min(1.0, b * float(np.sum(share * np.where(zeros < threshold * m, 1.0, exact))))

@@ -1,0 +1,41 @@
+"""Pools of directions to test with."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+
+from spear_np.backend import to_host
+from spear_np.factorize import Factors
+from spear_np.pool import Candidates, Pool
+from tests.networks import Floats
+
+
+def candidates_of(factors: Factors, q: Floats, agreement: Floats | None = None) -> Candidates:
+    """Return directions `q` (k, b) with what the gradient says of them; `agreement` is 1 unless given."""
+    unit = q / np.linalg.norm(q, axis=1, keepdims=True)
+    on_device = factors.device.float64(unit)
+    return Candidates(
+        q=unit,
+        zero_mask=to_host(factors.zeros(on_device)),
+        angle=to_host(factors.angle_noise(on_device)),
+        agreement=np.ones(len(q)) if agreement is None else agreement,
+        coordinates=np.zeros_like(unit),
+    )
+
+
+def pool_of(factors: Factors, q: Floats) -> Pool:
+    """Return a pool that knows the directions `q` (k, b), in U-coordinates and of any length."""
+    return Pool.empty(factors.batch_size, factors.U.shape[0]).merge(candidates_of(factors, q))
+
+
+def frozen(pool: Pool) -> Pool:
+    """Return the same pool with arrays that cannot be written to."""
+    arrays = {}
+    for field in fields(pool):
+        value = getattr(pool, field.name)
+        if isinstance(value, np.ndarray):
+            arrays[field.name] = value.copy()
+            arrays[field.name].flags.writeable = False
+    return replace(pool, **arrays)

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spear_np import DeviceError, InputError
+from spear_np.backend import (
+    CPU,
+    device_for,
+    gather,
+    scatter_columns,
+    smallest,
+    solve_or_nan,
+    to_host,
+    triangular_factor,
+)
+from tests.backends import Backend, assert_array, assert_lives_on
+
+
+class TestTheAssertionItself:
+    """An assertion that cannot fail proves nothing."""
+
+    VALUES = np.asarray([[1.0, 2.0], [3.0, 4.0]])
+
+    def test_it_accepts_what_is_right(self, backend: Backend) -> None:
+        assert_array(backend.array(self.VALUES), self.VALUES, backend)
+        assert_array(backend.array(self.VALUES), self.VALUES + 1e-9, backend, atol=1e-8)
+
+    @pytest.mark.parametrize(
+        ("expected", "message"),
+        [
+            (VALUES.astype(np.float32), "dtype float64, not float32"),
+            (VALUES[:1], r"shape \(2, 2\), not \(1, 2\)"),
+            (VALUES + 1e-9, "Mismatched elements"),
+            (VALUES * np.nan, "nan location mismatch|x and y nan"),
+        ],
+    )
+    def test_it_refuses_another_dtype_shape_or_value(
+        self, backend: Backend, expected: Any, message: str
+    ) -> None:
+        with pytest.raises(AssertionError, match=message):
+            assert_array(backend.array(self.VALUES), expected, backend)
+
+    def test_it_refuses_another_library(self) -> None:
+        with pytest.raises(AssertionError, match="array of array_api_compat.numpy, not of array_api_strict"):
+            assert_array(self.VALUES, self.VALUES, Backend.STRICT)
+        with pytest.raises(AssertionError, match="array of array_api_strict, not of array_api_compat.numpy"):
+            assert_array(Backend.STRICT.array(self.VALUES), self.VALUES, Backend.NUMPY)
+
+    def test_it_refuses_another_device(self) -> None:
+        on_default_device = Backend.STRICT.xp.asarray(self.VALUES)
+        with pytest.raises(AssertionError, match=r"not on .*device1"):
+            assert_array(on_default_device, self.VALUES, Backend.STRICT)
+
+    def test_it_refuses_what_is_no_array(self, backend: Backend) -> None:
+        with pytest.raises(AssertionError, match="list is no array"):
+            assert_array([[1.0, 2.0], [3.0, 4.0]], self.VALUES, backend)
+
+
+def test_the_backends_are_as_strict_as_they_say() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        Backend.READ_ONLY.array(np.zeros(2))[0] = 1
+    strict = Backend.STRICT.array(np.zeros(2))
+    with pytest.raises((RuntimeError, TypeError, ValueError), match="device"):
+        np.asarray(strict)
+    with pytest.raises((RuntimeError, TypeError, ValueError), match="device"):
+        strict + Backend.STRICT.xp.zeros(2)
+
+
+class TestDevice:
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_numbers_arrive_as_the_precision_asked_for(self, backend: Backend, dtype: Any) -> None:
+        values = np.linspace(-1, 1, 6, dtype=dtype).reshape(2, 3)
+        assert_array(backend.device.float64(values), values.astype(np.float64), backend)
+        assert_array(backend.device.float32(values), values.astype(np.float32), backend)
+
+    def test_arrays_already_there_keep_their_values(self, backend: Backend) -> None:
+        values = np.linspace(-1, 1, 6, dtype=np.float32)
+        assert_array(backend.device.float64(backend.array(values)), values.astype(np.float64), backend)
+
+    def test_indices_truth_values_and_fresh_arrays(self, backend: Backend) -> None:
+        device = backend.device
+        assert_array(device.integers([3, 1]), np.asarray([3, 1], dtype=np.int64), backend)
+        assert_array(device.integers([]), np.empty(0, dtype=np.int64), backend)
+        assert_array(device.booleans([True, False]), np.asarray([True, False]), backend)
+        assert_array(device.zeros((2, 3)), np.zeros((2, 3)), backend)
+        assert_array(device.eye(3), np.eye(3), backend)
+
+    def test_random_numbers_are_the_same_everywhere(self, backend: Backend) -> None:
+        drawn = backend.device.normal(np.random.default_rng(7), (3, 2))
+        assert_array(drawn, np.random.default_rng(7).standard_normal((3, 2)), backend)
+
+    def test_arrays_of_another_library_are_moved(self, backend: Backend) -> None:
+        values = np.linspace(-1, 1, 6, dtype=np.float32)
+        assert_array(CPU.float64(backend.array(values)), values.astype(np.float64), Backend.NUMPY)
+
+    def test_a_device_can_be_activated(self, backend: Backend) -> None:
+        with backend.device.activate():
+            assert_lives_on(backend.device.zeros(1), backend)
+
+
+class TestDeviceFor:
+    def test_without_a_name_the_arrays_decide(self, backend: Backend) -> None:
+        device = device_for(None, backend.array(np.zeros(2)))
+        assert_lives_on(device.zeros(1), backend)
+        assert device.name == ("gpu:0" if backend is Backend.CUPY else "cpu")
+
+    def test_host_data_stays_on_the_host(self) -> None:
+        assert device_for(None, np.zeros(2), [1.0]) is CPU
+        assert device_for(None) is CPU
+
+    def test_the_cpu_can_be_asked_for(self, backend: Backend) -> None:
+        assert device_for("cpu", backend.array(np.zeros(2))) is CPU
+
+    @pytest.mark.parametrize("name", ["", "cuda", "gpu:", "gpu:x", "gpu:-1", "GPU", "cpu:0"])
+    def test_other_names_are_refused(self, name: str) -> None:
+        with pytest.raises(InputError, match=r"unknown device .*: expected cpu, gpu or gpu:N"):
+            device_for(name)
+
+    @pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
+    def test_without_cupy_the_message_says_how_to_get_it(self) -> None:
+        with pytest.raises(DeviceError, match=r"pip install 'spear-np\[cuda13\]'"):
+            device_for("gpu")
+
+    @pytest.mark.gpu
+    def test_a_gpu_that_is_not_there_is_named(self) -> None:
+        if Backend.CUPY.missing is not None:
+            pytest.skip(Backend.CUPY.missing)
+        with pytest.raises(DeviceError, match=r"gpu:99 was asked for, but CUDA shows \d+ device"):
+            device_for("gpu:99")
+
+
+def test_the_way_to_the_host_keeps_everything(backend: Backend) -> None:
+    for values in (np.asarray([[1.5, np.nan, -np.inf]]), np.asarray([3, 4]), np.asarray([True, False])):
+        host = to_host(backend.array(values))
+        assert type(host) is np.ndarray
+        assert host.dtype == values.dtype
+        np.testing.assert_array_equal(host, values)
+
+
+class TestLinearAlgebra:
+    @pytest.mark.parametrize("shape", [(9, 4), (4, 4), (3, 4)])
+    def test_a_triangular_factor_has_the_same_gram_matrix(
+        self, backend: Backend, shape: tuple[int, int]
+    ) -> None:
+        matrix = np.random.default_rng(3).standard_normal(shape)
+        factor = backend.host(triangular_factor(backend.xp, backend.array(matrix)))
+        assert factor.shape == (min(shape), 4)
+        np.testing.assert_array_equal(factor, np.triu(factor))
+        np.testing.assert_allclose(factor.T @ factor, matrix.T @ matrix, atol=1e-13)
+
+    def test_systems_are_solved_where_they_can_be(self, backend: Backend) -> None:
+        rng = np.random.default_rng(4)
+        matrices, right = rng.standard_normal((4, 3, 3)), rng.standard_normal((4, 3, 2))
+        wanted = np.linalg.solve(matrices, right)
+        solved = solve_or_nan(backend.xp, backend.array(matrices), backend.array(right))
+        assert_array(solved, wanted, backend, rtol=1e-9)
+        singular = matrices.copy()
+        singular[1, 2] = 0  # exactly singular, in whatever order it is eliminated
+        solved = backend.host(solve_or_nan(backend.xp, backend.array(singular), backend.array(right)))
+        assert not np.isfinite(solved[1]).any()
+        np.testing.assert_allclose(solved[[0, 2, 3]], wanted[[0, 2, 3]], rtol=1e-9)
+
+
+class TestPicking:
+    @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1))
+    def test_the_smallest_are_the_smallest(self, size: int, count: int, seed: int) -> None:
+        count = min(count, size)
+        values = np.random.default_rng(seed).integers(0, 8, (3, size)).astype(np.float64)  # with ties
+        for backend in (Backend.NUMPY, Backend.STRICT):
+            picked = backend.host(smallest(backend.xp, backend.array(values), count))
+            assert picked.shape == (3, count)
+            for row, indices in zip(values, picked, strict=True):
+                assert len(set(indices)) == count
+                np.testing.assert_array_equal(np.sort(row[indices]), np.sort(row)[:count])
+
+    def test_rows_are_gathered(self, backend: Backend) -> None:
+        matrix = np.random.default_rng(5).standard_normal((6, 4))
+        indices = np.asarray([[5, 0, 0], [2, 3, 1]])
+        gathered = gather(backend.xp, backend.array(matrix), backend.array(indices))
+        assert_array(gathered, matrix[indices], backend)
+
+    @given(st.data())
+    def test_columns_are_scattered(self, data: st.DataObject) -> None:
+        size = data.draw(st.integers(1, 12))
+        indices = sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1)))
+        values = np.random.default_rng(size).standard_normal((3, len(indices)))
+        wanted = np.zeros((3, size))
+        wanted[:, indices] = values
+        for backend in (Backend.NUMPY, Backend.STRICT):
+            spread = scatter_columns(backend.array(values), backend.device.integers(indices), size)
+            assert_array(spread, wanted, backend)

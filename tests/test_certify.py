@@ -1,0 +1,424 @@
+"""What `exact` means: the certificate, its checks, and attacks on them with the truth in hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spear_np
+from spear_np import Certificate, Check, Status
+from spear_np.backend import to_host
+from spear_np.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, certify, uniqueness
+from spear_np.disaggregate import disaggregate
+from spear_np.factorize import Factors, expand, factorize
+from spear_np.reconstruct import reconstruct
+from tests.backends import Backend
+from tests.cases import Case, case_of, pick_digits, random_case
+from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions
+from tests.networks import Floats, LayerData
+from tests.promises import TOLERANCE
+from tests.test_factorize import factors_of_size, noisy, rounded
+
+B, WIDTH = 5, 100
+
+
+def judged(factors: Factors, q: Floats) -> tuple[Verdict, Floats]:
+    """Return the verdict on a complete choice of directions, and the inputs (b, n) it leads to."""
+    choice = disaggregate(factors, factors.device.float64(q))
+    batch = reconstruct(factors, choice)
+    weight_grad = to_host(factors.gradients.weight_grad).astype(np.float64)
+    return certify(factors, choice, batch), to_host(batch.recovery) @ weight_grad
+
+
+def verdict_on_truth(data: LayerData, backend: Backend = Backend.NUMPY, **changes: Any) -> Verdict:
+    """Return the verdict on the true directions of `data`, with some of what is shared changed."""
+    factors = factors_of(data, backend, **changes)
+    return judged(factors, true_directions(factors, data.inputs))[0]
+
+
+def failed(verdict: Verdict) -> set[str]:
+    return {check.name for check in verdict.certificate.checks if check.passed is False}
+
+
+class TestTheTruthPasses:
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("b", [1, 2, 5, 12])
+    def test_it_is_certified_as_exact(self, backend: Backend, b: int, dtype: Any) -> None:
+        data = digit_layer(b, width=WIDTH, seed=160, dtype=dtype)
+        factors = factors_of(data, backend)
+        verdict, inputs = judged(factors, true_directions(factors, data.inputs))
+        assert verdict.status is Status.EXACT, str(verdict.certificate)
+        assert verdict.certificate.holds
+        assert verdict.complete
+        assert verdict.checked_signs
+        errors = np.max(np.abs(inputs - data.inputs), axis=1)
+        assert np.all(errors <= verdict.certificate.error_bound)
+        assert np.all(np.asarray(verdict.certificate.error_bound) < 1e-5)
+        assert verdict.certificate.sign_agreement == (1.0,) * b
+        live = backend.host(factors.live)
+        zeros = np.sum(data.output_grad[live] == 0, axis=0)
+        assert verdict.certificate.zero_count == tuple(zeros)
+
+    @pytest.mark.parametrize("active", [0.2, 0.8])
+    def test_few_or_many_active_units_do_not_matter(self, active: float) -> None:
+        rng = np.random.default_rng(161)
+        data = layer_data_of(pick_digits(4, rng), rng, width=WIDTH, active=active)
+        assert verdict_on_truth(data).status is Status.EXACT
+
+    @pytest.mark.parametrize("level", [1e-6, 1e-5, 1e-4, 1e-3])
+    def test_noise_widens_the_bounds_and_they_hold(self, level: float) -> None:
+        data = digit_layer(B, width=WIDTH, seed=162, dtype=np.float64)
+        shared = noisy(data, level)
+        factors = factors_of(shared, Backend.NUMPY)
+        verdict, inputs = judged(factors, true_directions(factors, data.inputs))
+        errors = np.max(np.abs(inputs - data.inputs), axis=1)
+        bounds = np.asarray(verdict.certificate.error_bound)
+        assert np.all(errors <= bounds)
+        assert np.all((level < bounds) & (bounds < 1000 * level))
+        assert (verdict.status is Status.EXACT) == bool(np.max(bounds) <= TOLERANCE * np.ptp(inputs))
+
+
+class TestWhatIsMissing:
+    def test_without_weight_it_is_approximate(self, backend: Backend) -> None:
+        verdict = verdict_on_truth(digit_layer(B, width=WIDTH, seed=163), backend, weight=None, bias=None)
+        assert verdict.status is Status.APPROXIMATE
+        assert verdict.reason == "all inputs found, but without weight exactness cannot be certified"
+        assert verdict.certificate["sign_agreement"].passed is None
+        assert all(math.isnan(share) for share in verdict.certificate.sign_agreement)
+        assert not verdict.checked_signs
+        assert any("signs could not be checked" in caveat for caveat in verdict.certificate.caveats)
+
+    def test_without_bias_grad_it_is_approximate(self, backend: Backend) -> None:
+        verdict = verdict_on_truth(digit_layer(B, width=WIDTH, seed=164), backend, bias_grad=None)
+        assert verdict.status is Status.APPROXIMATE
+        assert "without bias_grad" in verdict.reason
+        assert verdict.certificate["bias_residual"].passed is None
+        assert verdict.certificate["error_bound"].passed is None
+        assert any("up to its scale only" in caveat for caveat in verdict.certificate.caveats)
+
+    def test_without_either_both_are_named(self) -> None:
+        data = digit_layer(B, width=WIDTH, seed=165)
+        verdict = verdict_on_truth(data, bias_grad=None, weight=None, bias=None)
+        assert verdict.status is Status.APPROXIMATE
+        assert "without weight and bias_grad" in verdict.reason
+
+    def test_a_missing_bias_is_said_to_count_as_zero(self) -> None:
+        data = digit_layer(B, width=WIDTH, seed=166)
+        verdict = verdict_on_truth(data, bias=None)
+        assert any("bias is missing and was taken for zero" in c for c in verdict.certificate.caveats)
+
+    def test_merged_inputs_are_a_caveat_of_every_certificate(self) -> None:
+        verdict = verdict_on_truth(digit_layer(B, width=WIDTH, seed=167))
+        assert any("identical inputs count once" in caveat for caveat in verdict.certificate.caveats)
+
+
+class TestWhatDoesNotFit:
+    """Each change breaks the check that is there to catch it."""
+
+    @pytest.mark.parametrize(
+        ("name", "change", "checks"),
+        [
+            ("bias", "permute", {"contradictions"}),
+            ("weight", "permute", {"contradictions", "sign_agreement"}),
+            ("bias_grad", "permute", {"bias_residual", "contradictions"}),
+            ("bias_grad", "double", {"contradictions"}),
+            ("weight_grad", "one row", {"weight_residual"}),
+        ],
+    )
+    @pytest.mark.parametrize("seed", [168, 169])
+    def test_it_is_caught(self, name: str, change: str, checks: set[str], seed: int) -> None:
+        data = digit_layer(B, width=150, seed=seed)
+        rng = np.random.default_rng(seed)
+        factors = factors_of(data, Backend.NUMPY)
+        truth = true_directions(factors, data.inputs)
+        value = getattr(data, name)
+        changed = {
+            "permute": lambda: rng.permutation(value),
+            "double": lambda: 2 * value,
+            "one row": lambda: np.where(np.arange(len(value))[:, None] == factors.live[7], 2 * value, value),
+        }[change]()
+        if name == "weight_grad":
+            # The factors are those of the true matrix; the pass over the data meets another row.
+            layer = replace(factors.gradients, weight_grad=changed)
+            verdict, _ = judged(replace(factors, gradients=layer), truth)
+        else:
+            verdict, _ = judged(factors_of(data, Backend.NUMPY, **{name: changed}), truth)
+        assert verdict.status is not Status.EXACT
+        assert checks <= failed(verdict), str(verdict.certificate)
+
+    @pytest.mark.parametrize("forced", [B - 1, B + 1])
+    def test_a_wrong_batch_size_is_no_exact_batch(self, forced: int) -> None:
+        data = digit_layer(B, width=WIDTH, seed=170)
+        factors = factors_of_size(data, Backend.NUMPY, forced)
+        truth = true_directions(factors_of(data, Backend.NUMPY), data.inputs)
+        rng = np.random.default_rng(170)
+        for _ in range(10):
+            q = rng.standard_normal((forced, forced))
+            q[: min(B, forced), : min(B, forced)] += 0 * truth[: min(B, forced), : min(B, forced)]
+            verdict, _ = judged(factors, q)
+            assert verdict.status is not Status.EXACT
+            assert any(f"the batch size {forced} was given" in c for c in verdict.certificate.caveats)
+
+    def test_a_faint_input_that_is_left_out_is_not_forgotten(self) -> None:
+        # Well below the others, but far above the noise: a batch size that leaves it out contradicts the data.
+        data = digit_layer(B, width=WIDTH, seed=171, dtype=np.float64)
+        output_grad = data.output_grad * np.asarray([1.0] * (B - 1) + [1e-7])
+        data = replace(
+            data,
+            output_grad=output_grad,
+            weight_grad=output_grad @ data.inputs,
+            bias_grad=output_grad.sum(axis=1),
+        )
+        assert factors_of(data, Backend.NUMPY).batch_size == B
+        factors = factors_of_size(data, Backend.NUMPY, B - 1)
+        verdict, _ = judged(factors, true_directions(factors, data.inputs[:-1]))
+        assert verdict.status is not Status.EXACT
+
+    @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+    def test_half_precision_is_never_exact_to_a_grey_level(self, precision: str) -> None:
+        data = rounded(digit_layer(B, width=WIDTH, seed=172, dtype=np.float64), precision)
+        factors = factors_of(data, Backend.NUMPY, precision=precision)
+        verdict, inputs = judged(factors, true_directions(factors, data.inputs))
+        assert verdict.status is not Status.EXACT
+        assert "error_bound" in failed(verdict)
+        errors = np.max(np.abs(inputs - data.inputs), axis=1)
+        assert np.all(errors <= verdict.certificate.error_bound)
+
+
+def wrong_choices(factors: Factors, truth: Floats, rng: np.random.Generator, count: int) -> list[Floats]:
+    """Return complete choices of directions of which one or two are mixtures that annul rows of their own."""
+    products = to_host(factors.U) @ truth.T
+    large = np.abs(products) / np.max(np.abs(products), axis=0)
+    choices = []
+    for _ in range(count):
+        q = truth.copy()
+        for _ in range(int(rng.integers(1, 3))):
+            mixed, other = rng.choice(len(q), 2, replace=False)
+            row = rng.integers(len(products))
+            if min(large[row, mixed], large[row, other]) > 1e-3:
+                q[mixed] = q[mixed] - products[row, mixed] / products[row, other] * truth[other]
+        if not np.array_equal(q, truth) and np.linalg.cond(q / to_host(factors.S)) < 1e9:
+            choices.append(q)
+    return choices
+
+
+def attackable(case: Case | None) -> tuple[Factors, Floats] | None:
+    """Return factors and true directions of a case whose directions can be told from the truth."""
+    if case is None:
+        return None
+    layer = {k: v for k, v in case.arguments.items() if k != "batch_size"}
+    factors = factorize(spear_np.LayerGradients(**layer), Backend.NUMPY.device)
+    inputs = case.truth.inputs
+    if not isinstance(factors, Factors) or factors.batch_size != len(inputs) or len(inputs) < 2:
+        return None
+    V = layer["weight_grad"].astype(np.float64).T @ to_host(factors.to_basis)
+    if np.linalg.cond(inputs @ V) > 1e6:
+        return None
+    return factors, true_directions(factors, inputs)
+
+
+def attack(seeds: range, choices: int) -> tuple[int, list[str]]:
+    """Put wrong choices before the certificate; returns how many and what it wrongly vouched for."""
+    tried, fooled = 0, []
+    for seed in seeds:
+        case = random_case(seed, tamper=False)
+        target = attackable(case)
+        if case is None or target is None:
+            continue
+        factors, directions = target
+        truth = case.truth
+        for q in wrong_choices(factors, directions, np.random.default_rng(seed), choices):
+            verdict, inputs = judged(factors, q)
+            tried += 1
+            met = [truth.distance(row)[0] for row in inputs]
+            if verdict.status is Status.EXACT and max(met) > TOLERANCE * truth.range:
+                fooled.append(f"{case.name}: exact, off by {max(met) / truth.range:.1e} of the range")
+            for error, bound, sound in zip(met, verdict.certificate.error_bound, verdict.sound, strict=True):
+                if sound and error > bound:
+                    fooled.append(f"{case.name}: {verdict.status}, error {error:.1e}, bound {bound:.1e}")
+    return tried, fooled
+
+
+class TestAttacks:
+    """The certificate is shown plausible wrong choices: mixtures that annul some rows by construction."""
+
+    def test_a_mixture_is_never_vouched_for(self) -> None:
+        tried, fooled = attack(range(60), 12)
+        assert tried > 150
+        assert not fooled
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("block", range(10))
+    def test_many_mixtures_are_never_vouched_for(self, block: int) -> None:
+        tried, fooled = attack(range(1000 + 150 * block, 1150 + 150 * block), 40)
+        assert tried > 1000
+        assert not fooled
+
+    @pytest.mark.parametrize("seed", range(173, 179))
+    def test_nested_inputs_are_not_unique(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        active = rng.random((80, 4)) < 0.5
+        active[:, 1] = active[:, 0] & (rng.random(80) < 0.7)
+        data = layer_with_patterns(active, rng)
+        factors = factors_of(data, Backend.NUMPY)
+        truth = true_directions(factors, data.inputs)
+        verdict, _ = judged(factors, truth)
+        # Where input 0 is off, input 1 is off too: any share of it may hide in the direction of input 0.
+        assert verdict.status is not Status.EXACT
+        assert {"unique_directions", "redundancy"} <= failed(verdict)
+        assert not verdict.sound[0]
+
+    def test_an_input_that_turns_every_unit_on_is_not_unique(self) -> None:
+        rng = np.random.default_rng(179)
+        active = rng.random((60, 3)) < 0.5
+        active[:, 0] = True
+        data = layer_with_patterns(active, rng)
+        factors = factors_of(data, Backend.NUMPY)
+        verdict, _ = judged(factors, true_directions(factors, data.inputs))
+        assert verdict.status is not Status.EXACT
+        assert not verdict.sound[0]
+        assert verdict.certificate.redundancy[0] == 0
+
+    def test_exactly_enough_zero_rows_are_not_enough(self) -> None:
+        # b - 1 zero rows determine a direction, but any direction can be given b - 1 zero rows.
+        rng = np.random.default_rng(180)
+        active = rng.random((40, 4)) < 0.5
+        active[:, 0] = True
+        active[:3, 0] = False
+        active[:3, 1:] = True
+        data = layer_with_patterns(active, rng)
+        factors = factors_of(data, Backend.NUMPY)
+        verdict, _ = judged(factors, true_directions(factors, data.inputs))
+        assert verdict.certificate.zero_count[0] == 3
+        assert verdict.certificate.redundancy[0] == 0
+        assert verdict.status is not Status.EXACT
+
+    def test_a_sum_of_inputs_in_one_region_is_not_taken_for_one_of_several(self) -> None:
+        rng = np.random.default_rng(181)
+        data = layer_data_of(pick_digits(3, rng), rng, width=30, outputs=1, loss="squares")
+        target = attackable(case_of("one output", data))
+        assert target is not None
+        factors, truth = target
+        choices = wrong_choices(factors, truth, rng, 200)
+        assert len(choices) > 50
+        assert all(judged(factors, q)[0].status is not Status.EXACT for q in choices)
+
+
+class TestUniqueness:
+    def test_redundancy_counts_rows_that_may_be_lost(self, backend: Backend) -> None:
+        data = digit_layer(B, width=WIDTH, seed=182)
+        factors = factors_of(data, backend)
+        q = backend.array(true_directions(factors, data.inputs))
+        off = expand(factors, factors.zeros(q))
+        found = uniqueness(factors, q, q, off)
+        assert found.unique.all()
+        U, zeros = backend.host(factors.U), backend.host(factors.zeros(q))
+        rng = np.random.default_rng(182)
+        for index in range(B):
+            rows = np.flatnonzero(zeros[index])
+            assert 1 <= found.redundancy[index] <= len(rows) - (B - 1)
+            for _ in range(50):
+                left = rng.choice(rows, len(rows) - int(found.redundancy[index]), replace=False)
+                assert np.linalg.svd(U[left], compute_uv=False)[B - 2] > 1e-4
+
+    def test_removing_zero_rows_ends_uniqueness(self, backend: Backend) -> None:
+        data = digit_layer(B, width=WIDTH, seed=183)
+        factors = factors_of(data, backend)
+        q = true_directions(factors, data.inputs)
+        zeros = backend.host(factors.zeros(backend.array(q)))
+        for kept, unique in ((B - 2, False), (B - 1, True), (B + 3, True)):
+            mask = np.zeros_like(zeros)
+            for row, silent in zip(mask, zeros, strict=True):
+                row[np.flatnonzero(silent)[:kept]] = True
+            spread = np.zeros((WIDTH, B), dtype=bool)
+            spread[backend.host(factors.live)] = mask.T
+            found = uniqueness(factors, backend.array(q), backend.array(q), backend.array(spread))
+            if not unique:
+                assert not found.unique.any()
+            if kept == B - 1:
+                assert not found.redundancy.any()
+
+    def test_without_any_zero_row_nothing_is_unique(self, backend: Backend) -> None:
+        data = digit_layer(B, width=WIDTH, seed=184)
+        factors = factors_of(data, backend)
+        q = backend.array(true_directions(factors, data.inputs))
+        nothing = backend.array(np.zeros((WIDTH, B), dtype=bool))
+        found = uniqueness(factors, q, q, nothing)
+        assert not found.unique.any()
+        assert not found.redundancy.any()
+
+
+class TestTheCertificateAsData:
+    CHECKS = (
+        Check("sign_agreement", 1.0, ">=", 0.99, "λ"),
+        Check("contradictions", 2.0, "<=", 0.0, "units that contradict"),
+        Check("bias_residual", None, "<=", 100.0, "what is left"),
+    )
+
+    @pytest.mark.parametrize(
+        ("value", "relation", "threshold", "passed"),
+        [
+            (1.0, "<=", 1.0, True),
+            (1.1, "<=", 1.0, False),
+            (1.0, ">=", 1.0, True),
+            (0.9, ">=", 1.0, False),
+            (math.inf, ">=", 3.0, True),
+            (math.inf, "<=", 3.0, False),
+            (math.nan, "<=", 3.0, False),
+            (math.nan, ">=", 3.0, False),
+            (None, "<=", 3.0, None),
+        ],
+    )
+    def test_a_check_holds_its_figure_against_its_threshold(
+        self, value: float | None, relation: Any, threshold: float, passed: bool | None
+    ) -> None:
+        assert Check("x", value, relation, threshold, "").passed is passed
+
+    def test_it_holds_only_if_every_check_was_made_and_passed(self) -> None:
+        good, bad, missing = self.CHECKS
+        assert Certificate((good, good)).holds
+        assert not Certificate((good, bad)).holds
+        assert not Certificate((good, missing)).holds
+        assert not Certificate().holds
+
+    def test_checks_are_found_by_name(self) -> None:
+        assert Certificate(self.CHECKS)["contradictions"] is self.CHECKS[1]
+        with pytest.raises(KeyError, match="nothing"):
+            Certificate(self.CHECKS)["nothing"]
+
+    def test_it_prints_as_a_table(self) -> None:
+        lines = str(Certificate(self.CHECKS, caveats=("one thing",))).splitlines()
+        assert [line[:2] for line in lines] == ["ok", "NO", "--", " *"]
+        assert (
+            len({line.index(relation) for line, relation in zip(lines, (">=", "<=", "<="), strict=False)})
+            == 1
+        )
+        assert "missing" in lines[2]
+        assert lines[3].endswith("one thing")
+
+    def test_it_becomes_plain_data(self) -> None:
+        certificate = Certificate(self.CHECKS, (3,), (2,), (1.0,), (1e-6,), ("one thing",))
+        data = json.loads(json.dumps(certificate.as_dict()))
+        assert [check["passed"] for check in data["checks"]] == [True, False, None]
+        assert data["checks"][0]["threshold"] == 0.99
+        assert (data["zero_count"], data["redundancy"], data["caveats"]) == ([3], [2], ["one thing"])
+
+    def test_some_rows_can_be_taken(self) -> None:
+        certificate = Certificate(self.CHECKS, (3, 4, 5), (1, 2, 3), (1.0, 0.5, 0.2), (0.1, 0.2, 0.3))
+        few = certificate.only([2, 0])
+        assert (few.zero_count, few.redundancy) == ((5, 3), (3, 1))
+        assert (few.sign_agreement, few.error_bound) == ((0.2, 1.0), (0.3, 0.1))
+        assert few.checks == certificate.checks
+
+    def test_the_thresholds_are_what_the_documents_say(self) -> None:
+        verdict = verdict_on_truth(digit_layer(B, width=WIDTH, seed=185))
+        assert EXACT_TOLERANCE == TOLERANCE
+        assert EXACT_TOLERANCE < ROW_TOLERANCE
+        thresholds = {check.name: check.threshold for check in verdict.certificate.checks}
+        assert thresholds["error_bound"] == EXACT_TOLERANCE
+        assert thresholds["contradictions"] == 0

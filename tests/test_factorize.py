@@ -1,0 +1,336 @@
+"""Rank, noise floor and coordinates: whatever the precision, the scale of the rows and the way of reading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spear_np import InputError, gradients
+from spear_np.backend import to_host
+from spear_np.factorize import Factors, Spectrum, expand, factorize, rounding_rank, spectrum_of
+from tests.backends import Backend, assert_array, assert_lives_on
+from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
+from tests.networks import Floats, LayerData
+from tests.precision import round_to_bfloat16
+from tests.test_gradients import OnDisk
+
+M = 80
+
+
+def changed(data: LayerData, **changes: Any) -> LayerData:
+    return LayerData(**(vars(data) | changes))
+
+
+def rounded(data: LayerData, precision: str) -> LayerData:
+    """Return the layer with both gradients rounded to `precision`, scaled so that nothing underflows."""
+    fields = {}
+    for name in ("weight_grad", "bias_grad"):
+        values = getattr(data, name).astype(np.float64) / np.max(np.abs(data.weight_grad))
+        fields[name] = round_to_bfloat16(values) if precision == "bfloat16" else values.astype(precision)
+    return changed(data, **fields)
+
+
+class TestRank:
+    @pytest.mark.parametrize("b", [1, 2, 5, 20])
+    @pytest.mark.parametrize("precision", ["float64", "float32", "float16", "bfloat16"])
+    def test_it_is_the_batch_size_at_every_precision(self, backend: Backend, b: int, precision: str) -> None:
+        data = rounded(digit_layer(b, width=M, seed=b, dtype=np.float64), precision)
+        factors = factors_of(data, backend, precision=precision)
+        assert factors.batch_size == factors.spectrum.rank == b
+        assert factors.spectrum.rounding
+        assert factors.spectrum.gap > 3
+
+    def test_equal_inputs_count_once(self) -> None:
+        data = digit_layer(5, width=M, seed=1)
+        twice = changed(
+            data,
+            weight_grad=data.weight_grad + np.outer(data.output_grad[:, 1], data.inputs[1]),
+            bias_grad=data.bias_grad + data.output_grad[:, 1],
+        )
+        assert factors_of(twice, Backend.NUMPY).batch_size == 5
+
+    @pytest.mark.parametrize("dead", [[0], [3, 4, 40], [*range(60)]])
+    def test_dead_units_do_not_change_it(self, backend: Backend, dead: list[int]) -> None:
+        data = digit_layer(4, width=M, seed=2)
+        weight_grad = data.weight_grad.copy()
+        weight_grad[dead] = 0
+        factors = factors_of(changed(data, weight_grad=weight_grad), backend)
+        assert factors.batch_size == 4
+        alive = np.flatnonzero(np.any(weight_grad != 0, axis=1))
+        assert set(to_host(factors.live)) <= set(alive)
+
+    def test_columns_without_gradient_do_not_change_it(self, backend: Backend) -> None:
+        data = digit_layer(4, width=M, seed=3)
+        padded = np.zeros((M, 500), dtype=np.float32)
+        padded[:, 200:264] = data.weight_grad
+        factors = factors_of(changed(data, weight_grad=padded, weight=padded), backend)
+        assert factors.batch_size == 4
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_rows_of_very_different_size_do_not_hide_it(self, backend: Backend, dtype: Any) -> None:
+        data = digit_layer(6, width=M, seed=4, dtype=dtype)
+        size = np.logspace(0, -12, M)[np.random.default_rng(4).permutation(M), None].astype(dtype)
+        factors = factors_of(changed(data, weight_grad=data.weight_grad * size), backend)
+        assert factors.batch_size == 6
+        # Scaling a row changes neither its direction nor how well it is known, so no row is lost.
+        assert factors.live.shape[0] == factors_of(data, backend).live.shape[0]
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+    def test_the_scale_of_the_loss_does_not_matter(self, scale: float) -> None:
+        data = digit_layer(5, width=M, seed=5, dtype=np.float64)
+        factors = factors_of(
+            changed(data, weight_grad=data.weight_grad * scale, bias_grad=data.bias_grad * scale),
+            Backend.NUMPY,
+        )
+        plain = factors_of(data, Backend.NUMPY)
+        assert factors.batch_size == 5
+        assert factors.relative_noise == pytest.approx(plain.relative_noise, rel=0.2)
+
+    @pytest.mark.parametrize("level", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_added_noise_does_not_change_it(self, backend: Backend, level: float, dtype: Any) -> None:
+        factors = factors_of(noisy(digit_layer(5, width=M, seed=6, dtype=dtype), level), backend)
+        assert factors.batch_size == 5
+        # The noise is given relative to the root mean square of all entries, like `relative_noise` by rows.
+        assert 0.5 * level < factors.relative_noise < 10 * level
+
+    def test_a_full_rank_is_no_rank(self, backend: Backend) -> None:
+        values = np.random.default_rng(7).standard_normal((20, 30)).astype(np.float32)
+        found = factorize(backend.gradients(changed(digit_layer(1, width=20, seed=7), weight_grad=values),
+                                            weight=None, bias=None), backend.device)  # fmt: skip
+        assert isinstance(found, Spectrum)
+        assert found.rank is None
+
+    @pytest.mark.parametrize(("m", "n", "b"), [(10, 64, 10), (10, 64, 14), (70, 40, 40), (70, 40, 80)])
+    def test_a_batch_as_large_as_the_layer_has_no_rank(self, m: int, n: int, b: int) -> None:
+        rng = np.random.default_rng(8)
+        data = layer_data_of(rng.standard_normal((b, n)), rng, width=m)
+        found = factorize(Backend.NUMPY.gradients(data), Backend.NUMPY.device)
+        assert isinstance(found, Spectrum)
+        assert found.rank is None
+
+    def test_no_gradient_at_all_has_rank_zero(self, backend: Backend) -> None:
+        data = changed(digit_layer(2, width=M, seed=9), weight_grad=np.zeros((M, 64), np.float32))
+        found = factorize(backend.gradients(data), backend.device)
+        assert isinstance(found, Spectrum)
+        assert found.rank == 0
+
+    def test_a_batch_size_can_be_forced(self, backend: Backend) -> None:
+        data = digit_layer(5, width=M, seed=10)
+        for forced in (4, 6):
+            factors = factors_of_size(data, backend, forced)
+            assert (factors.batch_size, factors.spectrum.rank) == (forced, 5)
+            assert tuple(factors.to_basis.shape) == (M, forced)
+
+    @pytest.mark.parametrize("forced", [0, -1, 65])
+    def test_an_impossible_batch_size_is_refused(self, forced: int) -> None:
+        data = digit_layer(2, width=M, seed=11)
+        with pytest.raises(InputError, match=f"batch size of {forced} is impossible.*80 x 64.*at most 64"):
+            factorize(Backend.NUMPY.gradients(data), Backend.NUMPY.device, forced)
+
+    def test_rounding_alone_is_no_signal(self) -> None:
+        m, n = 60, 200
+        noise = np.linalg.svd(np.random.default_rng(1).standard_normal((m, n)), compute_uv=False)
+        assert rounding_rank(noise, m, n, n) == 0
+        assert rounding_rank(np.concatenate([[1e6, 1e5], noise[2:]]), m, n, n) == 2
+        # Nothing is left over to see the noise in: no rank can be told.
+        assert rounding_rank(np.full(m, 1e6), m, n, n) is None
+        assert rounding_rank(np.full(m, 1e6), m, n, 10) is None
+
+
+def noisy(data: LayerData, level: float) -> LayerData:
+    """Return the layer with Gaussian noise in both gradients, relative to their root mean square."""
+    rng = np.random.default_rng(17)
+    fields = {}
+    for name in ("weight_grad", "bias_grad"):
+        values = getattr(data, name)
+        noise = level * np.sqrt(np.mean(values**2)) * rng.standard_normal(values.shape)
+        fields[name] = (values + noise).astype(values.dtype)
+    return changed(data, **fields)
+
+
+def factors_of_size(data: LayerData, backend: Backend, batch_size: int) -> Factors:
+    factors = factorize(backend.gradients(data), backend.device, batch_size)
+    assert isinstance(factors, Factors)
+    return factors
+
+
+class TestNoise:
+    @pytest.mark.parametrize(
+        ("precision", "unit"),
+        [("float64", 2.0**-53), ("float32", 2.0**-24), ("float16", 2.0**-11), ("bfloat16", 2.0**-8)],
+    )
+    def test_it_follows_the_precision(self, backend: Backend, precision: str, unit: float) -> None:
+        data = rounded(digit_layer(6, width=M, seed=20, dtype=np.float64), precision)
+        factors = factors_of(data, backend, precision=precision)
+        # Our own float64 products are less precise than one float64 number.
+        most = 100 if precision == "float64" else 30
+        assert 0.1 * unit < factors.relative_noise < most * unit
+
+    @pytest.mark.parametrize("precision", ["float64", "float32", "float16", "bfloat16"])
+    @pytest.mark.parametrize("seed", range(21, 25))
+    def test_zeros_are_told_from_the_rest(self, precision: str, seed: int) -> None:
+        data = rounded(digit_layer(6, width=M, seed=seed, dtype=np.float64), precision)
+        factors = factors_of(data, Backend.NUMPY, precision=precision)
+        directions = true_directions(factors, data.inputs)
+        silent = (data.output_grad == 0)[to_host(factors.live)].T
+        zeros = factors.zeros(directions)
+        # No zero may be taken for a gradient; a few gradients that drown in the noise are no mistake.
+        assert np.all(zeros[silent])
+        assert np.mean(zeros[~silent]) < (0.1 if precision == "bfloat16" else 0.02)
+
+    def test_every_row_has_its_own(self, backend: Backend) -> None:
+        data = digit_layer(6, width=M, seed=25)
+        size = np.logspace(0, -12, M)[:, None].astype(np.float32)
+        plain = to_host(factors_of(data, backend).noise)
+        scaled = to_host(factors_of(changed(data, weight_grad=data.weight_grad * size), backend).noise)
+        live = np.any(data.weight_grad != 0, axis=1)
+        ratio = (scaled / plain / size[:, 0])[live]
+        assert np.all((0.3 < ratio) & (ratio < 3))
+
+    def test_it_does_not_shrink_with_columns_that_hold_nothing(self) -> None:
+        data = digit_layer(6, width=M, seed=26)
+        padded = np.zeros((M, 6400), dtype=np.float32)
+        padded[:, :64] = data.weight_grad
+        wide = changed(data, weight_grad=padded, weight=None)
+        zeros = zero_figures(wide, np.pad(data.inputs, ((0, 0), (0, 6400 - 64))))
+        assert np.max(zeros) < 6
+
+    @pytest.mark.parametrize("copies", [4, 16, 64])
+    def test_equal_columns_are_rounded_alike_and_do_not_average_out(self, copies: int) -> None:
+        data = digit_layer(6, width=M, seed=27)
+        wide = changed(data, weight_grad=np.repeat(data.weight_grad, copies, axis=1), weight=None)
+        assert np.max(zero_figures(wide, np.repeat(data.inputs, copies, axis=1))) < 6
+
+
+def zero_figures(data: LayerData, inputs: Floats) -> Floats:
+    """Sizes, in noise units, of the entries of ∂L/∂Z that are truly zero."""
+    factors = factors_of(data, Backend.NUMPY, weight=None, bias=None)
+    silent = (data.output_grad == 0)[to_host(factors.live)].T
+    units: Floats = factors.noise_units(true_directions(factors, inputs))[silent]
+    return units
+
+
+class TestFactors:
+    def test_they_are_what_they_say(self, backend: Backend) -> None:
+        data = digit_layer(5, width=M, seed=30)
+        factors = factors_of(data, backend)
+        weight_grad, weight = data.weight_grad.astype(np.float64), data.weight.astype(np.float64)
+        live, S = backend.host(factors.live), backend.host(factors.S)
+        U, noise = backend.host(factors.U), backend.host(factors.noise)
+        to_basis, coordinates = backend.host(factors.to_basis), backend.host(factors.coordinates)
+        V = weight_grad.T @ to_basis
+        np.testing.assert_allclose(U.T @ U, np.eye(5), atol=1e-12)
+        np.testing.assert_allclose(V.T @ V, np.eye(5), atol=1e-9)
+        np.testing.assert_allclose(coordinates @ V.T, weight_grad, atol=1e-6 * np.max(np.abs(weight_grad)))
+        np.testing.assert_allclose(coordinates[live] / noise[live, None], U * S, rtol=1e-9, atol=1e-6 * S[0])
+        assert_array(factors.row_norm, np.linalg.norm(weight_grad, axis=1), backend, rtol=1e-9)
+        assert factors.layer is not None
+        assert_array(factors.layer, weight @ V, backend, atol=1e-9)
+        assert factors.weight_norm is not None
+        assert_array(factors.weight_norm, np.linalg.norm(weight, axis=1), backend, rtol=1e-12)
+        assert_array(factors.bias, data.bias.astype(np.float64), backend)
+        assert factors.bias_grad is not None
+        assert_array(factors.bias_grad, data.bias_grad.astype(np.float64), backend)
+
+    def test_true_directions_give_the_true_columns(self, backend: Backend) -> None:
+        data = digit_layer(5, width=M, seed=31)
+        factors = factors_of(data, backend)
+        q = backend.array(true_directions(factors, data.inputs))
+        assert_array(factors.columns(q), data.output_grad.astype(np.float64), backend, atol=1e-6)
+        zeros = backend.host(factors.zeros(q))
+        np.testing.assert_array_equal(zeros, (data.output_grad == 0)[backend.host(factors.live)].T)
+        spread = expand(factors, factors.zeros(q))
+        assert_lives_on(spread, backend)
+        silent = data.output_grad == 0
+        silent[~np.isin(np.arange(M), backend.host(factors.live))] = False
+        np.testing.assert_array_equal(backend.host(spread), silent)
+
+    def test_without_weight_there_are_no_signs(self, backend: Backend) -> None:
+        data = digit_layer(3, width=M, seed=32)
+        factors = factors_of(data, backend, weight=None, bias=None)
+        assert factors.layer is None
+        assert factors.weight_norm is None
+        assert not factors.signs_known
+        assert_array(factors.bias, np.zeros(M), backend)
+
+    def test_without_bias_grad_signs_are_known_only_if_there_is_no_bias(self) -> None:
+        data = digit_layer(3, width=M, seed=33)
+        assert factors_of(data, Backend.NUMPY).signs_known
+        assert not factors_of(data, Backend.NUMPY, bias_grad=None).signs_known
+        assert factors_of(data, Backend.NUMPY, bias_grad=None, bias=None).signs_known
+
+    def test_the_noise_of_an_angle_falls_with_the_precision(self) -> None:
+        angles = []
+        for precision in ("bfloat16", "float16", "float32"):
+            data = rounded(digit_layer(6, width=M, seed=34, dtype=np.float64), precision)
+            factors = factors_of(data, Backend.NUMPY, precision=precision)
+            angles.append(np.max(factors.angle_noise(true_directions(factors, data.inputs))))
+        assert angles[0] > angles[1] > angles[2] >= 1e-6
+
+
+class TestReading:
+    @pytest.mark.parametrize("columns", [1, 7, 40])
+    def test_blocks_give_what_the_whole_gives(
+        self, backend: Backend, columns: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = digit_layer(5, width=30, seed=40)
+        whole = factors_of(data, backend)
+        monkeypatch.setattr(gradients, "BLOCK_BYTES", columns * 8 * 30)
+        parts = factors_of(data, backend)
+        assert parts.batch_size == whole.batch_size
+        np.testing.assert_array_equal(backend.host(parts.live), backend.host(whole.live))
+        np.testing.assert_allclose(
+            parts.spectrum.singular_values[:5], whole.spectrum.singular_values[:5], rtol=1e-6
+        )
+        np.testing.assert_allclose(backend.host(parts.noise), backend.host(whole.noise), rtol=1e-3)
+        directions = true_directions(parts, data.inputs)
+        np.testing.assert_allclose(
+            backend.host(parts.columns(backend.array(directions))), data.output_grad, atol=1e-6
+        )
+        assert parts.layer is not None
+        assert whole.layer is not None
+        # The bases may differ by a rotation; what W sees of the inputs may not.
+        X = data.inputs.astype(np.float64)
+        for factors in (parts, whole):
+            V = data.weight_grad.astype(np.float64).T @ backend.host(factors.to_basis)
+            z = backend.host(factors.layer) @ (X @ V).T
+            np.testing.assert_allclose(z, data.weight.astype(np.float64) @ X.T, atol=1e-6)
+
+    def test_the_whole_matrix_is_never_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = digit_layer(5, width=30, seed=41)
+        monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 30 * 9)
+        weight_grad, weight = OnDisk(data.weight_grad), OnDisk(data.weight)
+        factors = factors_of(data, Backend.NUMPY, weight_grad=weight_grad, weight=weight)
+        assert factors.batch_size == 5
+        assert weight_grad.largest == weight.largest == 30 * 9
+
+    def test_small_singular_values_survive(self) -> None:
+        # 1e-11 of the largest: a Gram matrix in float64 would lose it among rounding errors of 1e-8.
+        rng = np.random.default_rng(42)
+        left, right = (
+            np.linalg.qr(rng.standard_normal((40, 3)))[0],
+            np.linalg.qr(rng.standard_normal((90, 3)))[0],
+        )
+        data = digit_layer(1, width=40, seed=42, dtype=np.float64)
+        weight_grad = (left * [1.0, 1e-5, 1e-11]) @ right.T
+        found = spectrum_of(
+            Backend.NUMPY.gradients(changed(data, weight_grad=weight_grad), weight=None, bias=None),
+            Backend.NUMPY.device,
+        )
+        assert found.rank == 3
+
+    @pytest.mark.parametrize("name", ["weight_grad", "weight", "bias_grad", "bias"])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_what_is_no_number_is_found(
+        self, backend: Backend, name: str, value: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 30 * 10)
+        data = digit_layer(2, width=30, seed=43)
+        spoiled = getattr(data, name).copy()
+        spoiled[(7, 25)[: spoiled.ndim]] = value
+        where = " in columns 20 to 29" if spoiled.ndim == 2 else ""
+        with pytest.raises(InputError, match=f"`{name}` holds NaN or infinity{where}$"):
+            factors_of(changed(data, **{name: spoiled}), backend)

@@ -1,0 +1,245 @@
+"""The pool of candidates: distinct, ordered by merit, and never blind to a better direction."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from spear_np.pool import Candidates, Pool, greedy_basis
+from tests.networks import Floats
+from tests.pools import frozen
+
+B, LIVE = 4, 30
+SHARP = 1e-6
+"""Radians: the noise of a direction at float32."""
+
+
+def candidates(
+    q: Floats,
+    zero_count: list[int],
+    *,
+    angle: float = SHARP,
+    agreement: list[float] | None = None,
+) -> Candidates:
+    """Return directions that leave the first so many rows without gradient."""
+    return Candidates(
+        q=np.asarray(q, dtype=np.float64),
+        zero_mask=np.arange(LIVE)[None, :] < np.asarray(zero_count)[:, None],
+        angle=np.full(len(q), angle),
+        agreement=np.ones(len(q)) if agreement is None else np.asarray(agreement),
+        coordinates=np.zeros((len(q), B)),
+    )
+
+
+@st.composite
+def directions(draw: st.DrawFn, *, least: int = 1, most: int = 7) -> Floats:
+    """Vectors of small integers, so that some are parallel and some dependent, none of them zero."""
+    numbers = st.lists(st.integers(-2, 2), min_size=B, max_size=B).filter(any)
+    rows: Floats = np.asarray(draw(st.lists(numbers, min_size=least, max_size=most)), dtype=np.float64)
+    return rows
+
+
+@st.composite
+def pools(draw: st.DrawFn, *, least: int = 0) -> Pool:
+    q = draw(directions(least=max(least, 1)))
+    counts = draw(st.lists(st.integers(B, LIVE), min_size=len(q), max_size=len(q)))
+    pool = Pool.empty(B, LIVE)
+    return pool if not least and draw(st.integers(0, 9)) == 0 else pool.merge(candidates(q, counts))
+
+
+def unit(vectors: Floats) -> Floats:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows: Floats = vectors / lengths
+    return rows
+
+
+def as_lines(vectors: Floats) -> set[tuple[float, ...]]:
+    """Directions without sign or order, fit for comparison."""
+    rows = unit(vectors) if len(vectors) else vectors
+    first = np.argmax(np.abs(rows) > 1e-9, axis=1)
+    signs = np.sign(rows[np.arange(len(rows)), first])
+    return {tuple(np.round(row, 9) + 0.0) for row in rows * signs[:, None]}
+
+
+class TestGreedyBasis:
+    @given(directions(least=0))
+    def test_it_is_the_first_of_all_maximal_independent_sets(self, q: Floats) -> None:
+        rows = unit(q) if len(q) else np.empty((0, B))
+        chosen = greedy_basis(rows, np.full(len(rows), SHARP))
+        assert chosen == sorted(chosen)
+        assert np.linalg.matrix_rank(rows[chosen]) == len(chosen) if chosen else len(rows) == 0
+        for index in range(len(rows)):
+            before = [i for i in chosen if i < index]
+            adds_rank = np.linalg.matrix_rank(rows[[*before, index]]) > len(before)
+            assert (index in chosen) == adds_rank
+
+    @given(directions(), st.data())
+    def test_no_other_basis_has_more_zeros(self, q: Floats, data: st.DataObject) -> None:
+        counts = np.sort(data.draw(st.lists(st.integers(0, LIVE), min_size=len(q), max_size=len(q))))[::-1]
+        rows = unit(q)
+        chosen = greedy_basis(rows, np.full(len(rows), SHARP))
+        most = max(
+            sum(counts[list(other)])
+            for other in combinations(range(len(rows)), len(chosen))
+            if np.linalg.matrix_rank(rows[list(other)]) == len(chosen)
+        )
+        assert sum(counts[chosen]) == most
+
+    @pytest.mark.parametrize("apart", [1e-3, 1e-6, 1e-9])
+    def test_nearly_parallel_vectors_are_independent_if_their_noise_allows(self, apart: float) -> None:
+        rows = unit(np.asarray([[1.0, 0, 0, 0], [1.0, apart, 0, 0], [1.0, 0, apart, 0]]))
+        assert greedy_basis(rows, np.full(3, apart / 10)) == [0, 1, 2]
+        assert greedy_basis(rows, np.full(3, apart * 10)) == [0]
+
+
+class TestMerge:
+    @given(pools())
+    def test_no_direction_is_there_twice(self, pool: Pool) -> None:
+        cosine = np.abs(pool.q @ pool.q.T) - np.eye(len(pool.q))
+        assert np.all(cosine < 1 - 1e-9)
+        np.testing.assert_allclose(np.linalg.norm(pool.q, axis=1), 1)
+
+    @given(pools())
+    def test_the_basis_comes_first_by_merit_and_is_independent(self, pool: Pool) -> None:
+        assert pool.basis == tuple(range(len(pool.basis)))
+        assert list(pool.zero_count[list(pool.basis)]) == sorted(
+            pool.zero_count[list(pool.basis)], reverse=True
+        )
+        assert np.linalg.matrix_rank(pool.q) == len(pool.basis) if len(pool.q) else not pool.basis
+        assert pool.complete == (len(pool.basis) == B)
+        assert pool.independent(list(pool.basis))
+
+    @given(pools())
+    def test_merging_what_is_known_changes_nothing(self, pool: Pool) -> None:
+        again = pool.merge(Candidates(pool.q, pool.zero_mask, pool.angle, pool.agreement, pool.coordinates))
+        assert as_lines(again.q) == as_lines(pool.q)
+        assert as_lines(again.basis_vectors) == as_lines(pool.basis_vectors)
+        mirrored = pool.merge(
+            Candidates(-pool.q, pool.zero_mask, pool.angle, pool.agreement, pool.coordinates)
+        )
+        assert as_lines(mirrored.q) == as_lines(pool.q)
+
+    @given(directions(), st.permutations(range(7)), st.data())
+    def test_the_order_of_arrival_does_not_matter(
+        self, q: Floats, order: list[int], data: st.DataObject
+    ) -> None:
+        counts = np.asarray(
+            data.draw(st.lists(st.integers(B, LIVE), min_size=len(q), max_size=len(q), unique=True))
+        )
+        order = [index for index in order if index < len(q)]
+        at_once = Pool.empty(B, LIVE).merge(candidates(q, list(counts)))
+        one_by_one = Pool.empty(B, LIVE)
+        for index in order:
+            one_by_one = one_by_one.merge(candidates(q[[index]], [counts[index]]))
+        assert as_lines(one_by_one.q) == as_lines(at_once.q)
+        assert as_lines(one_by_one.basis_vectors) == as_lines(at_once.basis_vectors)
+
+    def test_the_copy_with_more_zeros_replaces_the_other(self) -> None:
+        blurred, sharp = np.asarray([[1.0, 4e-7, 0, 0]]), np.asarray([[1.0, 0, 0, 0]])
+        pool = Pool.empty(B, LIVE).merge(candidates(blurred, [10])).merge(candidates(-sharp, [20]))
+        assert list(pool.zero_count) == [20]
+        np.testing.assert_array_equal(np.abs(pool.q), sharp)
+        pool = pool.merge(candidates(blurred, [15]))
+        np.testing.assert_array_equal(np.abs(pool.q), sharp)
+
+    def test_a_pattern_that_no_input_produces_ranks_lower(self) -> None:
+        q = np.asarray([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [1.0, 1.0, 0, 0]])
+        pool = Pool.empty(B, LIVE).merge(candidates(q, [18, 16, 20], agreement=[1.0, 1.0, 0.6]))
+        assert as_lines(pool.basis_vectors) == as_lines(q[:2])
+
+    def test_nothing_is_changed_in_place(self) -> None:
+        pool = frozen(Pool.empty(B, LIVE).merge(candidates(np.eye(B), [12, 11, 10, 9])))
+        found = candidates(np.asarray([[1.0, 1.0, 0, 0]]), [20])
+        for array in (found.q, found.zero_mask, found.angle):
+            array.flags.writeable = False
+        grown = pool.merge(found).blame([0]).after_round(news=False)
+        assert len(grown.q) == 5
+        assert len(pool.q) == 4
+
+    def test_it_forgets_the_least_sparse_of_very_many(self) -> None:
+        rng = np.random.default_rng(71)
+        counts = [int(c) for c in rng.integers(B, LIVE, 400)]
+        pool = Pool.empty(B, LIVE).merge(candidates(rng.standard_normal((400, B)), counts))
+        assert B < len(pool.q) < 200
+        assert min(pool.zero_count) >= sorted(counts, reverse=True)[len(pool.q)]
+
+
+class TestRedundant:
+    @given(pools(least=1), directions(most=1), st.integers(B, LIVE), st.sampled_from([SHARP, 1e-3, 0.1]))
+    def test_what_adds_a_dimension_is_never_dropped(
+        self, pool: Pool, q: Floats, count: int, angle: float
+    ) -> None:
+        blurred = Pool.empty(B, LIVE).merge(
+            Candidates(pool.q, pool.zero_mask, np.full(len(pool.q), angle), pool.agreement, pool.coordinates)
+        )
+        outside = unit(q) - unit(q) @ np.linalg.pinv(blurred.basis_vectors) @ blurred.basis_vectors
+        assume(np.linalg.norm(outside) > 2 * angle)
+        assert not blurred.redundant(q, np.asarray([count])).any()
+
+    @given(
+        pools(least=1),
+        st.lists(st.sampled_from([0, 0, 1, -1, 2, 0.5, 1e-2, 5e-4, 1e-4]), min_size=B, max_size=B).filter(
+            any
+        ),
+        st.integers(B, LIVE),
+    )
+    def test_a_mixture_that_would_change_the_basis_is_never_dropped(
+        self, pool: Pool, mixture: list[float], count: int
+    ) -> None:
+        q = np.asarray([mixture[: len(pool.basis)]]) @ pool.basis_vectors
+        assume(np.linalg.norm(q) > 0.1)
+        changed = pool.merge(candidates(q, [count]))
+        if as_lines(changed.basis_vectors) != as_lines(pool.basis_vectors):
+            assert not pool.redundant(q, np.asarray([count])).any()
+
+    def test_repetitions_and_dense_mixtures_are_dropped(self) -> None:
+        pool = Pool.empty(B, LIVE).merge(candidates(np.eye(B)[:3], [20, 18, 16]))
+        q = np.asarray(
+            [[-2.0, 0, 0, 0], [1.0, 1.0, 0, 0], [1.0, 0, 1.0, 0], [0, 0, 0, 1.0], [1.0, 1.0, 0, 0]]
+        )
+        dropped = pool.redundant(q, np.asarray([20, 18, 17, 5, 19]))
+        np.testing.assert_array_equal(dropped, [True, True, False, False, False])
+
+    def test_an_empty_pool_drops_nothing(self) -> None:
+        assert not Pool.empty(B, LIVE).redundant(np.eye(B), np.full(B, 5)).any()
+
+
+class TestBlame:
+    def test_a_blamed_direction_gives_way_to_the_next_best(self) -> None:
+        q = np.asarray([[1.0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+        pool = Pool.empty(B, LIVE).merge(candidates(q, [20, 19, 18]))
+        assert as_lines(pool.basis_vectors) == as_lines(q[:2])
+        for _ in range(3):
+            (mixture,) = np.flatnonzero(pool.zero_count == 20)
+            pool = pool.blame([int(mixture)])
+        assert as_lines(pool.basis_vectors) == as_lines(q[1:])
+
+    def test_what_is_forgotten_is_gone_and_blame_with_it(self) -> None:
+        pool = Pool.empty(B, LIVE).merge(candidates(np.eye(B), [20, 19, 18, 17])).blame([1])
+        left = pool.without([0])
+        assert as_lines(left.q) == as_lines(pool.q[1:])
+        assert not left.penalty.any()
+
+    def test_rounds_without_news_are_counted(self) -> None:
+        pool = Pool.empty(B, LIVE).after_round(news=False).after_round(news=False)
+        assert pool.stale == 2
+        assert pool.after_round(news=True).stale == 0
+
+
+def test_fresh_positions_are_those_that_were_not_there_before() -> None:
+    pool = Pool.empty(B, LIVE).merge(candidates(np.eye(B)[:2], [20, 18]))
+    before = pool.basis_vectors
+    np.testing.assert_array_equal(pool.fresh_positions(before), [])
+    np.testing.assert_array_equal(pool.fresh_positions(np.empty((0, B))), [0, 1])
+    grown = pool.merge(candidates(np.eye(B)[2:3], [19]))
+    np.testing.assert_array_equal(grown.basis_vectors[grown.fresh_positions(before)], np.eye(B)[2:3])
+
+
+def test_another_basis_can_be_chosen() -> None:
+    pool = Pool.empty(B, LIVE).merge(candidates(np.eye(B), [20, 19, 18, 17]))
+    np.testing.assert_array_equal(pool.with_basis((2, 0)).basis_vectors, pool.q[[2, 0]])
+    assert not pool.independent([0, 0])

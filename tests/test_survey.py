@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import spear_np
+from spear_np import theory
+from tests.backends import Backend
+from tests.layers import digit_layer
+
+
+def test_it_tells_rank_noise_and_cost(backend: Backend) -> None:
+    data = digit_layer(6, width=80, seed=50)
+    found = spear_np.survey(backend.gradients(data))
+    assert (found.shape, found.precision, found.batch_size) == ((80, 64), "float32", 6)
+    assert not found.full_rank
+    assert found.problem is None
+    assert 1e-8 < found.relative_noise < 1e-6
+    assert found.gap > 100
+    assert list(found.singular_values) == sorted(found.singular_values, reverse=True)
+    assert len(found.singular_values) == 64
+    live = int(np.sum(np.any(data.weight_grad != 0, axis=1)))
+    assert found.expected_submatrices == pytest.approx(theory.expected_submatrices(live, 6))
+    assert found.seconds_per_million is not None
+    assert found.expected_submatrices is not None
+    assert found.forecast_seconds == pytest.approx(
+        found.expected_submatrices * found.seconds_per_million / 1e6
+    )
+
+
+def test_a_given_batch_size_is_surveyed() -> None:
+    data = digit_layer(6, width=80, seed=51)
+    found = spear_np.survey(Backend.NUMPY.gradients(data), batch_size=5)
+    assert found.batch_size == 5
+
+
+@pytest.mark.parametrize("weight", [True, False])
+def test_neither_weight_nor_bias_grad_is_needed(weight: bool) -> None:
+    data = digit_layer(3, width=80, seed=52)
+    layer = spear_np.LayerGradients(data.weight_grad, weight=data.weight if weight else None)
+    assert spear_np.survey(layer).batch_size == 3
+
+
+def test_a_full_rank_is_a_problem_and_has_no_forecast(backend: Backend) -> None:
+    values = np.random.default_rng(53).standard_normal((20, 30))
+    found = spear_np.survey(spear_np.LayerGradients(backend.array(values)))
+    assert found.full_rank
+    assert found.batch_size is None
+    assert math.isnan(found.relative_noise)
+    assert found.expected_submatrices is found.seconds_per_million is found.forecast_seconds is None
+    assert found.problem is not None
+    assert "weight_grad (20 x 30) has full rank 20" in found.problem
+    assert "such a batch cannot be inverted" in found.problem
+
+
+def test_a_gradient_of_zeros_is_a_problem() -> None:
+    found = spear_np.survey(spear_np.LayerGradients(np.zeros((20, 30), np.float32)))
+    assert found.batch_size is None
+    assert not found.full_rank
+    assert found.problem == "weight_grad is zero everywhere: it holds no trace of an input"
+
+
+def test_an_impossible_search_is_forecast_as_endless() -> None:
+    found = spear_np.survey(spear_np.LayerGradients(digit_layer(40, width=60, seed=54).weight_grad))
+    assert found.batch_size == 40
+    assert found.expected_submatrices == found.forecast_seconds == math.inf
+
+
+def test_what_is_no_number_is_refused() -> None:
+    values = np.ones((4, 5))
+    values[1, 2] = np.nan
+    with pytest.raises(spear_np.InputError, match="holds NaN"):
+        spear_np.survey(spear_np.LayerGradients(values))
