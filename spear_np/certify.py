@@ -224,8 +224,9 @@ def _caveats(factors: Factors) -> tuple[str, ...]:
     b = factors.batch_size
     caveats = [
         (
-            f"{b} is the number of linearly independent inputs: identical inputs count once, and inputs whose "
-            "gradient lies below the noise leave no trace"
+            f"{b} is the rank of the gradient, the batch may be larger: identical inputs count once, inputs with "
+            "proportional columns of ∂L/∂Z count once as their weighted mean, and inputs whose gradient lies below "
+            "the noise leave no trace"
         )
     ]
     if factors.gradients.bias_grad is None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import polytope
-from .backend import Device, device_for, to_host
+from .backend import Device, device_for, suitable_threads, to_host
 from .certificate import Certificate
 from .certify import Verdict, certify, uniqueness
 from .disaggregate import Disaggregation, contradicting, disaggregate, doubtful, improve
@@ -175,20 +175,13 @@ def invert_layer(
     run = _Run(gradients, where, method, seed, budget, callback or (lambda _: None))
     with where.activate():
         run.report("factorize")
-        factors = factorize(gradients, where, batch_size)
+        m, _ = gradients.shape
+        with suitable_threads(where, m * m):
+            factors = factorize(gradients, where, batch_size)
         if isinstance(factors, Spectrum):
             return run.inversion(Status.FAILED, no_rank_reason(factors, gradients), 0)
-        model = sign_model(factors)
-        search = _search_for(method, factors, model)
-        rng = np.random.default_rng(seed)
-        state = _State(Pool.empty(factors.batch_size, factors.U.shape[0]))
-        while True:
-            state = _round(factors, search, model, state, rng, run)
-            if state.settled:
-                return _hand_out(factors, state, None, run)
-            ended = budget.exhausted(state.proposals) or _exhausted(factors, state)
-            if ended is not None:
-                return _hand_out(factors, state, ended, run)
+        with suitable_threads(where, m * factors.batch_size):
+            return _search(factors, method, np.random.default_rng(seed), run)
 
 
 @dataclass(frozen=True)
@@ -258,6 +251,20 @@ class _Run:
             where=self.device,
             **(empty | figures),
         )
+
+
+def _search(factors: Factors, method: str, rng: np.random.Generator, run: _Run) -> Inversion:
+    """Repeat rounds until the batch is certified, nothing better can be expected or the budget is spent."""
+    model = sign_model(factors)
+    search = _search_for(method, factors, model)
+    state = _State(Pool.empty(factors.batch_size, factors.U.shape[0]))
+    while True:
+        state = _round(factors, search, model, state, rng, run)
+        if state.settled:
+            return _hand_out(factors, state, None, run)
+        ended = run.budget.exhausted(state.proposals) or _exhausted(factors, state)
+        if ended is not None:
+            return _hand_out(factors, state, ended, run)
 
 
 def _round(

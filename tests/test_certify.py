@@ -259,6 +259,28 @@ class TestAttacks:
         assert tried > 1000
         assert not fooled
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_a_row_that_a_mixture_was_made_to_annul_is_indispensable(self, dtype: Any) -> None:
+        tried, fooled = 0, []
+        for seed in range(120):
+            rng = np.random.default_rng([seed, 5])
+            b, width = int(rng.integers(2, 5)), int(rng.integers(8, 40))
+            data = layer_data_of(pick_digits(b, rng), rng, width=width, dtype=dtype)
+            target = attackable(case_of(f"seed {seed}", data))
+            if target is None:
+                continue
+            factors, truth = target
+            for q in wrong_choices(factors, truth, rng, 4):
+                (wrong,) = np.nonzero(np.any(q != truth, axis=1))
+                zeros = factors.zeros(q)
+                found = uniqueness(factors, q, q, expand(factors, zeros))
+                for index in wrong:
+                    tried += 1
+                    if found.unique[index] and found.redundancy[index] > 0:
+                        fooled.append((seed, b, width, int(zeros[index].sum())))
+        assert tried > 200
+        assert not fooled
+
     @pytest.mark.parametrize("seed", range(173, 179))
     def test_nested_inputs_are_not_unique(self, seed: int) -> None:
         rng = np.random.default_rng(seed)

@@ -1,0 +1,276 @@
+"""`exact` is a promise: every attempt here tries to make the solver break it, with the truth in hand.
+
+The rule, checked by `promises.broken_promises`: rows that are called exact are distinct true inputs within 1e-4 of
+the data range and within their own error bounds, and none is missing; and whatever the status, no row is further
+from the truth than its bound says. Inputs that the gradient itself cannot tell apart count as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spear_np import Status
+from tests.cases import TAMPERINGS, Case, case_of, one_hot, pick_digits, random_case
+from tests.layers import digit_layer, layer_data_of
+from tests.networks import Floats, LayerData, digit_batch, digits, relu_network_gradients
+from tests.promises import broken_promises, truth_of
+
+LIMIT = 12_000
+"""Proposals after which a search that has not succeeded is not worth its time here."""
+
+Generator = np.random.Generator
+
+
+def check(case: Case) -> str | None:
+    """Run the solver on `case`; returns what it wrongly claims."""
+    result = case.invert(max_proposals=LIMIT, time_limit=60)
+    broken = broken_promises(result, case.truth, tampered=case.tampered)
+    return f"{case.name}: {'; '.join(broken)}" if broken else None
+
+
+class TestTheJudge:
+    """A judge that acquits everybody proves nothing."""
+
+    @pytest.fixture
+    def solved(self) -> tuple[Any, LayerData]:
+        data = digit_layer(4, width=80, seed=190)
+        result = case_of("plain", data).invert()
+        assert result.status is Status.EXACT
+        return result, data
+
+    def test_an_honest_answer_passes(self, solved: Any) -> None:
+        result, data = solved
+        assert broken_promises(result, truth_of(data, 1e-9)) == []
+
+    def test_a_wrong_row_is_seen(self, solved: Any) -> None:
+        result, data = solved
+        recovery = result.recovery.copy()
+        recovery[1] += 1e-3 * recovery[0]
+        broken = broken_promises(replace(result, recovery=recovery), truth_of(data, 1e-9))
+        assert any("rows are off by" in text for text in broken)
+        assert any("exact: an error of" in text for text in broken)
+
+    def test_a_bound_that_is_too_small_is_seen(self, solved: Any) -> None:
+        result, data = solved
+        certificate = replace(result.certificate, error_bound=(1e-12,) * 4)
+        for status in (Status.EXACT, Status.PARTIAL, Status.APPROXIMATE):
+            doubtful = replace(result, status=status, certificate=certificate)
+            assert len(broken_promises(doubtful, truth_of(data, 1e-9))) == 4
+
+    def test_a_repeated_row_is_seen(self, solved: Any) -> None:
+        result, data = solved
+        recovery = result.recovery[[0, 1, 1, 3]]
+        broken = broken_promises(replace(result, recovery=recovery), truth_of(data, 1e-9))
+        assert "exact, but two rows are the same input" in broken
+
+    def test_a_missing_row_is_seen(self, solved: Any) -> None:
+        result, data = solved
+        fewer = replace(
+            result,
+            found=3,
+            recovery=result.recovery[:3],
+            output_grad=result.output_grad[:, :3],
+            certificate=result.certificate.only([0, 1, 2]),
+        )
+        assert broken_promises(fewer, truth_of(data, 1e-9)) == ["exact, but 1 inputs are missing"]
+
+    def test_a_certificate_that_does_not_hold_is_seen(self, solved: Any) -> None:
+        result, data = solved
+        checks = (replace(result.certificate.checks[0], value=0.5), *result.certificate.checks[1:])
+        doubtful = replace(result, certificate=replace(result.certificate, checks=checks))
+        assert broken_promises(doubtful, truth_of(data, 1e-9)) == ["exact, but the certificate does not hold"]
+
+    def test_only_what_no_gradient_can_show_is_forgiven(self) -> None:
+        inputs, labels = digit_batch(3, seed=191)
+        apart = relu_network_gradients(inputs, labels, width=60, seed=191)
+        assert len(truth_of(apart, 1e-9).groups) == 3
+        inputs = inputs.copy()
+        inputs[1] = inputs[0]
+        assert len(truth_of(relu_network_gradients(inputs, labels, width=60, seed=191), 1e-9).groups) == 2
+        # One pixel by a millionth: the difference of the two gradients drowns in float32, their mean remains.
+        inputs[1, 20] += 1e-6
+        merged = truth_of(relu_network_gradients(inputs, labels, width=60, seed=191), 1e-9)
+        assert sorted(len(group) for group in merged.groups) == [1, 2]
+        inputs[1] = 0
+        assert len(truth_of(relu_network_gradients(inputs, labels, width=60, seed=191), 1e-9).groups) == 2
+
+
+def change_of(inputs: Callable[[Floats, Generator], Floats], **network: Any) -> Callable[[Generator], Case]:
+    """Return a maker of cases whose five digits are changed by `inputs`."""
+
+    def make(rng: Generator) -> Case:
+        rows = inputs(pick_digits(5, rng), rng)
+        return case_of("named", layer_data_of(rows, rng, **({"width": 80} | network)))
+
+    return make
+
+
+def twin(difference: float) -> Callable[[Floats, Generator], Floats]:
+    def change(rows: Floats, rng: Generator) -> Floats:
+        rows[1] = rows[0]
+        rows[1, 20] += difference
+        return rows
+
+    return change
+
+
+def tampered_with(name: str) -> Callable[[Generator], Case]:
+    return lambda rng: TAMPERINGS[name](change_of(as_they_are)(rng), rng)
+
+
+def as_they_are(rows: Floats, rng: Generator) -> Floats:
+    return rows
+
+
+def gaussian_rows(rows: Floats, rng: Generator) -> Floats:
+    return rng.standard_normal(rows.shape)
+
+
+def table_rows(rows: Floats, rng: Generator) -> Floats:
+    return one_hot(len(rows), rng)
+
+
+def another_layer(rng: Generator) -> Case:
+    """The gradient of one network with the weights of another that has the same shape."""
+    case, other = (change_of(as_they_are)(rng) for _ in range(2))
+    arguments = case.arguments | {"weight": other.data.weight, "bias": other.data.bias}
+    return replace(case, arguments=arguments, tampered=True)
+
+
+def doubled_bias_grad(rng: Generator) -> Case:
+    """Half of every input: the biases, here as large as the rest, tell."""
+    rows = pick_digits(5, rng)
+    data = layer_data_of(rows, rng, width=80)
+    data = relu_layer_with_bias(data, rng)
+    case = case_of("doubled", data)
+    return replace(
+        case, arguments=case.arguments | {"bias_grad": 2 * case.arguments["bias_grad"]}, tampered=True
+    )
+
+
+def relu_layer_with_bias(data: LayerData, rng: Generator) -> LayerData:
+    """Return a layer with larger biases and random output gradients."""
+    spread = np.std(data.inputs @ data.weight.T)
+    bias = (spread * rng.standard_normal(len(data.bias))).astype(data.bias.dtype)
+    active = data.inputs @ data.weight.T + bias > 0
+    output_grad = np.where(active, rng.standard_normal(active.shape), 0).astype(data.bias.dtype)
+    return replace(
+        data,
+        bias=bias,
+        output_grad=output_grad.T,
+        weight_grad=output_grad.T @ data.inputs,
+        bias_grad=output_grad.sum(axis=0),
+    )
+
+
+AWKWARD: dict[str, Callable[[Generator], Case]] = {
+    "two equal samples": change_of(twin(0)),
+    "one pixel differs by all of the range": change_of(twin(1)),
+    "one pixel differs by a sixteenth": change_of(twin(1 / 16)),
+    "one pixel differs by a grey level": change_of(twin(1 / 255)),
+    "one pixel differs by a thousandth": change_of(twin(1e-3)),
+    "gaussian inputs": change_of(gaussian_rows),
+    "one-hot rows that differ in one field": change_of(table_rows),
+    "saturated weights": change_of(as_they_are, weight_scale=0.5),
+    "saturated weights, tiny layer": change_of(as_they_are, weight_scale=0.5, width=16),
+    "tiny layer": change_of(as_they_are, width=14),
+    "tiny layer, float64": change_of(as_they_are, width=14, dtype=np.float64),
+    "half as many inputs as units": change_of(as_they_are, width=11, dtype=np.float64),
+    "one output": change_of(as_they_are, outputs=1, loss="squares"),
+    "two outputs, float64": change_of(as_they_are, outputs=2, dtype=np.float64, width=30),
+    "nearly all units on": change_of(as_they_are, active=0.95),
+    "nearly all units off": change_of(as_they_are, active=0.05),
+    "another layer's weights": another_layer,
+    "bias_grad doubled": doubled_bias_grad,
+    **{name: tampered_with(name) for name in TAMPERINGS if name},
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_layers_break_no_promise(name: str, seed: int) -> None:
+    assert check(AWKWARD[name](np.random.default_rng([seed, 192]))) is None
+
+
+@pytest.mark.parametrize("level", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+def test_noise_breaks_no_promise(level: float) -> None:
+    rng = np.random.default_rng(193)
+    data = digit_layer(4, width=100, seed=193, dtype=np.float64)
+    shared = {}
+    for name in ("weight_grad", "bias_grad"):
+        values = getattr(data, name)
+        shared[name] = values + level * np.sqrt(np.mean(values**2)) * rng.standard_normal(values.shape)
+    case = case_of(f"noise {level:g}", data)
+    noise = np.full(100, level * np.sqrt(np.mean(data.weight_grad**2)))
+    assert check(replace(case, arguments=case.arguments | shared, noise=noise)) is None
+
+
+def test_random_layers_break_no_promise() -> None:
+    cases = [case for seed in range(48) if (case := random_case(seed)) is not None]
+    assert len(cases) > 40
+    assert [text for case in cases if (text := check(case)) is not None] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(20))
+def test_many_random_layers_break_no_promise(block: int) -> None:
+    cases = [case for seed in range(200 + 150 * block, 350 + 150 * block) if (case := random_case(seed))]
+    assert [text for case in cases if (text := check(case)) is not None] == []
+
+
+def tiny_case(seed: int, dtype: Any) -> Case:
+    """Two to four digits in a layer so small that patterns nest and mixtures look like inputs."""
+    rng = np.random.default_rng([seed, 5])
+    b, width = int(rng.integers(2, 5)), int(rng.integers(8, 41))
+    return case_of(
+        f"seed {seed}, b={b} m={width}", layer_data_of(pick_digits(b, rng), rng, width=width, dtype=dtype)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tiny_layers_break_no_promise(dtype: Any) -> None:
+    assert [text for seed in range(20) if (text := check(tiny_case(seed, dtype))) is not None] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("block", range(5))
+def test_many_tiny_layers_break_no_promise(dtype: Any, block: int) -> None:
+    seeds = range(100 + 300 * block, 400 + 300 * block)
+    assert [text for seed in seeds if (text := check(tiny_case(seed, dtype))) is not None] == []
+
+
+class TestWhatNoGradientCanShow:
+    """Limits of the promise that no solver can lift, and that the certificate must therefore name."""
+
+    def test_inputs_in_one_region_of_a_network_with_one_output_look_like_their_mean(self) -> None:
+        # With one output the columns of ∂L/∂Z of inputs with equal patterns are multiples of each other.
+        rng = np.random.default_rng(194)
+        image = digits()[7].astype(np.float64)
+        inputs = np.stack([image, image])
+        inputs[0, 20:24] += 0.02
+        inputs[1, 20:24] -= 0.02
+        data = layer_data_of(inputs, rng, width=30, outputs=1, loss="linear", dtype=np.float64)
+        assert np.array_equal(data.output_grad[:, 0], data.output_grad[:, 1])
+        result = case_of("one region", data).invert()
+        assert (result.batch_size, result.found) == (1, 1)
+        np.testing.assert_allclose(result.inputs[0], inputs.mean(axis=0), atol=1e-9)
+        assert any("mean" in caveat for caveat in result.certificate.caveats)
+
+    def test_an_input_without_gradient_leaves_no_trace(self) -> None:
+        data = digit_layer(3, width=80, seed=195)
+        output_grad = data.output_grad * np.asarray([1, 0, 1], dtype=np.float32)
+        silent = replace(
+            data,
+            output_grad=output_grad,
+            weight_grad=output_grad @ data.inputs,
+            bias_grad=output_grad.sum(axis=1),
+        )
+        result = case_of("no gradient", silent).invert()
+        assert (result.status, result.found) == (Status.EXACT, 2)
+        assert any("leave no trace" in caveat for caveat in result.certificate.caveats)
