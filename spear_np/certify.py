@@ -45,6 +45,8 @@ MIN_GAP = 3.0
 MAX_RESIDUAL = 1.5
 FORWARD_ROUNDING = 2.0**-24
 """Forward passes accumulate in float32 or better."""
+NUMERICALLY_NOTHING = 1e-12
+"""Eigenvalue of a Gram matrix of orthonormal columns that float64 cannot tell from zero, with some margin."""
 BLOCK_NUMBERS = 8_000_000
 
 
@@ -343,8 +345,9 @@ def _uniqueness_block(
     values = xp.maximum(values, xp.full_like(values, 1e-30))
     # Noise alone would give a direction v the energy count · ‖v/S‖².
     noise = xp.sum((vectors / factors.S[None, :, None]) ** 2, axis=1) * count[:, None]
-    sharpness = xp.min(values / noise, axis=1)
-    unique = sharpness > ZERO_SIGMAS**2
+    # … and rounding of the products alone an energy near eps.
+    open_ = values <= xp.maximum(ZERO_SIGMAS**2 * noise, xp.full_like(noise, NUMERICALLY_NOTHING))
+    unique = ~xp.any(open_, axis=1)
     inverse = (vectors / values[:, None, :]) @ xp.matrix_transpose(vectors)
     pulled = rows @ inverse  # (k, ℓ, b): H⁻¹ u_j, what row j alone could turn
     leverage = xp.clip(xp.sum(pulled * rows, axis=2), 0.0, 1.0)
@@ -353,7 +356,8 @@ def _uniqueness_block(
         * (1 - leverage)
         / xp.maximum(xp.sum((pulled / factors.S) ** 2, axis=2), xp.full_like(leverage, 1e-300))
     )
-    dispensable = (left > 4 * count[:, None]) | (leverage < 0.5) | ~off
+    shared = leverage < 1 - math.sqrt(NUMERICALLY_NOTHING)
+    dispensable = shared & (left > 4 * count[:, None]) | (leverage < 0.5) | ~off
     spared = xp.all(dispensable, axis=1)
     ordered = xp.flip(xp.sort(leverage, axis=1), axis=1)
     # Removing rows cannot lower the rank while their leverages sum to less than one.
@@ -361,7 +365,6 @@ def _uniqueness_block(
     redundancy = xp.where(spared, xp.maximum(removable, xp.ones_like(removable)), xp.zeros_like(removable))
     redundancy = xp.where(unique, redundancy, xp.zeros_like(redundancy))
     # Directions the zero rows leave open: what reaches an input through them is unbounded, the rest is not.
-    open_ = values / noise <= ZERO_SIGMAS**2
     reach = (inputs[None, :, :] @ vectors) ** 2
     mixing = xp.sum(reach * xp.where(open_, xp.zeros_like(values), 1 / values)[:, None, :], axis=2)
     unbounded = xp.sum(reach * xp.astype(open_, xp.float64)[:, None, :], axis=2)

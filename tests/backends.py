@@ -55,7 +55,8 @@ class Backend(Enum):
 
             cupy: ModuleType = cupy_compat
             return cupy
-        return np_compat
+        numpy: ModuleType = np_compat
+        return numpy
 
     @property
     def handle(self) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,13 +27,15 @@ class Case:
     """Of `spear_np.invert`."""
     noise: Floats
     """(m,): standard deviation of one entry of each row of weight_grad."""
+    rounding: bool = True
+    """Whether that noise comes from rounding alone."""
     tampered: bool = False
     """Whether what the solver gets is no longer what the layer shared."""
 
     @property
     def truth(self) -> Truth:
         """What the solver may find."""
-        return truth_of(self.data, self.noise)
+        return truth_of(self.data, self.noise, rounding=self.rounding)
 
     def invert(self, **options: Any) -> spear_np.Inversion:
         """Run the solver."""
@@ -68,7 +70,7 @@ def one_hot(b: int, rng: Generator) -> Floats:
     sizes = rng.integers(2, 6, int(rng.integers(3, 8)))
     fields = [rng.integers(size, size=b) for size in sizes]
     if b > 1:
-        for field, size in zip(fields, sizes, strict=True):
+        for field in fields:
             field[1] = field[0]
         fields[0][1] = (fields[0][0] + 1) % sizes[0]
     numbers = rng.random((b, int(rng.integers(0, 4))))
@@ -111,7 +113,7 @@ def with_second(change: Callable[[Floats, Generator], Floats]) -> Callable[[int,
 
 
 def one_pixel(rows: Floats, rng: Generator) -> Floats:
-    copy = rows[0].copy()
+    copy: Floats = rows[0].copy()
     copy[rng.integers(len(copy))] += rng.choice([1, 1 / 16, 1 / 255, 1e-3, 1e-4, 1e-5])
     return copy
 
@@ -144,7 +146,7 @@ def noisy(case: Case, rng: Generator) -> Case:
         arguments[name] = values + size * rng.standard_normal(values.shape)
         if name == "weight_grad":
             noise = np.hypot(noise, size)
-    return replace(case, arguments=arguments, noise=noise)
+    return replace(case, arguments=arguments, noise=noise, rounding=False)
 
 
 def half_precision(case: Case, rng: Generator) -> Case:
@@ -234,7 +236,9 @@ def random_case(seed: int, *, tamper: bool = True) -> Case | None:
         "weight_scale": None if rng.random() < 0.7 else float(rng.choice([0.01, 0.1, 0.5])),
         "active": None if rng.random() < 0.7 else float(rng.choice([0.2, 0.8, 0.9])),
     }
-    data = layer_data_of(INPUTS[kind](b, rng), rng, width=width, loss=loss, dtype=dtype, **options)
+    data = layer_data_of(
+        INPUTS[kind](b, rng), rng, width=width, loss=loss, dtype=dtype, **cast(dict[str, Any], options)
+    )
     precision = str(rng.choice(list(PRECISIONS), p=[0.7, 0.14, 0.08, 0.08]))
     shares = [0.6] + [0.4 / (len(TAMPERINGS) - 1)] * (len(TAMPERINGS) - 1)
     tampered = str(rng.choice(list(TAMPERINGS), p=shares)) if tamper else ""

@@ -110,7 +110,8 @@ def _output_grad(loss: Loss, rng: np.random.Generator) -> Any:
         shares = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
         labels = rng.integers(outputs.shape[1], size=len(outputs))
-        return shares - np.eye(outputs.shape[1], dtype=outputs.dtype)[labels]
+        slope: Floats = shares - np.eye(outputs.shape[1], dtype=outputs.dtype)[labels]
+        return slope
 
     def logistic(outputs: Floats) -> Floats:
         return (1 + np.tanh(outputs / 2)) / 2 - rng.integers(2, size=outputs.shape)

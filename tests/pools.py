@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -38,4 +39,4 @@ def frozen(pool: Pool) -> Pool:
         if isinstance(value, np.ndarray):
             arrays[field.name] = value.copy()
             arrays[field.name].flags.writeable = False
-    return replace(pool, **arrays)
+    return replace(pool, **cast(dict[str, Any], arrays))

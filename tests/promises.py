@@ -25,6 +25,8 @@ class Truth:
     """(b, n) float64: distinct inputs that leave a trace."""
     groups: tuple[tuple[int, ...], ...]
     """Inputs that look like one, a mean of them, at the noise of the data."""
+    faint: Floats
+    """(f, n) float64: inputs whose own trace is lost in the noise, but not what they add to the others."""
 
     @property
     def range(self) -> float:
@@ -33,21 +35,27 @@ class Truth:
 
     def distance(self, row: Floats) -> tuple[float, int]:
         """Largest entry by which `row` differs from the nearest input or mean, and the number of its group."""
-        return min((_distance(row, self.inputs[list(group)]), g) for g, group in enumerate(self.groups))
+        return min((self._distance(row, list(group)), g) for g, group in enumerate(self.groups))
+
+    def certain(self, group: int) -> bool:
+        """Whether a group is a single input that nothing invisible can have changed."""
+        return len(self.groups[group]) == 1 and not len(self.faint)
+
+    def _distance(self, row: Floats, group: list[int]) -> float:
+        """Largest entry by which `row` differs from a combination of a group whose shares add up to one.
+
+        Inputs whose columns of ∂L/∂Z are multiples of each other look like one such combination.
+        """
+        corner = self.inputs[group[0]]
+        rest, sides = row - corner, self.inputs[group[1:]] - corner
+        if len(self.faint):
+            sides = np.concatenate([sides, self.faint, corner[None, :]])
+        if len(sides):
+            rest = rest - sides.T @ np.linalg.lstsq(sides.T, rest, rcond=None)[0]
+        return float(np.max(np.abs(rest)))
 
 
-def _distance(row: Floats, inputs: Floats) -> float:
-    """Largest entry by which `row` differs from a combination of `inputs` whose shares add up to one.
-
-    Inputs whose columns of ∂L/∂Z are multiples of each other look like one such combination.
-    """
-    rest, sides = row - inputs[0], (inputs[1:] - inputs[0]).T
-    if len(inputs) > 1:
-        rest = rest - sides @ np.linalg.lstsq(sides, rest, rcond=None)[0]
-    return float(np.max(np.abs(rest)))
-
-
-def truth_of(data: LayerData, noise: Floats | float) -> Truth:
+def truth_of(data: LayerData, noise: Floats | float, *, rounding: bool = True) -> Truth:
     """Return the distinct inputs of a batch that leave a trace in its gradient.
 
     Parameters
@@ -55,22 +63,26 @@ def truth_of(data: LayerData, noise: Floats | float) -> Truth:
     noise : (m,) array or float
         Standard deviation of one entry of each row of weight_grad. What lies below it cannot be told apart: two
         inputs of nearly equal gradients count as one.
+    rounding : bool
+        Whether that noise is rounding, which may be the same in many entries and then adds up.
     """
     m, n = data.weight_grad.shape
-    level = HIDDEN * max(8 * (np.sqrt(m) + np.sqrt(n)), np.sqrt(m * n))
+    level = HIDDEN * (np.sqrt(m) + np.sqrt(n))
+    if rounding:
+        level = max(8 * level, HIDDEN * np.sqrt(m * n))
     rows = np.broadcast_to(np.asarray(noise, dtype=np.float64), (m,))
     sigma = np.where(rows > 0, rows, np.inf)[:, None]
     distinct, number = np.unique(data.inputs.astype(np.float64), axis=0, return_inverse=True)
     columns = np.zeros((m, len(distinct)))
     np.add.at(columns.T, np.ravel(number), data.output_grad.T.astype(np.float64))
     trace = np.linalg.norm(columns / sigma, axis=0) * np.linalg.norm(distinct, axis=1)
-    seen = np.flatnonzero(trace > level)
+    seen, faint = np.flatnonzero(trace > level), (trace > 1e-3) & (trace <= level)
     inputs, columns = distinct[seen], columns[:, seen] / sigma
     group = np.arange(len(seen))
     for i in range(len(seen)):
         for k in range(i):
             triangle = np.linalg.qr(columns[:, [i, k]])[1] @ np.linalg.qr(inputs[[i, k]].T)[1].T
-            if np.linalg.svd(triangle, compute_uv=False)[1] < level:
+            if np.linalg.norm(np.linalg.svd(triangle, compute_uv=False)[1:]) < level:
                 group[group == group[i]] = group[k]
     # Columns of ∂L/∂Z that depend on each other: what they share cannot be told apart either.
     values, right = np.linalg.svd(columns * np.linalg.norm(inputs, axis=1))[1:]
@@ -78,7 +90,7 @@ def truth_of(data: LayerData, noise: Floats | float) -> Truth:
         involved = np.flatnonzero(np.abs(vector) > 1e-3)
         group[np.isin(group, group[involved])] = group[involved[0]]
     groups = tuple(tuple(int(i) for i in np.flatnonzero(group == g)) for g in np.unique(group))
-    return Truth(inputs, groups)
+    return Truth(inputs, groups, distinct[faint])
 
 
 def broken_promises(result: spear_np.Inversion, truth: Truth, *, tampered: bool = False) -> list[str]:
@@ -106,7 +118,7 @@ def broken_promises(result: spear_np.Inversion, truth: Truth, *, tampered: bool 
             broken.append("exact, but the certificate does not hold")
     if result.scale_known and (exact or not tampered):
         for (error, group), bound in zip(met, bounds, strict=False):
-            if error > bound and len(truth.groups[group]) == 1:
+            if error > bound and truth.certain(group):
                 broken.append(f"{result.status}: an error of {error:.1e} with a bound of {bound:.1e}")
     return broken
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -137,11 +138,12 @@ class TestWhatDoesNotFit:
         factors = factors_of(data, Backend.NUMPY)
         truth = true_directions(factors, data.inputs)
         value = getattr(data, name)
-        changed = {
+        changes: dict[str, Callable[[], Any]] = {
             "permute": lambda: rng.permutation(value),
             "double": lambda: 2 * value,
             "one row": lambda: np.where(np.arange(len(value))[:, None] == factors.live[7], 2 * value, value),
-        }[change]()
+        }
+        changed = changes[change]()
         if name == "weight_grad":
             # The factors are those of the true matrix; the pass over the data meets another row.
             layer = replace(factors.gradients, weight_grad=changed)

@@ -71,7 +71,7 @@ class Measured:
     ],
 )
 def test_what_does_not_fit_is_named_with_what_was_expected(changes: dict[str, Any], message: str) -> None:
-    good = {
+    good: dict[str, Any] = {
         "weight_grad": matrix(),
         "bias_grad": matrix()[:, 0],
         "weight": matrix(),

@@ -40,7 +40,6 @@ def test_only_fresh_directions_are_tried() -> None:
     factors = factors_of(digit_layer(B, width=150, seed=112), Backend.NUMPY)
     truth = unit_truth(factors, 112)
     pool = pool_of(factors, np.concatenate([truth[[3]] + 0.5 * truth[[1]], truth[[1, 2]]]))
-    mixture = int(np.argmin(angles(pool.basis_vectors, truth[[1, 2]]).max(axis=1)))
     (mixture,) = np.flatnonzero(angles(pool.basis_vectors, truth[[1, 2]]).min(axis=1) > 1e-3)
     others = np.setdiff1d(np.arange(3), [mixture])
     assert len(reduce_pairs(factors, pool, np.asarray([mixture]))) > 0

@@ -23,7 +23,7 @@ def share_of_subsets_that_hit(m: int, b: int, zeros: int) -> float:
 def mean_of_last_arrival(rates: list[float]) -> float:
     """Expected maximum of independent exponential times, by inclusion and exclusion."""
     groups = chain.from_iterable(combinations(rates, size) for size in range(1, len(rates) + 1))
-    return sum((-1) ** (len(group) + 1) / sum(group) for group in groups)
+    return float(sum((-1) ** (len(group) + 1) / sum(group) for group in groups))
 
 
 def chance_to_miss_a_column(m: int, b: int, threshold: float, draws: float) -> float:
@@ -97,7 +97,7 @@ class TestExpectedSubmatrices:
             # Rows drawn for one submatrix each; a column is seen once all of its rows are zero in it.
             rows = np.argpartition(rng.random((600, m)), b - 1, axis=1)[:, : b - 1]
             seen = zero[:, rows].all(axis=2)
-            needed.append(np.max(np.argmax(seen, axis=1)) + 1 if seen.any(axis=1).all() else 600)
+            needed.append(np.max(np.argmax(seen, axis=1)) + 1 if bool(np.all(np.any(seen, axis=1))) else 600)
         assert np.mean(needed) == pytest.approx(theory.expected_submatrices(m, b), rel=0.1)
 
 

@@ -1,0 +1,479 @@
+"""The whole solver on real batches: what goes in, what comes back, and what it says of itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spear_np
+from spear_np import Inversion, Progress, Status, gradients
+from tests.backends import Backend, assert_array, assert_lives_on
+from tests.cases import case_of, pick_digits
+from tests.layers import digit_layer, layer_data_of
+from tests.networks import Floats, LayerData, digit_batch, relu_network_gradients
+from tests.precision import round_to_bfloat16
+from tests.promises import broken_promises, rounding_noise, truth_of
+from tests.test_gradients import OnDisk
+
+FASHION = Path(__file__).parent.parent / "examples" / "data" / "fashion_mnist_subset.npz"
+HOPELESS: dict[str, Any] = {"b": 40, "width": 50, "seed": 0}
+"""A batch that no search finds: no input leaves as many as b - 1 units off."""
+
+
+@cache
+def fashion() -> tuple[Floats, Floats]:
+    """Return images (1000, 784) float32 between 0 and 1 and their labels."""
+    if not FASHION.exists():
+        pytest.skip(f"{FASHION.name} is not here")
+    with np.load(FASHION) as stored:
+        images = (stored["images"].reshape(-1, 784) / 255).astype(np.float32)
+        return images, stored["labels"].astype(np.int64)
+
+
+def fashion_layer(b: int, *, width: int, seed: int, dtype: Any = np.float32) -> LayerData:
+    images, labels = fashion()
+    chosen = np.random.default_rng(seed).choice(len(images), b, replace=False)
+    return relu_network_gradients(
+        images[chosen], labels[chosen], width=width, depth=4, seed=seed, dtype=dtype
+    )
+
+
+def answer(data: LayerData, backend: Backend = Backend.NUMPY, **options: Any) -> Inversion:
+    """Invert `data`; options name arrays to replace or are those of the solver."""
+    names = ("weight_grad", "bias_grad", "weight", "bias", "precision")
+    changes = {name: options.pop(name) for name in names if name in options}
+    return spear_np.invert_layer(backend.gradients(data, **changes), **options)
+
+
+def assert_recovered(result: Inversion, data: LayerData, backend: Backend = Backend.NUMPY) -> None:
+    """Fail unless every input is there, exact by the certificate and by the truth."""
+    assert result.status is Status.EXACT, f"{result.reason}\n{result.certificate}"
+    noise = rounding_noise(data.weight_grad, np.finfo(data.weight_grad.dtype).eps / 2)
+    if backend is Backend.NUMPY:
+        assert broken_promises(result, truth_of(data, noise)) == []
+    inputs = backend.host(result.inputs)
+    assert result.found == result.batch_size == len(inputs) == len(data.inputs)
+    distance = np.abs(inputs[:, None, :] - data.inputs[None]).max(axis=2)
+    order = distance.argmin(axis=1)
+    assert sorted(order) == list(range(len(inputs)))
+    assert np.all(distance.min(axis=1) <= result.certificate.error_bound)
+    scale = np.max(np.abs(data.output_grad))
+    assert_lives_on(result.output_grad, backend)
+    np.testing.assert_allclose(
+        backend.host(result.output_grad), data.output_grad[:, order], atol=1e-4 * scale
+    )
+
+
+class TestRecovery:
+    @pytest.mark.parametrize("b", [1, 2, 3, 8, 12])
+    def test_digits_come_back(self, backend: Backend, b: int) -> None:
+        data = digit_layer(b, width=120, seed=200 + b)
+        assert_recovered(answer(data, backend), data, backend)
+
+    @pytest.mark.parametrize("b", [1, 2, 3, 8, 12])
+    @pytest.mark.parametrize("method", spear_np.METHODS)
+    def test_clothes_come_back(self, b: int, method: str) -> None:
+        data = fashion_layer(b, width=200, seed=210 + b)
+        result = answer(data, method=method)
+        assert_recovered(result, data)
+        assert result.method == method
+
+    @pytest.mark.parametrize("b", [2, 6])
+    def test_at_double_precision_they_come_back_to_more_digits(self, backend: Backend, b: int) -> None:
+        data = digit_layer(b, width=120, seed=220 + b, dtype=np.float64)
+        result = answer(data, backend)
+        assert_recovered(result, data, backend)
+        assert max(result.certificate.error_bound) < 1e-12
+
+    @pytest.mark.parametrize("active", [0.2, 0.8])
+    def test_the_share_of_active_units_may_be_far_from_a_half(self, backend: Backend, active: float) -> None:
+        rng = np.random.default_rng(230)
+        data = layer_data_of(pick_digits(4, rng), rng, width=150, active=active)
+        assert abs(np.mean(data.output_grad != 0) - active) < 0.1
+        assert_recovered(answer(data, backend), data, backend)
+
+    def test_dead_units_and_units_that_are_always_on_do_not_disturb(self, backend: Backend) -> None:
+        inputs, labels = digit_batch(5, seed=231)
+        data = relu_network_gradients(inputs, labels, width=150, seed=231)
+        shifted = data.bias.copy()
+        shifted[:20] -= 10
+        shifted[20:40] += 10
+        z = data.inputs @ data.weight.T + shifted
+        output_grad = np.random.default_rng(231).standard_normal(z.shape).astype(np.float32) * (z > 0)
+        data = LayerData(
+            output_grad.T @ data.inputs,
+            output_grad.sum(axis=0),
+            data.weight,
+            shifted,
+            data.inputs,
+            output_grad.T.copy(),
+        )
+        assert np.all(data.output_grad[:20] == 0)
+        assert np.all(data.output_grad[20:40] != 0)
+        assert_recovered(answer(data, backend), data, backend)
+
+    def test_equal_inputs_are_counted_once(self) -> None:
+        inputs, labels = digit_batch(5, seed=232)
+        twice = np.concatenate([inputs, inputs[:2]])
+        data = relu_network_gradients(twice, np.concatenate([labels, labels[2:4]]), width=120, seed=232)
+        result = answer(data)
+        assert (result.status, result.batch_size, result.found) == (Status.EXACT, 5, 5)
+        distance = np.abs(np.asarray(result.inputs)[:, None, :] - inputs[None]).max(axis=2)
+        assert sorted(distance.argmin(axis=1)) == [0, 1, 2, 3, 4]
+        assert np.all(distance.min(axis=1) <= result.certificate.error_bound)
+        assert any("identical inputs count once" in caveat for caveat in result.certificate.caveats)
+
+    @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+    @pytest.mark.parametrize("seed", [233, 234, 235])
+    def test_half_precision_gives_approximate_inputs_with_bounds_that_hold(
+        self, precision: str, seed: int
+    ) -> None:
+        data = digit_layer(4, width=120, seed=seed)
+        scale = 1 / np.max(np.abs(data.weight_grad))
+        narrow: Callable[[Floats], Floats] = (
+            round_to_bfloat16 if precision == "bfloat16" else lambda v: v.astype(np.float16)
+        )
+        result = answer(
+            data,
+            weight_grad=narrow(data.weight_grad * scale),
+            bias_grad=narrow(data.bias_grad * scale),
+            precision=precision,
+            max_proposals=50_000,
+        )
+        assert result.status in (Status.APPROXIMATE, Status.PARTIAL), result.reason
+        noise = rounding_noise(data.weight_grad, gradients.UNIT_ROUNDOFF[precision])
+        assert broken_promises(result, truth_of(data, noise)) == []
+        if precision == "float16":
+            assert (result.status, result.found) == (Status.APPROXIMATE, 4), result.reason
+
+    @pytest.mark.parametrize("level", [1e-5, 1e-4, 1e-3])
+    def test_noise_gives_approximate_inputs_with_bounds_that_hold(self, level: float) -> None:
+        data = digit_layer(4, width=150, seed=236, dtype=np.float64)
+        rng = np.random.default_rng(236)
+        shared = {}
+        for name in ("weight_grad", "bias_grad"):
+            values = getattr(data, name)
+            shared[name] = values + level * np.sqrt(np.mean(values**2)) * rng.standard_normal(values.shape)
+        result = answer(data, **shared, max_proposals=50_000)
+        assert result.found == 4, result.reason
+        assert result.status is (Status.EXACT if level == 1e-5 else Status.APPROXIMATE)
+        noise = level * float(np.sqrt(np.mean(data.weight_grad**2)))
+        assert broken_promises(result, truth_of(data, noise, rounding=False)) == []
+
+    def test_pixels_that_are_repeated_do_not_hide_the_batch(self) -> None:
+        inputs, labels = digit_batch(5, seed=237)
+        large = np.kron(inputs.reshape(5, 8, 8), np.ones((1, 8, 8), dtype=np.float32)).reshape(5, -1)
+        data = relu_network_gradients(large, labels, width=120, seed=237)
+        assert_recovered(answer(data), data)
+
+    def test_rare_features_do_not_hide_the_batch(self) -> None:
+        inputs, labels = digit_batch(5, seed=238)
+        wide = np.zeros((5, 3000), dtype=np.float32)
+        wide[:, 1000:1064] = inputs
+        data = relu_network_gradients(wide, labels, width=120, seed=238)
+        assert_recovered(answer(data), data)
+
+
+class TestMissingData:
+    @pytest.mark.parametrize("b", [1, 4])
+    def test_without_bias_grad_inputs_come_back_up_to_scale(self, backend: Backend, b: int) -> None:
+        data = digit_layer(b, width=120, seed=240)
+        result = answer(data, backend, bias_grad=None)
+        assert result.status is Status.APPROXIMATE
+        assert not result.scale_known
+        assert "bias_grad" in result.reason
+        self.assert_parallel(result, data, backend)
+
+    @pytest.mark.parametrize("b", [1, 4])
+    def test_without_weight_inputs_come_back_uncertified(self, backend: Backend, b: int) -> None:
+        data = digit_layer(b, width=120, seed=241)
+        result = answer(data, backend, weight=None, bias=None)
+        assert result.status is Status.APPROXIMATE
+        assert result.scale_known
+        assert "weight" in result.reason
+        distance = np.abs(backend.host(result.inputs)[:, None] - data.inputs[None]).max(axis=2)
+        assert sorted(distance.argmin(axis=1)) == list(range(b))
+        assert np.all(distance.min(axis=1) <= result.certificate.error_bound)
+        assert all(math.isnan(share) for share in result.certificate.sign_agreement)
+
+    @pytest.mark.parametrize("b", [1, 4])
+    def test_without_either_inputs_come_back_up_to_scale_and_sign(self, backend: Backend, b: int) -> None:
+        data = digit_layer(b, width=120, seed=242)
+        result = answer(data, backend, bias_grad=None, weight=None, bias=None)
+        assert result.status is Status.APPROXIMATE
+        assert not result.scale_known
+        assert "weight and bias_grad" in result.reason
+        self.assert_parallel(result, data, backend, signed=False)
+
+    def test_a_layer_without_bias_has_its_signs_checked_even_without_scale(self, backend: Backend) -> None:
+        data = digit_layer(3, width=120, seed=243)
+        z = data.inputs @ data.weight.T
+        output_grad = (np.random.default_rng(243).standard_normal(z.shape) * (z > 0)).astype(np.float32)
+        weight_grad = output_grad.T @ data.inputs
+        result = answer(data, backend, weight_grad=weight_grad, bias_grad=None, bias=None)
+        assert result.status is Status.APPROXIMATE
+        assert result.certificate["sign_agreement"].passed
+        self.assert_parallel(result, data, backend)
+
+    @staticmethod
+    def assert_parallel(result: Inversion, data: LayerData, backend: Backend, *, signed: bool = True) -> None:
+        rows = backend.host(result.inputs)
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        truth = data.inputs.astype(np.float64)
+        truth /= np.linalg.norm(truth, axis=1, keepdims=True)
+        cosine = rows @ truth.T if signed else np.abs(rows @ truth.T)
+        assert sorted(cosine.argmax(axis=1)) == list(range(len(truth)))
+        assert np.all(cosine.max(axis=1) > 1 - 1e-10)
+
+
+class TestWhatCannotBeInverted:
+    def test_a_batch_as_large_as_the_layer(self, backend: Backend) -> None:
+        rng = np.random.default_rng(250)
+        data = layer_data_of(rng.standard_normal((24, 40)), rng, width=20)
+        result = answer(data, backend)
+        assert (result.status, result.found, result.batch_size) == (Status.FAILED, 0, 0)
+        assert "weight_grad (20 x 40) has full rank 20" in result.reason
+        assert_array(result.inputs, np.empty((0, 40)), backend)
+        assert_array(result.output_grad, np.empty((20, 0)), backend)
+
+    @pytest.mark.parametrize("batch_size", [None, 1, 3])
+    def test_a_gradient_of_zeros(self, backend: Backend, batch_size: int | None) -> None:
+        data = digit_layer(3, width=30, seed=251)
+        result = answer(
+            data,
+            backend,
+            weight_grad=np.zeros_like(data.weight_grad),
+            bias_grad=np.zeros_like(data.bias_grad),
+            batch_size=batch_size,
+        )
+        assert result.status is Status.FAILED
+        assert "zero everywhere" in result.reason
+
+    @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 5), (5, 1), (2, 2), (3, 3)])
+    def test_layers_too_small_for_a_rank_are_answered(self, m: int, n: int) -> None:
+        rng = np.random.default_rng(252)
+        for _ in range(10):
+            result = spear_np.invert(
+                rng.standard_normal((m, n)), rng.standard_normal(m), weight=rng.standard_normal((m, n))
+            )
+            assert result.status is Status.FAILED
+            assert result.reason
+
+    @pytest.mark.parametrize("seed", range(40))
+    def test_the_tiniest_layers_are_answered(self, seed: int) -> None:
+        rng = np.random.default_rng([seed, 253])
+        m, n, b = int(rng.integers(1, 10)), int(rng.integers(1, 10)), int(rng.integers(1, 5))
+        data = layer_data_of(rng.random((b, n)), rng, width=m, outputs=10, dtype=np.float64)
+        result = answer(data, max_proposals=1000)
+        case = case_of("tiny", data)
+        assert broken_promises(result, case.truth) == []
+
+    def test_numbers_that_are_none(self) -> None:
+        data = digit_layer(2, width=30, seed=254)
+        spoiled = data.weight_grad.copy()
+        spoiled[3, 4] = np.inf
+        with pytest.raises(
+            spear_np.InputError, match="`weight_grad` holds NaN or infinity in columns 0 to 63"
+        ):
+            answer(data, weight_grad=spoiled)
+
+    def test_an_unknown_method(self) -> None:
+        data = digit_layer(2, width=30, seed=255)
+        with pytest.raises(spear_np.InputError, match="unknown method 'magic': expected one of auto"):
+            answer(data, method="magic")
+
+    def test_an_unknown_device(self) -> None:
+        data = digit_layer(2, width=30, seed=256)
+        with pytest.raises(spear_np.InputError, match="unknown device 'tpu'"):
+            answer(data, device="tpu")
+
+
+class TestBatchSize:
+    def test_the_right_one_changes_nothing(self) -> None:
+        data = digit_layer(4, width=120, seed=260)
+        assert_recovered(answer(data, batch_size=4), data)
+
+    @pytest.mark.parametrize("given", [1, 3, 5])
+    def test_one_that_contradicts_the_data_is_never_exact(self, given: int) -> None:
+        data = digit_layer(4, width=120, seed=261)
+        result = answer(data, batch_size=given, max_proposals=20_000)
+        assert result.status is not Status.EXACT
+        assert broken_promises(result, truth_of(data, 1e-9)) == []
+
+    def test_an_impossible_one_is_refused(self) -> None:
+        data = digit_layer(4, width=120, seed=262)
+        with pytest.raises(
+            spear_np.InputError, match="batch size of 65 is impossible: weight_grad is 120 x 64"
+        ):
+            answer(data, batch_size=65)
+
+
+class TestBudget:
+    def test_the_number_of_proposals_is_limited(self) -> None:
+        data = digit_layer(**HOPELESS)
+        result = answer(data, max_proposals=3000, method="sampling")
+        assert result.status is Status.FAILED
+        assert result.reason.startswith("the limit of 3000 proposals is spent")
+        # A block that was begun is finished.
+        before_the_last = result.proposals - result.history[-1].proposals
+        assert before_the_last < 3000 <= result.proposals
+        assert result.proposals == sum(entry.proposals for entry in result.history)
+
+    def test_the_time_is_limited(self) -> None:
+        result = answer(digit_layer(**HOPELESS), time_limit=0.2)
+        assert result.status is Status.FAILED
+        assert result.reason.startswith("the time limit of 0.2 s is spent")
+        assert result.seconds >= 0.2
+
+    def test_a_caller_may_stop_it(self) -> None:
+        asked: list[int] = []
+
+        def stop() -> bool:
+            asked.append(1)
+            return len(asked) == 3
+
+        result = answer(digit_layer(**HOPELESS), stop=stop)
+        assert result.status is Status.FAILED
+        assert result.reason.startswith("stopped on request")
+        assert len(asked) == len(result.history) == 3
+
+    def test_what_was_found_before_the_end_is_handed_out(self) -> None:
+        # Twelve inputs, a single small block: some directions are known, none of the batch is complete.
+        seen = set()
+        for seed in range(270, 278):
+            data = digit_layer(12, width=150, seed=seed)
+            for rounds in (1, 3, 6):
+                left = iter(range(rounds))
+                result = answer(data, method="sampling", stop=lambda left=left: next(left, None) is None)
+                seen.add(result.status)
+                assert broken_promises(result, truth_of(data, 1e-9)) == []
+                if result.status is Status.PARTIAL:
+                    assert 0 < result.found < 12
+                    assert "directions found" in result.reason or "pass the checks" in result.reason
+        assert Status.PARTIAL in seen
+
+
+class TestProgress:
+    def test_every_stage_is_reported(self) -> None:
+        events: list[Progress] = []
+        data = digit_layer(4, width=120, seed=280)
+        result = answer(data, callback=events.append, time_limit=77)
+        stages = [event.stage for event in events]
+        assert stages[0] == "factorize"
+        assert stages[-1] == "verify"
+        assert set(stages[1:-1]) == {"search"}
+        assert stages.count("search") == len(result.history)
+        assert all(event.time_limit == 77 for event in events)
+        assert [event.seconds for event in events] == sorted(event.seconds for event in events)
+        assert [event.proposals for event in events] == sorted(event.proposals for event in events)
+        assert events[0].batch_size == 0
+        assert {event.batch_size for event in events[1:]} == {4}
+        assert events[-1].found == 4
+
+    def test_an_error_of_the_callback_reaches_the_caller(self) -> None:
+        def fail(event: Progress) -> None:
+            raise ZeroDivisionError(event.stage)
+
+        with pytest.raises(ZeroDivisionError, match="factorize"):
+            answer(digit_layer(3, width=60, seed=281), callback=fail)
+
+    def test_the_history_tells_the_rounds(self) -> None:
+        data = digit_layer(8, width=120, seed=282)
+        result = answer(data)
+        assert result.history
+        assert result.history[-1].found == 8
+        assert result.history[-1].agreement == 1.0
+        assert result.proposals == sum(entry.proposals for entry in result.history)
+
+
+class TestRepeatability:
+    @pytest.mark.parametrize("method", spear_np.METHODS)
+    def test_the_same_seed_gives_the_same_answer_bit_for_bit(self, backend: Backend, method: str) -> None:
+        data = digit_layer(7, width=120, seed=290)
+        first, second = (answer(data, backend, method=method, seed=5) for _ in range(2))
+        for name in ("inputs", "output_grad", "recovery"):
+            one, other = (backend.host(getattr(result, name)) for result in (first, second))
+            np.testing.assert_array_equal(one, other)
+        assert first.certificate == second.certificate
+        assert (first.proposals, first.seed) == (second.proposals, 5)
+        assert [(r.search, r.proposals, r.found) for r in first.history] == [
+            (r.search, r.proposals, r.found) for r in second.history
+        ]
+
+    def test_another_seed_takes_another_way_to_the_same_inputs(self) -> None:
+        data = digit_layer(7, width=120, seed=291)
+        first, second = (answer(data, method="sampling", seed=seed) for seed in (1, 2))
+        assert_recovered(first, data)
+        assert_recovered(second, data)
+        assert not np.array_equal(np.asarray(first.inputs), np.asarray(second.inputs))
+
+    def test_global_random_numbers_are_left_alone(self) -> None:
+        np.random.seed(292)  # noqa: NPY002
+        answer(digit_layer(4, width=120, seed=292))
+        assert np.random.random() == np.random.RandomState(292).random()  # noqa: NPY002
+
+    def test_nothing_handed_in_is_changed(self, backend: Backend) -> None:
+        data = digit_layer(6, width=120, seed=293)
+        layer = backend.gradients(data)
+        spear_np.invert_layer(layer)
+        for name in ("weight_grad", "bias_grad", "weight", "bias"):
+            assert_array(getattr(layer, name), getattr(data, name), backend)
+
+
+class TestReading:
+    def test_blocks_of_inputs_are_the_inputs(self, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = digit_layer(4, width=80, seed=300)
+        monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 80 * 9)
+        result = answer(data, backend)
+        assert_recovered(result, data, backend)
+        blocks = list(result.input_blocks())
+        assert [(span.start, span.stop) for span, _ in blocks] == [
+            (start, min(start + 9, 64)) for start in range(0, 64, 9)
+        ]
+        whole = backend.host(result.inputs)
+        for span, block in blocks:
+            assert_array(block, whole[:, span], backend)
+
+    def test_a_matrix_on_disk_is_never_read_as_a_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = digit_layer(4, width=80, seed=301)
+        monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 80 * 9)
+        weight_grad, weight = OnDisk(data.weight_grad), OnDisk(data.weight)
+        result = answer(data, weight_grad=weight_grad, weight=weight)
+        assert_recovered(result, data)
+        assert weight_grad.largest == weight.largest == 80 * 9
+
+    def test_a_partial_answer_is_read_by_blocks_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = digit_layer(4, width=80, seed=302)
+        monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 80 * 9)
+        weight_grad = OnDisk(data.weight_grad)
+        answer(data, weight_grad=weight_grad, method="sampling", max_proposals=1)
+        assert weight_grad.largest == 80 * 9
+
+    def test_the_answer_lives_where_the_data_lives_or_where_it_was_asked_for(self) -> None:
+        data = digit_layer(3, width=80, seed=303)
+        assert_lives_on(answer(data, Backend.STRICT).inputs, Backend.STRICT)
+        moved = answer(data, Backend.STRICT, device="cpu")
+        assert_lives_on(moved.inputs, Backend.NUMPY)
+        assert moved.device == "cpu"
+
+    @pytest.mark.gpu
+    def test_host_data_is_inverted_on_a_gpu_that_is_asked_for(self) -> None:
+        if Backend.CUPY.missing is not None:
+            pytest.skip(Backend.CUPY.missing)
+        data = digit_layer(6, width=120, seed=304)
+        result = answer(data, device="gpu")
+        assert_recovered(result, data, Backend.CUPY)
+        assert result.device == "gpu:0"
+
+    def test_invert_takes_the_arrays_themselves(self) -> None:
+        data = digit_layer(4, width=120, seed=305)
+        result = spear_np.invert(data.weight_grad, data.bias_grad, weight=data.weight, bias=data.bias, seed=3)
+        assert_recovered(result, data)
+        same = answer(data, seed=3)
+        np.testing.assert_array_equal(np.asarray(result.inputs), np.asarray(same.inputs))
