@@ -183,6 +183,14 @@ def solve_or_nan(xp: ModuleType, matrices: Array, right: Array) -> Array:
     return xp.where(singular, xp.full_like(solution, float("nan")), solution)
 
 
+def inverse_or_pseudoinverse(xp: ModuleType, matrix: Array) -> Array:
+    """Inverse of a square matrix; its pseudoinverse where the library finds it exactly singular."""
+    try:
+        return xp.linalg.inv(matrix)
+    except np.linalg.LinAlgError:
+        return xp.linalg.pinv(matrix)
+
+
 def smallest(xp: ModuleType, values: Array, count: int) -> Array:
     """Indices (k, count) of the `count` smallest entries in each row of `values` (k, m), in no order."""
     if array_api_compat.is_numpy_namespace(xp):

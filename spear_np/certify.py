@@ -368,6 +368,12 @@ def _uniqueness_block(
     reach = (inputs[None, :, :] @ vectors) ** 2
     mixing = xp.sum(reach * xp.where(open_, xp.zeros_like(values), 1 / values)[:, None, :], axis=2)
     unbounded = xp.sum(reach * xp.astype(open_, xp.float64)[:, None, :], axis=2)
+    if not bool(xp.all(spared)):
+        # What a single row holds in place may be a combination that annuls it by design: no bound through it.
+        turned = xp.where(dispensable[:, :, None], xp.zeros_like(pulled), pulled)
+        length = xp.linalg.vector_norm(turned, axis=2, keepdims=True)
+        turned = turned / xp.where(length > 0, length, xp.ones_like(length))
+        unbounded = unbounded + xp.max((turned @ inputs.T) ** 2, axis=1)
     mixing = mixing * (factors.noise_norm(q) ** 2)[:, None]
     mixing = xp.where(unbounded > 1e-12 * xp.sum(inputs**2, axis=1)[None, :], math.inf, mixing)
     return to_host(unique), to_host(redundancy), to_host(mixing)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import to_host
+from .backend import inverse_or_pseudoinverse, to_host
 from .factorize import ZERO_SIGMAS, Factors
 from .pool import Pool
 
@@ -53,7 +53,7 @@ def disaggregate(factors: Factors, q: Array) -> Disaggregation:
     """Scale the directions `q` (b, b) and compute the coordinates of their inputs and their λ."""
     xp = factors.xp
     scaled, variance, residual = _scaled(factors, q)
-    dual = xp.linalg.inv(scaled / factors.S).T
+    dual = inverse_or_pseudoinverse(xp, scaled / factors.S).T
     agreement = None
     if factors.layer is not None and factors.signs_known:
         agreement = _agreement(factors, scaled, factors.layer @ dual.T + factors.bias[:, None])
@@ -148,7 +148,7 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     inverse = xp.linalg.inv(R)
     # bias_grad carries the relative noise of its rows at least, even if the residual happens to be smaller.
     sigma = max(rest / math.sqrt(dof), factors.relative_noise * size / math.sqrt(A.shape[0]))
-    variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, 1e-300))
+    variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, 1e-200))
     residual = rest / size / factors.relative_noise if size > 0 else math.inf
     tiny = xp.abs(scale) < 1e-300
     return q * xp.where(tiny, xp.ones_like(scale), scale)[:, None], variance, residual
@@ -160,7 +160,7 @@ def _signs(factors: Factors, q: Array) -> Array:
     ones = xp.ones(q.shape[0], dtype=xp.float64, device=factors.device.handle)
     if factors.layer is None:
         return ones
-    dual = xp.linalg.inv(q / factors.S).T
+    dual = inverse_or_pseudoinverse(xp, q / factors.S).T
     active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
     z = xp.take(factors.layer @ dual.T, factors.live, axis=0)
     votes = xp.sum(2 * xp.astype(active == (z > 0), xp.float64) - 1, axis=0)

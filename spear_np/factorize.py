@@ -203,6 +203,8 @@ def factorize(gradients: LayerGradients, device: Device, batch_size: int | None 
     if live.shape[0] < b:
         return replace(spectrum, rank=None)
     U, S, rotation = xp.linalg.svd(xp.take(rows, live, axis=0), full_matrices=False)
+    # A batch size beyond the numerical rank leaves singular values of zero: nothing may be divided by them.
+    S = xp.maximum(S, 1e-15 * S[0] * xp.ones_like(S))
     to_basis, coordinates = to_basis @ rotation.T, coordinates @ rotation.T
     relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
     return Factors(

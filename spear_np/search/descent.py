@@ -2,7 +2,7 @@
 
 A direction of the batch leaves about half of the units without gradient, so it is a sharp local minimum of
 ``Σ_j w_j |u_j · q|`` over the unit sphere. Projected subgradient steps of geometrically decaying length find it
-[1]_ [2]_. Three things beyond the literature make large batches possible (figures in docs/ablation.md):
+[1]_ [2]_. Three things beyond the literature make large batches possible:
 
 - *Row weights.* Zeros do not move when rows are scaled: scale by leverage^-α, which evens out the columns.
 - *Signs inside the descent.* The layer must be able to produce the candidate's on/off pattern. Every few steps its
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import inverse_or_pseudoinverse, to_host
 from ..factorize import Factors
 from ..pool import Pool
 from . import Proposals
@@ -247,7 +247,7 @@ def _weighting(factors: Factors, left: Array, scale: Array) -> Weighting:
     raw = xp.take(factors.coordinates, factors.live, axis=0)
     to_weighted = R @ (left.T @ raw) / factors.S
     to_weighted = to_weighted / xp.linalg.vector_norm(to_weighted)
-    return Weighting(factors.device.float32(Q), xp.linalg.inv(to_weighted), to_weighted)
+    return Weighting(factors.device.float32(Q), inverse_or_pseudoinverse(xp, to_weighted), to_weighted)
 
 
 def _temper(rng: np.random.Generator, *, first: bool, few: bool, stale: int) -> Tempering:

@@ -149,7 +149,8 @@ def _unexplained(factors: Factors, pool: Pool, rng: np.random.Generator) -> Host
     norms = xp.linalg.vector_norm(rows, axis=1)
     if len(basis):
         columns = rows @ (factors.device.float64(pool.q[basis]) / factors.S).T
-        explained = xp.linalg.qr(columns / xp.linalg.vector_norm(columns, axis=0)).Q
+        size = xp.linalg.vector_norm(columns, axis=0)
+        explained = xp.linalg.qr(columns / xp.where(size > 0, size, xp.ones_like(size))).Q
         left = xp.linalg.vector_norm(rows - explained @ (explained.T @ rows), axis=1)
         norms = xp.maximum(left, 1e-12 * norms)
     return to_host(norms)
