@@ -187,7 +187,7 @@ def factorize(gradients: LayerGradients, device: Device, batch_size: int | None 
     accumulated = _accumulate(gradients, device, with_weight=gradients.weight is not None)
     spectrum, A, model, svd = _decompose(accumulated, gradients, device)
     b = batch_size if batch_size is not None else spectrum.rank
-    if not b:
+    if not b or spectrum.rank == 0:
         return spectrum
     b = min(b, int(xp.sum(xp.astype(svd.S > 0, xp.int64))))
     left, values, right = svd.U[:, :b], svd.S[:b], svd.Vh[:b, :].T
