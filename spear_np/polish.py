@@ -28,6 +28,8 @@ MAX_NULLITY = 12
 MAX_RESOLVED = 8
 """Null spaces of several dimensions resolved in one block."""
 ROUNDS = 6
+NEARLY_NULL = 1e-4
+"""Energy of the first vector relative to the second below which foreign rows among the first explain it."""
 WIDE_SIGMAS = (50.0, 12.0, 8.0)
 """Zero tests of the first rounds."""
 CLEAR_GAP = 5.0
@@ -158,18 +160,19 @@ def _snap_block(factors: Factors, q: Array, *, margin: int) -> tuple[Array, list
     for round_number in range(ROUNDS):
         space = null_space(factors, order, counts)
         nullity = to_host(xp.sum(xp.astype(space.energy < ZERO_SIGMAS**2, xp.int64), axis=1))
+        possible = _nearly_null(space, round_number)
         q = space.basis[:, 0, :]
         units = factors.noise_units(q)
         zero_counts, same = _compare_rows(factors, units, order, counts)
         # The first null vectors amplify noise: let them see rows that are only nearly zero.
         sigmas = WIDE_SIGMAS[round_number] if round_number < len(WIDE_SIGMAS) else ZERO_SIGMAS
         next_counts = xp.sum(xp.astype(units < sigmas, xp.int64), axis=1)
-        alive = (nullity > 0) & to_host(next_counts >= xp.minimum(counts, xp.full_like(counts, needed)))
+        alive = ((nullity > 0) | to_host(possible)) & to_host(next_counts >= xp.minimum(counts, xp.full_like(counts, needed)))
         settled = same | (nullity > 1) | (round_number == ROUNDS - 1)
         for index in np.flatnonzero(alive & settled):
             if nullity[index] > 1:
                 mixed.append(_whole_null_space(factors, order[index, :], int(counts[index])))
-            elif zero_counts[index] >= needed:
+            elif nullity[index] == 1 and zero_counts[index] >= needed:
                 unique.append(q[index : index + 1, :])
         left = factors.device.integers(np.flatnonzero(alive & ~settled))
         if left.shape[0] == 0:
@@ -177,6 +180,20 @@ def _snap_block(factors: Factors, q: Array, *, margin: int) -> tuple[Array, list
         counts = xp.take(next_counts, left)
         order = _sorted_smallest(xp, xp.take(units, left, axis=0), int(xp.max(counts)))
     return xp.concat(unique, axis=0), mixed
+
+
+def _nearly_null(space: NullSpace, round_number: int) -> Array:
+    """(k,) bool: whether the first vector would be null but for few of the rows, to be dropped in later rounds.
+
+    A row that is not zero but small may slip in among the first ones; what it adds to the energy is little
+    against the energy of the next vector.
+    """
+    first = space.energy[:, 0]
+    if round_number >= len(WIDE_SIGMAS):
+        return first < 0
+    if space.energy.shape[1] == 1:
+        return first < WIDE_SIGMAS[round_number] ** 2
+    return (first < WIDE_SIGMAS[round_number] ** 2) | (first < NEARLY_NULL * space.energy[:, 1])
 
 
 def _compare_rows(factors: Factors, units: Array, order: Array, counts: Array) -> tuple[HostArray, HostArray]:
