@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import to_host
+from .backend import gather, solve_or_nan, to_host
 from .certificate import Certificate, Check
 from .disaggregate import MAX_BIAS_RESIDUAL, Disaggregation
 from .factorize import ZERO_SIGMAS, Factors
@@ -332,42 +332,41 @@ def _uniqueness_block(
 ) -> tuple[HostArray, HostArray, HostArray]:
     """For directions `q` (k, b) with zero rows `off` (k, ℓ): unique (k,), redundancy (k,), mixing (k, b)."""
     xp = factors.xp
-    used = xp.astype(off, xp.float64)
-    count = xp.sum(used, axis=1)
-    count = xp.maximum(count, xp.ones_like(count))
-    rows = factors.U[None, :, :] * used[:, :, None]
+    count = xp.sum(xp.astype(off, xp.int64), axis=1)
+    most = max(1, int(xp.max(count)))
+    order = xp.argsort(xp.astype(~off, xp.int8), axis=1, stable=True)[:, :most]
+    used = xp.arange(most, device=factors.device.handle)[None, :] < count[:, None]
+    count = xp.astype(xp.maximum(count, xp.ones_like(count)), xp.float64)
+    rows = gather(xp, factors.U, order) * xp.astype(used, xp.float64)[:, :, None]
     H = xp.matrix_transpose(rows) @ rows
     # Lift the null direction itself, so that what remains is the complement.
     unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True)
     project = factors.device.eye(q.shape[1])[None, :, :] - unit[:, :, None] * unit[:, None, :]
     H = project @ H @ project + unit[:, :, None] * unit[:, None, :]
-    values, vectors = xp.linalg.eigh(H)
-    values = xp.maximum(values, xp.full_like(values, 1e-30))
-    # Noise alone would give a direction v the energy count · ‖v/S‖².
-    noise = xp.sum((vectors / factors.S[None, :, None]) ** 2, axis=1) * count[:, None]
-    # … and rounding of the products alone an energy near eps.
-    open_ = values <= xp.maximum(ZERO_SIGMAS**2 * noise, xp.full_like(noise, NUMERICALLY_NOTHING))
-    unique = ~xp.any(open_, axis=1)
-    inverse = (vectors / values[:, None, :]) @ xp.matrix_transpose(vectors)
-    pulled = rows @ inverse  # (k, ℓ, b): H⁻¹ u_j, what row j alone could turn
+    inverse, open_space = _inverse_and_open(factors, H, count)
+    unique = ~xp.any(xp.any(open_space != 0, axis=2), axis=1)
+    pulled = rows @ inverse  # (k, most, b): H⁻¹ u_j, what row j alone could turn
     leverage = xp.clip(xp.sum(pulled * rows, axis=2), 0.0, 1.0)
-    left = (
-        leverage
-        * (1 - leverage)
-        / xp.maximum(xp.sum((pulled / factors.S) ** 2, axis=2), xp.full_like(leverage, 1e-300))
-    )
-    shared = leverage < 1 - math.sqrt(NUMERICALLY_NOTHING)
-    dispensable = shared & (left > 4 * count[:, None]) | (leverage < 0.5) | ~off
+    dispensable = (leverage < 0.5) | ~used
     spared = xp.all(dispensable, axis=1)
+    if not bool(xp.all(spared)):
+        left = (
+            leverage
+            * (1 - leverage)
+            / xp.maximum(xp.sum((pulled / factors.S) ** 2, axis=2), xp.full_like(leverage, 1e-300))
+        )
+        shared = leverage < 1 - math.sqrt(NUMERICALLY_NOTHING)
+        dispensable = dispensable | (shared & (left > 4 * count[:, None]))
+        spared = xp.all(dispensable, axis=1)
     ordered = xp.flip(xp.sort(leverage, axis=1), axis=1)
     # Removing rows cannot lower the rank while their leverages sum to less than one.
     removable = xp.sum(xp.astype(xp.cumulative_sum(ordered, axis=1) < 1.0, xp.int64), axis=1)
+    removable = xp.minimum(removable, xp.astype(count, xp.int64) - 1)
     redundancy = xp.where(spared, xp.maximum(removable, xp.ones_like(removable)), xp.zeros_like(removable))
     redundancy = xp.where(unique, redundancy, xp.zeros_like(redundancy))
     # Directions the zero rows leave open: what reaches an input through them is unbounded, the rest is not.
-    reach = (inputs[None, :, :] @ vectors) ** 2
-    mixing = xp.sum(reach * xp.where(open_, xp.zeros_like(values), 1 / values)[:, None, :], axis=2)
-    unbounded = xp.sum(reach * xp.astype(open_, xp.float64)[:, None, :], axis=2)
+    mixing = xp.sum((inputs @ inverse) * inputs, axis=2)
+    unbounded = xp.sum((inputs @ open_space) ** 2, axis=2)
     if not bool(xp.all(spared)):
         # What a single row holds in place may be a combination that annuls it by design: no bound through it.
         turned = xp.where(dispensable[:, :, None], xp.zeros_like(pulled), pulled)
@@ -377,6 +376,34 @@ def _uniqueness_block(
     mixing = mixing * (factors.noise_norm(q) ** 2)[:, None]
     mixing = xp.where(unbounded > 1e-12 * xp.sum(inputs**2, axis=1)[None, :], math.inf, mixing)
     return to_host(unique), to_host(redundancy), to_host(mixing)
+
+
+def _inverse_and_open(factors: Factors, H: Array, count: Array) -> tuple[Array, Array]:
+    """For Gram matrices `H` (k, b, b) of `count` (k,) rows: pseudo-inverses, and what the rows leave open.
+
+    Noise alone would give a direction v the energy ``count · ‖v/S‖²``; rounding of the products gives it an energy
+    near eps. Eigenvectors with no more than that are open: they are left out of the pseudo-inverse and are the
+    non-zero columns of the second answer (k, b, b).
+    """
+    xp = factors.xp
+    inverse = solve_or_nan(xp, H, xp.broadcast_to(factors.device.eye(H.shape[1])[None, :, :], H.shape))
+    floor = xp.maximum(
+        ZERO_SIGMAS**2 * count / xp.min(factors.S) ** 2, xp.full_like(count, NUMERICALLY_NOTHING)
+    )
+    # ‖H⁻¹‖ bounds the least eigenvalue from below: nothing can be open where it is far above every noise.
+    clear = xp.linalg.vector_norm(inverse, axis=(1, 2)) * floor < 0.5
+    open_space = xp.zeros_like(H)
+    if bool(xp.all(clear)):
+        return inverse, open_space
+    values, vectors = xp.linalg.eigh(H)
+    values = xp.maximum(values, xp.full_like(values, 1e-30))
+    noise = xp.sum((vectors / factors.S[None, :, None]) ** 2, axis=1) * count[:, None]
+    open_ = values <= xp.maximum(ZERO_SIGMAS**2 * noise, xp.full_like(noise, NUMERICALLY_NOTHING))
+    kept = xp.where(open_, xp.zeros_like(values), 1 / values)
+    return (
+        (vectors * kept[:, None, :]) @ xp.matrix_transpose(vectors),
+        vectors * xp.astype(open_, xp.float64)[:, None, :],
+    )
 
 
 def _error_bound(

@@ -281,8 +281,7 @@ def _round(
     proposals = search.propose(factors, state.pool, rng)
     candidates = factors.xp.concat([repairs, proposals.candidates], axis=0)
     pool = _absorb(factors, model, state.pool, candidates, rng)
-    news = not np.array_equal(pool.basis_vectors, state.pool.basis_vectors)
-    pool = pool.after_round(news=news)
+    pool = pool.after_round(news=len(pool.fresh_positions(state.pool.basis_vectors)))
     evaluated = state.evaluated
     if pool.complete:
         if latest is None or evaluated is None or not np.array_equal(pool.basis_vectors, evaluated):

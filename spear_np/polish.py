@@ -123,9 +123,10 @@ def null_space(factors: Factors, order: Array, counts: Array) -> NullSpace:
     start = factors.device.normal(np.random.default_rng(b), (b, width))
     metric = (1 / factors.S**2)[None, :, None]
     X = xp.broadcast_to(start[None, :, :], (k, b, width))
+    inverse = xp.linalg.inv(H)
     for _ in range(3):
-        X = xp.linalg.qr(xp.linalg.solve(H, metric * X)).Q
-    X = X - xp.linalg.solve(H, transposed @ (rows @ X))
+        X = xp.linalg.qr(inverse @ (metric * X)).Q
+    X = X - inverse @ (transposed @ (rows @ X))
     # Rayleigh-Ritz in the metric of the noise.
     scaled = xp.linalg.qr(X / factors.S[None, :, None])
     X = factors.S[None, :, None] * scaled.Q
@@ -167,7 +168,9 @@ def _snap_block(factors: Factors, q: Array, *, margin: int) -> tuple[Array, list
         # The first null vectors amplify noise: let them see rows that are only nearly zero.
         sigmas = WIDE_SIGMAS[round_number] if round_number < len(WIDE_SIGMAS) else ZERO_SIGMAS
         next_counts = xp.sum(xp.astype(units < sigmas, xp.int64), axis=1)
-        alive = ((nullity > 0) | to_host(possible)) & to_host(next_counts >= xp.minimum(counts, xp.full_like(counts, needed)))
+        alive = ((nullity > 0) | to_host(possible)) & to_host(
+            next_counts >= xp.minimum(counts, xp.full_like(counts, needed))
+        )
         settled = same | (nullity > 1) | (round_number == ROUNDS - 1)
         for index in np.flatnonzero(alive & settled):
             if nullity[index] > 1:

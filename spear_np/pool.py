@@ -18,6 +18,8 @@ KEEP_PER_DIRECTION = 4
 
 SURE = 0.97
 """Agreement with the layer from which a pattern counts as one that an input can produce."""
+MUCH, LITTLE = 0.2, 0.05
+"""Shares of the missing directions: a round that finds more needs less effort, one that finds less needs more."""
 PENALTY = 0.05
 """What one failed check costs, in shares of the rows."""
 
@@ -66,6 +68,8 @@ class Pool:
     """(p, b): estimated coordinates in V of the input behind the direction; zeros if unknown."""
     stale: int = 0
     """Rounds in a row that did not change the basis."""
+    effort: int = 0
+    """Grows with every round that finds little of what is missing, falls with every one that finds much."""
     basis: tuple[int, ...] = ()
     """Indices of the greedy choice, best first."""
 
@@ -136,6 +140,7 @@ class Pool:
             agreement=np.asarray([entry.agreement for entry in entries]),
             coordinates=np.asarray([entry.coordinates for entry in entries]),
             stale=self.stale,
+            effort=self.effort,
         )
         return grown._rebuilt()
 
@@ -149,9 +154,15 @@ class Pool:
             self.coordinates[index],
         )
 
-    def after_round(self, *, news: bool) -> Pool:
-        """Count rounds without news."""
-        return replace(self, stale=0 if news else self.stale + 1)
+    def after_round(self, *, news: int) -> Pool:
+        """Count rounds without news; `news` is the number of directions that came into the basis."""
+        missing = self.q.shape[1] - len(self.basis) + news
+        effort = self.effort
+        if news >= MUCH * missing:
+            effort = max(0, effort - 1)
+        elif news < LITTLE * missing:
+            effort += 1
+        return replace(self, stale=0 if news else self.stale + 1, effort=effort)
 
     def redundant(self, q: HostArray, zero_count: HostArray) -> HostArray:
         """(k,) bool: which candidates `q` (k, b) could not change the basis."""
@@ -195,6 +206,7 @@ class Pool:
             agreement=self.agreement[kept],
             coordinates=self.coordinates[kept],
             stale=self.stale,
+            effort=self.effort,
         )
 
     def _rebuilt(self) -> Pool:

@@ -156,7 +156,7 @@ class TestMerge:
         found = candidates(np.asarray([[1.0, 1.0, 0, 0]]), [20])
         for array in (found.q, found.zero_mask, found.angle):
             array.flags.writeable = False
-        grown = pool.merge(found).blame([0]).after_round(news=False)
+        grown = pool.merge(found).blame([0]).after_round(news=0)
         assert len(grown.q) == 5
         assert len(pool.q) == 4
 
@@ -225,9 +225,9 @@ class TestBlame:
         assert not left.penalty.any()
 
     def test_rounds_without_news_are_counted(self) -> None:
-        pool = Pool.empty(B, LIVE).after_round(news=False).after_round(news=False)
+        pool = Pool.empty(B, LIVE).after_round(news=0).after_round(news=0)
         assert pool.stale == 2
-        assert pool.after_round(news=True).stale == 0
+        assert pool.after_round(news=1).stale == 0
 
 
 def test_fresh_positions_are_those_that_were_not_there_before() -> None:

@@ -33,18 +33,49 @@ from .signs import SignModel, smoother
 Array = Any
 HostArray = np.ndarray[Any, Any]
 
-ALPHAS = (0.75, 1.0, 1.5, 2.0, 2.5)
-PLAIN_SHARES = (0.05, 0.2, 0.3, 0.25, 0.2)
-DEFLATED_SHARES = (0.1, 0.3, 0.35, 0.2, 0.05)
-STEPS = 500
-SIGN_INTERVAL = 4
-LAST_STEP = 5e-5
-HOLD = 0.3
-"""Share of the steps of constant length."""
+TINY = 1e-30
+DISTINCT = 0.9995
+MAX_CANDIDATES = 128
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the descent is made of; every default was chosen by the measured ablation in docs/ablation.md."""
+
+    alphas: tuple[float, ...] = (0.75, 1.0, 1.5, 2.0)
+    """Exponents of the row weights, one drawn for each block."""
+    starts: int = 256
+    """Starts of a block, at most."""
+    steps: int = 200
+    """Steps of a block at the lowest effort; each further effort doubles them."""
+    hold: float = 0.5
+    """Share of the steps of constant length: in them a start commits to its column."""
+    last_step: float = 1e-3
+    """Length of the last step (radians): from there the polish takes over."""
+    sign_weights: bool = True
+    """Whether rows that the layer predicts to be on lose weight."""
+    prior: bool = True
+    """Whether predictions of signs know the second moments of the inputs."""
+    sign_interval: int = 8
+    """Steps between two predictions."""
+    warm_up: float = 0.12
+    """Share of the steps before the first prediction."""
+    concave: bool = True
+    """Whether the ℓ1 norm turns into a logarithm on the way."""
+    deflation: bool = True
+    """Whether known directions are used to keep the search away from them."""
+    thinning: bool = True
+    """Whether starts that have come together go on as one."""
+
+
+THIN_AT = (0.5, 0.6, 0.75)
+"""Shares of the steps after which starts that have come together are merged."""
+THIN_COSINE = 0.98
 TRUSTED = 0.97
 """Agreement with the layer from which a direction is used for deflation."""
-DISTINCT = 0.9995
-MAX_CANDIDATES = 64
+WIDTHS = (1.0, 0.3)
+"""First and last width of the logarithmic penalty, in means of |U q|."""
+MAX_EFFORT = 5
 
 
 @dataclass(frozen=True)
@@ -71,8 +102,8 @@ class Tempering:
     """Threshold of the soft pattern, in means of |U q|."""
     confined: float
     """Share of the steps spent in the complement of the known inputs."""
-    concave: bool
-    """Whether the ℓ1 norm turns into a logarithm on the way."""
+    thin_cosine: float
+    """Starts closer than this are taken for the same."""
 
 
 @dataclass(frozen=True)
@@ -81,52 +112,58 @@ class Descent:
 
     weightings: tuple[Weighting, ...]
     model: SignModel | None
+    settings: Settings
     name: str = "descent"
 
     @classmethod
-    def prepare(cls, factors: Factors, model: SignModel | None) -> Descent:
+    def prepare(cls, factors: Factors, model: SignModel | None, settings: Settings | None = None) -> Descent:
         """Compute the weighted rows for every exponent."""
         xp = factors.xp
+        settings = settings or Settings()
         raw = xp.take(factors.coordinates, factors.live, axis=0)
         left = xp.linalg.svd(raw / xp.max(xp.abs(raw)), full_matrices=False)[0]
         leverage = xp.linalg.vector_norm(left, axis=1)
         leverage = leverage / xp.max(leverage)
-        return cls(tuple(_weighting(factors, left, leverage**-alpha) for alpha in ALPHAS), model)
+        weightings = tuple(_weighting(factors, left, leverage**-alpha) for alpha in settings.alphas)
+        return cls(weightings, model, settings)
 
     def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Descend from one block of starts; returns the distinct ends, sharpest first."""
         xp, b = factors.xp, factors.batch_size
         trusted = self._trusted(pool, rng)
         deflated = len(trusted) > 0
-        alpha = rng.choice(len(ALPHAS), p=DEFLATED_SHARES if deflated else PLAIN_SHARES)
-        weighting = self.weightings[2 if not len(pool.q) else int(alpha)]
+        weighting = self.weightings[self._weighting(rng, first=not len(pool.q))]
         complement, known = (
             (None, None) if not deflated else self._deflation(factors, pool, trusted, weighting)
         )
-        count = 128 if factors.U.shape[0] >= 1500 else 192
         left = b - len(trusted)
-        if deflated:
-            count = max(48, min(count, 3 * left))
-        tempering = _temper(
-            rng, first=not len(pool.q), few=deflated and left < max(4, 0.1 * b), stale=pool.stale
-        )
+        count = max(64, min(self.settings.starts, 4 * left)) if deflated else self.settings.starts
+        tempering = _temper(rng, self.settings, effort=pool.effort, few=deflated and left < max(4, 0.1 * b))
         if rng.random() < 0.15:
             start = factors.device.float32(rng.standard_normal((count, b)))
         else:
             picks = rng.integers(0, factors.U.shape[0], count)
             start = xp.take(weighting.rows, factors.device.integers(picks), axis=0)
-        signs = None if self.model is None else smoother(factors, self.model, complement)
-        ends = descend(factors, weighting.rows, start, tempering, signs=signs, known=known)
+        signs = None
+        if self.model is not None and self.settings.sign_weights:
+            signs = smoother(factors, self.model, complement, prior=self.settings.prior)
+        ends = descend(factors, weighting.rows, start, tempering, self.settings, signs=signs, known=known)
         return Proposals(self._distinct(factors, weighting, ends) @ weighting.to_q.T, count, self.name)
 
     def forecast(self, factors: Factors) -> float | None:
         """No forecast: a start either ends on a new direction or does not."""
         return None
 
+    def _weighting(self, rng: np.random.Generator, *, first: bool) -> int:
+        """Index of the row weights to use: the first time those that lead to the most different columns."""
+        return len(self.weightings) // 3 if first else int(rng.integers(len(self.weightings)))
+
     def _trusted(self, pool: Pool, rng: np.random.Generator) -> HostArray:
         """Indices of directions to deflate by: those of the basis whose pattern the layer can produce."""
         nothing = np.empty(0, dtype=np.int64)
-        if self.model is None or rng.random() < 0.1:
+        if self.model is None or not self.settings.deflation:
+            return nothing
+        if pool.effort > 1 and rng.random() < 0.15:
             return nothing
         basis = np.asarray(pool.basis, dtype=np.int64)
         trusted = basis[(pool.agreement[basis] >= TRUSTED) & (pool.penalty[basis] == 0)]
@@ -181,19 +218,24 @@ def descend(
     rows: Array,
     start: Array,
     tempering: Tempering,
+    settings: Settings,
     *,
     signs: tuple[Array, Array] | None,
     known: Array | None,
 ) -> Array:
-    """Return where the starts (k, b) end after `tempering.steps` subgradient steps, float32.
+    """Return where the starts (k, b) end after `tempering.steps` subgradient steps, (k' ≤ k, b) float32.
 
     Parameters
     ----------
     rows : (ℓ, b) float32, orthonormal columns
     signs : (E (ℓ, r), w (r,)), optional
-        Smoother of pre-activations; without it the ℓ1 norm is unweighted.
+        Smoother of pre-activations; without it the norm is not weighted by signs.
     known : (b, f), optional
         Orthonormal directions left out of the first steps.
+
+    Notes
+    -----
+    Nothing is read back from the device but the number of starts that go on after a merge.
     """
     xp, device = factors.xp, factors.device
     free = None
@@ -206,37 +248,51 @@ def descend(
     if signs is not None:
         spread, shrink = device.float32(signs[0]), device.float32(signs[1])
         gather, scatter = spread * shrink, spread.T
+    merges = {round(share * tempering.steps) for share in THIN_AT} if settings.thinning else set()
     weights = None
     for step in range(tempering.steps):
         done = step / tempering.steps
         if free is not None and done >= tempering.confined:
             q, current, transposed, free = q @ free.T, rows, rows.T, None
+        if step in merges:
+            kept = _apart(xp, q, tempering.thin_cosine)
+            q = xp.take(q, kept, axis=0)
+            weights = None if weights is None else xp.take(weights, kept, axis=0)
         values = q @ transposed
         size = xp.abs(values)
-        if signs is not None and done >= 0.12 and step % SIGN_INTERVAL == 0:
-            mean = xp.mean(size, axis=1, keepdims=True)
+        mean = xp.mean(size, axis=1, keepdims=True)
+        if signs is not None and done >= settings.warm_up and step % settings.sign_interval == 0:
             pattern = xp.clip(size / (tempering.tau * mean) - 1, -1.0, 1.0)
             z = (pattern @ gather) @ scatter
             kappa = tempering.kappa[0] + (tempering.kappa[1] - tempering.kappa[0]) * done
-            z *= kappa / (xp.sqrt(xp.mean(z * z, axis=1, keepdims=True)) + 1e-30)
+            z *= kappa / (xp.sqrt(xp.mean(z * z, axis=1, keepdims=True)) + TINY)
             weights = 1 / (1 + xp.exp(xp.clip(z, -60.0, 60.0)))
-        pull = xp.sign(values)
-        if tempering.concave and done > 0.2:
-            width = 3 * 0.1 ** ((done - 0.2) / 0.8) * xp.mean(size, axis=1, keepdims=True)
-            pull *= width / (size + width)
+        pull = values / (size + TINY)  # the sign, several times faster than xp.sign
+        if settings.concave:
+            # The subgradient of Σ log(1 + |v| / width) is sign(v) / (|v| + width), but for a factor.
+            size += WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done * mean
+            pull /= size
         if weights is not None:
             pull *= weights
         gradient = pull @ current
         gradient -= xp.sum(gradient * q, axis=1, keepdims=True) * q
-        length = xp.sqrt(xp.sum(gradient * gradient, axis=1, keepdims=True)) + 1e-30
-        q = q - gradient * (_step_length(tempering.first_step, done) / length)
+        length = xp.sqrt(xp.sum(gradient * gradient, axis=1, keepdims=True)) + TINY
+        q = q - gradient * (_step_length(tempering.first_step, settings, done) / length)
         q = q / xp.sqrt(xp.sum(q * q, axis=1, keepdims=True))
     return q if free is None else q @ free.T
 
 
-def _step_length(first: float, done: float) -> float:
-    """Constant for the first `HOLD` of the steps, then geometric down to `LAST_STEP`."""
-    return first if done < HOLD else first * (LAST_STEP / first) ** ((done - HOLD) / (1 - HOLD))
+def _apart(xp: Any, q: Array, cosine: float) -> Array:
+    """Indices of the rows of `q` (k, b), unit vectors, without those close to an earlier one."""
+    close = xp.astype(xp.abs(q @ q.T) > cosine, xp.int8)
+    return xp.nonzero(~xp.any(xp.tril(close, k=-1) > 0, axis=1))[0]
+
+
+def _step_length(first: float, settings: Settings, done: float) -> float:
+    """Constant for the first `hold` of the steps, then geometric down to `last_step`."""
+    if done < settings.hold:
+        return first
+    return first * (settings.last_step / first) ** ((done - settings.hold) / (1 - settings.hold))
 
 
 def _weighting(factors: Factors, left: Array, scale: Array) -> Weighting:
@@ -250,20 +306,16 @@ def _weighting(factors: Factors, left: Array, scale: Array) -> Weighting:
     return Weighting(factors.device.float32(Q), inverse_or_pseudoinverse(xp, to_weighted), to_weighted)
 
 
-def _temper(rng: np.random.Generator, *, first: bool, few: bool, stale: int) -> Tempering:
-    """Draw how to descend; more steps after rounds without news, sharp signs for the last few columns."""
+def _temper(rng: np.random.Generator, settings: Settings, *, effort: int, few: bool) -> Tempering:
+    """Draw how to descend; more steps after rounds with little news, sharp signs for the last few columns."""
     kappa = ((0.0, 4.0), (0.0, 10.0), (0.0, 10.0), (1.0, 20.0))[rng.integers(4)]
-    first_step = (0.2, 0.3, 0.3, 0.4)[rng.integers(4)]
-    if first:
-        kappa, first_step = (0.0, 4.0), 0.3
-    if few:
-        kappa = (3.0, 30.0)
-    slow = 1 if stale < 3 else 2 if stale < 12 else 4
     return Tempering(
-        steps=STEPS * slow,
-        first_step=first_step,
-        kappa=kappa,
+        steps=settings.steps * 2 ** min(effort, MAX_EFFORT),
+        first_step=(0.15, 0.2, 0.3)[rng.integers(3)],
+        kappa=(3.0, 30.0) if few else kappa,
         tau=(0.4, 0.5, 0.6, 0.8)[rng.integers(4)],
-        confined=(0.2, 0.3, 0.3, 0.4)[rng.integers(4)],
-        concave=bool(rng.random() < 0.5),
+        confined=(0.15, 0.2, 0.3)[rng.integers(3)],
+        # Directions of inputs that resemble each other are close: after rounds without news only what has
+        # converged is merged.
+        thin_cosine=THIN_COSINE if effort < 2 else DISTINCT,
     )

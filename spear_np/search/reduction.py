@@ -12,13 +12,15 @@ import numpy as np
 
 from ..backend import to_host
 from ..factorize import ZERO_SIGMAS, Factors
-from ..pool import Pool
+from ..pool import SURE, Pool
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
 
 MIN_VOTES = 4
 """Rows that must agree on a ratio: chance agreement of so many, within noise, is not seen."""
+ALL_PAIRS = 24
+"""Size of the basis up to which all pairs are tried."""
 BLOCK_NUMBERS = 4_000_000
 
 
@@ -28,10 +30,13 @@ def reduce_pairs(factors: Factors, pool: Pool, fresh: HostArray) -> Array:
     Parameters
     ----------
     fresh : (f,) int array
-        Positions in ``pool.basis`` to try against the whole basis; the others were tried before.
+        Positions in ``pool.basis`` to try against the whole basis; the others were tried before. In a large batch
+        those are left out whose pattern the layer can produce: a mixture's it cannot.
     """
     xp, device = factors.xp, factors.device
     basis = np.asarray(pool.basis, dtype=np.int64)
+    if len(basis) > ALL_PAIRS:
+        fresh = fresh[(pool.agreement[basis[fresh]] < SURE) | ~np.any(pool.coordinates[basis[fresh]], axis=1)]
     if len(basis) < 2 or not len(fresh):
         return device.zeros((0, factors.batch_size))
     vectors = pool.q[basis] / to_host(factors.noise_norm(device.float64(pool.q[basis])))[:, None]

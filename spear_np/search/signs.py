@@ -67,14 +67,20 @@ def sign_model(factors: Factors) -> SignModel | None:
     return SignModel(Q, inverse[:b, :], layer, bias, moments, rotation.T)
 
 
-def smoother(factors: Factors, model: SignModel, complement: Array | None) -> tuple[Array, Array]:
+def smoother(
+    factors: Factors, model: SignModel, complement: Array | None, *, prior: bool = True
+) -> tuple[Array, Array]:
     """Return (E (ℓ, r), w (r,)) with ``E diag(w) Eᵀ``, the ridge smoother of pre-activations under the prior.
 
     Σ = M C Mᵀ + bias biasᵀ of trace ℓ, with C the prior covariance of the coordinates; the smoother is
     Σ (Σ + 1)⁻¹. `complement` (b, b-f) restricts the coordinates to those that no known direction sees,
-    ``c · y = 0``, and conditions the prior on it.
+    ``c · y = 0``, and conditions the prior on it. Without `prior` it is the projector on the pre-activations.
     """
     xp = factors.xp
+    if not prior:
+        layer = model.layer if complement is None else model.layer @ complement
+        plain = xp.linalg.qr(xp.concat([layer, model.bias[:, None]], axis=1)).Q
+        return plain, xp.ones_like(plain[0, :])
     if complement is None:
         root = model.layer @ (model.rotation * xp.sqrt(model.second_moment))
     else:
@@ -84,9 +90,10 @@ def smoother(factors: Factors, model: SignModel, complement: Array | None) -> tu
         values = xp.maximum(values, 1e-12 * xp.max(values) * xp.ones_like(values))
         root = model.layer @ (complement @ (vectors / xp.sqrt(values)))
     root = xp.concat([root, model.bias[:, None]], axis=1)
-    left, values, _ = xp.linalg.svd(root, full_matrices=False)
-    energy = values**2 * (root.shape[0] / xp.sum(values**2))
-    return left, energy / (energy + PRIOR_RIDGE)
+    values, turn = xp.linalg.eigh(root.T @ root)
+    values = xp.maximum(values, 1e-12 * xp.max(values) * xp.ones_like(values))
+    energy = values * (root.shape[0] / xp.sum(values))
+    return root @ (turn / xp.sqrt(values)), energy / (energy + PRIOR_RIDGE)
 
 
 def fit_signs(factors: Factors, model: SignModel, active: Array) -> tuple[HostArray, HostArray]:
@@ -106,20 +113,22 @@ def fit_signs(factors: Factors, model: SignModel, active: Array) -> tuple[HostAr
     xp = factors.xp
     if not active.shape[0]:
         return np.empty(0), np.empty((0, factors.batch_size))
-    rows = model.basis.shape[0]
-    target = 2 * xp.astype(active, xp.float64) - 1
+    # A pattern has no more than ℓ bits: float32 is plenty.
+    basis = factors.device.float32(model.basis)
+    rows = basis.shape[0]
+    target = 2 * xp.astype(active, xp.float32) - 1
     scale = float(rows) ** 0.5
-    theta = 1.5 * (target @ model.basis) / scale
+    theta = 1.5 * (target @ basis) / scale
     momentum = theta
     curvature = rows * (0.25 + RIDGE)
     weight = 1.0
     for _ in range(FIT_STEPS):
-        z = scale * (momentum @ model.basis.T)
+        z = scale * (momentum @ basis.T)
         slope = target / (1 + xp.exp(xp.clip(target * z, -30.0, 30.0)))
-        step = momentum + (scale * (slope @ model.basis) - RIDGE * rows * momentum) / curvature
+        step = momentum + (scale * (slope @ basis) - RIDGE * rows * momentum) / curvature
         next_weight = (1 + (1 + 4 * weight**2) ** 0.5) / 2
         momentum = step + ((weight - 1) / next_weight) * (step - theta)
         theta, weight = step, next_weight
-    agree = (theta @ model.basis.T > 0) == active
+    agree = (theta @ basis.T > 0) == active
     agreement = xp.sum(xp.astype(agree, xp.float64), axis=1) / rows
-    return to_host(agreement), to_host(theta @ model.to_coordinates.T)
+    return to_host(agreement), to_host(xp.astype(theta, xp.float64) @ model.to_coordinates.T)
