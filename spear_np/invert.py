@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -377,6 +377,11 @@ def _hand_out(factors: Factors, state: _State, ended: str | None, run: _Run) -> 
         return _partial(factors, state, ended or "", run, figures)
     batch = reconstruct(factors, choice)
     keep = np.flatnonzero(verdict.sound)
+    certificate = verdict.certificate
+    if len(keep) < factors.batch_size and factors.signs_known:
+        keep, certificate = _rebounded(factors, choice, keep, certificate)
+        if not len(keep):
+            return _partial(factors, state, ended or "", run, figures)
     rows = run.device.integers(keep)
     xp = factors.xp
     reason = verdict.reason if ended is None or verdict.complete else f"{ended}: {verdict.reason}"
@@ -387,9 +392,26 @@ def _hand_out(factors: Factors, state: _State, ended: str | None, run: _Run) -> 
         found=len(keep),
         output_grad=xp.take(batch.output_grad, rows, axis=1),
         recovery=xp.take(batch.recovery, rows, axis=0),
-        certificate=verdict.certificate.only(keep.tolist()),
+        certificate=certificate.only(keep.tolist()),
         **figures,
     )
+
+
+def _rebounded(
+    factors: Factors, choice: Disaggregation, keep: HostArray, certificate: Certificate
+) -> tuple[HostArray, Certificate]:
+    """Which of the rows `keep` the signs bound, and the certificate with those bounds.
+
+    A direction that is wrong shifts the inputs of all others, each by a multiple of its own: as far as the signs of
+    the layer let it.
+    """
+    q = factors.xp.take(choice.q, factors.device.integers(keep), axis=0)
+    around = to_host(choice.dual)[keep]
+    bounded = polytope.bound_inputs(factors, q, around)
+    bound = list(certificate.error_bound)
+    for which, shift in zip(bounded.which, bounded.error_bound, strict=True):
+        bound[keep[which]] += float(shift)
+    return keep[bounded.which], replace(certificate, error_bound=tuple(bound))
 
 
 def _partial(factors: Factors, state: _State, ended: str, run: _Run, figures: dict[str, Any]) -> Inversion:

@@ -23,6 +23,8 @@ HostArray = np.ndarray[Any, Any]
 
 MAX_MISSING = 24
 """Missing directions up to which bounds are computed: each costs two linear programs an input."""
+MAX_WORK = 2e7
+"""Entries of all linear programs together: beyond (tens of seconds) the last directions get no bound."""
 SIGN_SLACK = 1e-6
 """Relative slack on the signs: rounding of the forward pass."""
 
@@ -39,11 +41,16 @@ class PartialInputs:
     """(k,): bound on the largest error of each input, in units of the input."""
 
 
-def bound_inputs(factors: Factors, q: Array) -> PartialInputs:
+def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) -> PartialInputs:
     """Estimate and bound the inputs of the sound directions `q` (f, b), f < b, from the layer's signs.
 
     Needs W and bias_grad; returns no rows where they are missing, too many directions are missing or the signs
     leave an input unbounded.
+
+    Parameters
+    ----------
+    around : (f, b), optional
+        Estimates in V that are already there: kept where the signs allow them, and bounded.
     """
     f, b = q.shape
     nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, b)), np.empty(0))
@@ -51,24 +58,29 @@ def bound_inputs(factors: Factors, q: Array) -> PartialInputs:
     if factors.layer is None or total is None or not f or b - f > MAX_MISSING:
         return nothing
     y = to_host(q / factors.S)
+    # Equations of very different size would lose the small ones to the cut-off of least squares.
+    y = y / np.linalg.norm(y, axis=1, keepdims=True)
+    weight = 1 / float(np.linalg.norm(total))
     live = to_host(factors.live)
     layer, bias = to_host(factors.layer)[live], to_host(factors.bias)[live]
     units = to_host(factors.noise_units(q))
     found: list[int] = []
     centres: list[HostArray] = []
     widths: list[tuple[HostArray, HostArray]] = []
-    for index in range(f):
+    d = b - f
+    for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(live))))):
         others = np.delete(y, index, axis=0)
         pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)
         # Every input sees total · c = 1; the other found directions do not see it at all.
-        constraints = np.concatenate([others, total[None, :]])
-        start = np.linalg.lstsq(constraints, np.eye(f)[-1], rcond=None)[0]
+        constraints = np.concatenate([others, weight * total[None, :]])
+        start = np.linalg.lstsq(constraints, weight * np.eye(f)[-1], rcond=None)[0]
         free = np.linalg.svd(constraints, full_matrices=True)[2][f:].T
-        box = _bounding_box(layer @ free, layer @ start + bias, pattern)
+        given = None if around is None else free.T @ (around[index] - start)
+        box = _bounding_box(layer @ free, layer @ start + bias, pattern, given)
         if box is not None:
             centre, half = box
             found.append(index)
-            centres.append(start + free @ centre)
+            centres.append(start + free @ centre if around is None else around[index])
             widths.append((free, half))
     if not found:
         return nothing
@@ -77,11 +89,11 @@ def bound_inputs(factors: Factors, q: Array) -> PartialInputs:
 
 
 def _bounding_box(
-    slope: HostArray, start: HostArray, pattern: HostArray
+    slope: HostArray, start: HostArray, pattern: HostArray, centre: HostArray | None = None
 ) -> tuple[HostArray, HostArray] | None:
     """Centre and half-widths of ``{t : pattern · (slope t + start) >= -slack}``; None if empty or unbounded.
 
-    `slope` (ℓ, d), `start` (ℓ,), `pattern` (ℓ,) ±1.
+    `slope` (ℓ, d), `start` (ℓ,), `pattern` (ℓ,) ±1; the `centre` (d,) is the Chebyshev centre unless given.
     """
     d = slope.shape[1]
     scale = np.linalg.norm(slope, axis=0)
@@ -90,15 +102,18 @@ def _bounding_box(
     A = -(pattern[:, None] * slope / scale)
     limit = pattern * start + SIGN_SLACK * np.abs(start)
     radius = np.linalg.norm(A, axis=1)
-    ball = linprog(
-        np.append(np.zeros(d), -1.0),
-        np.column_stack([A, radius]),
-        limit,
-        bounds=[(None, None)] * d + [(0, None)],
-    )
-    if ball.status != 0 or ball.x is None:
-        return None
-    centre = ball.x[:d]
+    if centre is None:
+        ball = linprog(
+            np.append(np.zeros(d), -1.0),
+            np.column_stack([A, radius]),
+            limit,
+            bounds=[(None, None)] * d + [(0, None)],
+        )
+        if ball.status != 0 or ball.x is None:
+            return None
+        centre = ball.x[:d]
+    else:
+        centre = centre * scale
     half = np.empty(d)
     for axis in range(d):
         objective = np.zeros(d)

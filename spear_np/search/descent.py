@@ -244,7 +244,7 @@ def descend(
         free = device.float32(xp.linalg.qr(known, mode="complete").Q[:, known.shape[1] :])
         q, current = q @ free, rows @ free
     transposed = current.T
-    q = q / xp.linalg.vector_norm(q, axis=1, keepdims=True)
+    q = q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY)
     if signs is not None:
         spread, shrink = device.float32(signs[0]), device.float32(signs[1])
         gather, scatter = spread * shrink, spread.T
@@ -292,7 +292,8 @@ def _step_length(first: float, settings: Settings, done: float) -> float:
     """Constant for the first `hold` of the steps, then geometric down to `last_step`."""
     if done < settings.hold:
         return first
-    return first * (settings.last_step / first) ** ((done - settings.hold) / (1 - settings.hold))
+    decay: float = (settings.last_step / first) ** ((done - settings.hold) / (1 - settings.hold))
+    return first * decay
 
 
 def _weighting(factors: Factors, left: Array, scale: Array) -> Weighting:
