@@ -10,27 +10,23 @@ it is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 
 import spear_np
-from benchmarks import environment
+from benchmarks import environment, runs
 from benchmarks.problems import Source, make_problem
-from spear_io.evaluate import EXACT
-from spear_np.backend import to_host
+from benchmarks.runs import Key, Row, append, exit_status, measure
+
+__all__ = ["Row", "append", "key", "line", "read", "run"]
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 SETTING = ("m", "b", "source", "depth", "dtype", "method", "device")
 """What makes a cell; together with the seed, a line of the results."""
-
-Row = dict[str, Any]
 
 
 def main() -> int:
@@ -47,10 +43,7 @@ def main() -> int:
             rows.append(row)
             print(line(row), flush=True)
     print("\n" + report(rows))
-    wrong = [row for row in rows if row["wrong"]]
-    for row in wrong:
-        print(f"WRONG although marked exact: {line(row)}", file=sys.stderr)
-    return 1 if wrong else 0
+    return exit_status(rows, line)
 
 
 def parse() -> argparse.Namespace:
@@ -81,54 +74,24 @@ def run(cell: Row, seed: int, time_limit: float) -> Row:
     problem = make_problem(
         cell["m"], cell["b"], seed, source=cell["source"], depth=cell["depth"], dtype=DTYPES[cell["dtype"]]
     )
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = spear_np.invert(
-        **problem.arguments,
+    answer = measure(
+        problem,
         precision=cell["dtype"],
         method=cell["method"],
         device=cell["device"],
         seed=seed,
         time_limit=time_limit,
     )
-    seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-    error = problem.error(to_host(result.inputs)) if result.found == cell["b"] else float("inf")
-    return {
-        **cell,
-        "seed": seed,
-        "status": str(result.status),
-        "found": result.found,
-        "error": error if np.isfinite(error) else None,
-        "wrong": result.status == "exact" and not error < EXACT,
-        "seconds": round(seconds, 4),
-        "cpu_seconds": round(cpu_seconds, 4),
-        "proposals": result.proposals,
-        "activity": round(problem.activity, 3),
-        "reason": result.reason,
-        "environment": environment.describe(),
-    }
+    return {**cell, "seed": seed, **answer}
 
 
-def key(row: Row) -> tuple[Any, ...]:
+def key(row: Row) -> Key:
     return tuple(row[name] for name in (*SETTING, "seed"))
 
 
-def read(path: Path) -> dict[tuple[Any, ...], Row]:
-    """Return finished runs; a line that an interrupted run left incomplete is run again."""
-    rows = {}
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            rows[key(row)] = row
-    return rows
-
-
-def append(path: Path, row: Row) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def read(path: Path) -> dict[Key, Row]:
+    """Return finished runs."""
+    return runs.read(path, key)
 
 
 def line(row: Row) -> str:

@@ -23,6 +23,7 @@ from .pool import Candidates, Pool
 from .reconstruct import reconstruct
 from .result import Inversion, Progress, Round, Status
 from .search import Search
+from .search.completion import Completion
 from .search.descent import Descent
 from .search.reduction import reduce_pairs
 from .search.repair import repair_candidates
@@ -468,4 +469,6 @@ def _search_for(method: str, factors: Factors, model: SignModel | None) -> Searc
     if method == "sampling" or factors.batch_size == 1:
         return Sampling()
     descent = Descent.prepare(factors, model)
-    return descent if method == "descent" else Schedule(descent, Sampling())
+    if method == "descent":
+        return descent
+    return Schedule(descent, Sampling(), Completion.prepare(factors, model))

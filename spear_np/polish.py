@@ -145,17 +145,29 @@ def _snap(factors: Factors, candidates: Array, *, margin: int) -> tuple[Array, l
     step = max(1, BLOCK_NUMBERS // (live * b))
     for start in range(0, candidates.shape[0], step):
         q = candidates[start : min(start + step, candidates.shape[0]), :]
-        snapped, spaces = _snap_block(factors, q, margin=margin)
-        unique.append(snapped)
-        mixed += spaces
+        for width in (int(1.25 * b) + 2, b + 1):
+            # Many rows average the noise; a direction with few zeros needs the second try.
+            snapped, spaces, failed = _snap_block(factors, q, width, margin=margin)
+            unique.append(snapped)
+            mixed += spaces
+            q = xp.take(q, factors.device.integers(failed), axis=0)
+            if not len(failed):
+                break
     return xp.concat(unique, axis=0), mixed
 
 
-def _snap_block(factors: Factors, q: Array, *, margin: int) -> tuple[Array, list[Array]]:
-    """One block of `_snap`: null vector → its zero rows → null vector, until the rows are the zero rows."""
+def _snap_block(
+    factors: Factors, q: Array, width: int, *, margin: int
+) -> tuple[Array, list[Array], HostArray]:
+    """One block of `_snap`: null vector → its zero rows → null vector, until the rows are the zero rows.
+
+    Starts from the `width` rows nearest to zero. The third answer (k',) tells which candidates led nowhere.
+    """
     xp = factors.xp
     needed = factors.batch_size - 1 + margin
-    order, counts = _first_rows(factors, q)
+    order, counts = _first_rows(factors, q, width)
+    remaining = np.arange(q.shape[0])
+    failed: list[int] = []
     unique: list[Array] = [factors.device.zeros((0, factors.batch_size))]
     mixed: list[Array] = []
     for round_number in range(ROUNDS):
@@ -177,12 +189,16 @@ def _snap_block(factors: Factors, q: Array, *, margin: int) -> tuple[Array, list
                 mixed.append(_whole_null_space(factors, order[index, :], int(counts[index])))
             elif nullity[index] == 1 and zero_counts[index] >= needed:
                 unique.append(q[index : index + 1, :])
-        left = factors.device.integers(np.flatnonzero(alive & ~settled))
-        if left.shape[0] == 0:
+            else:
+                failed.append(int(remaining[index]))
+        failed += remaining[~alive].tolist()
+        going = np.flatnonzero(alive & ~settled)
+        if not len(going):
             break
+        remaining, left = remaining[going], factors.device.integers(going)
         counts = xp.take(next_counts, left)
         order = _sorted_smallest(xp, xp.take(units, left, axis=0), int(xp.max(counts)))
-    return xp.concat(unique, axis=0), mixed
+    return xp.concat(unique, axis=0), mixed, np.asarray(sorted(failed), dtype=np.int64)
 
 
 def _nearly_null(space: NullSpace, round_number: int) -> Array:
@@ -209,15 +225,15 @@ def _compare_rows(factors: Factors, units: Array, order: Array, counts: Array) -
     return to_host(zero_counts), to_host(inside & (zero_counts == counts))
 
 
-def _first_rows(factors: Factors, q: Array) -> tuple[Array, Array]:
+def _first_rows(factors: Factors, q: Array, width: int) -> tuple[Array, Array]:
     """The rows to start from: (order (k, r), counts (k,)).
 
-    An exact candidate shows its zero rows by a wide gap in the sorted products; otherwise the 1.25 b smallest.
+    An exact candidate shows its zero rows by a wide gap in the sorted products; otherwise the `width` smallest.
     """
     xp = factors.xp
     b, live = factors.batch_size, factors.U.shape[0]
     units = factors.noise_units(q)
-    width = min(live, max(int(1.25 * b) + 2, b + 1))
+    width = min(live, width)
     order = _sorted_smallest(xp, units, live)
     ordered = xp.take_along_axis(units, order, axis=1)
     near = xp.sum(xp.astype(ordered < NEAR_ZERO, xp.int64), axis=1)

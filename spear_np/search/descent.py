@@ -28,7 +28,7 @@ from ..backend import inverse_or_pseudoinverse, to_host
 from ..factorize import Factors
 from ..pool import Pool
 from . import Proposals
-from .signs import SignModel, smoother
+from .signs import SignModel, fit_known, smoother
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -177,19 +177,17 @@ class Descent:
     ) -> tuple[Array, Array]:
         """Return the complement N (b, b-f) of the known y in V and the known inputs (b, f) in weighted space."""
         xp, device = factors.xp, factors.device
+        assert self.model is not None  # without it nothing is trusted
         y = device.float64(pool.q[trusted]) / factors.S
         y = y / xp.linalg.vector_norm(y, axis=1, keepdims=True)
         f = y.shape[0]
-        full = xp.linalg.qr(y.T, mode="complete").Q
-        # Make every estimated c_i orthogonal to the other y_j, as the true ones are: keep its part outside their
-        # span and, inside, only the dual of y_i itself.
-        c = device.float64(pool.coordinates[trusted])
+        complement = xp.linalg.qr(y.T, mode="complete").Q[:, f:]
         dual = xp.linalg.solve(y @ y.T + 1e-12 * device.eye(f), y)
-        own = xp.sum(c * dual, axis=1) / xp.sum(dual**2, axis=1)
-        outside = c - (c @ y.T) @ dual + own[:, None] * dual
+        active = device.booleans(~pool.zero_mask[trusted])
+        c = fit_known(factors, self.model, complement, dual, active)
         # q · p = y · c for every pair, so in weighted coordinates an input is to_qᵀ (c / S).
-        inputs = weighting.to_q.T @ (outside / factors.S).T
-        return full[:, f:], xp.linalg.qr(inputs / xp.linalg.vector_norm(inputs, axis=0)).Q
+        inputs = weighting.to_q.T @ (c / factors.S).T
+        return complement, xp.linalg.qr(inputs / xp.linalg.vector_norm(inputs, axis=0)).Q
 
     def _distinct(self, factors: Factors, weighting: Weighting, ends: Array) -> Array:
         """Ends (k, b) that differ, those with the clearest zeros first."""
@@ -312,10 +310,10 @@ def _temper(rng: np.random.Generator, settings: Settings, *, effort: int, few: b
     kappa = ((0.0, 4.0), (0.0, 10.0), (0.0, 10.0), (1.0, 20.0))[rng.integers(4)]
     return Tempering(
         steps=settings.steps * 2 ** min(effort, MAX_EFFORT),
-        first_step=(0.15, 0.2, 0.3)[rng.integers(3)],
+        first_step=(0.15, 0.3, 0.3)[rng.integers(3)],
         kappa=(3.0, 30.0) if few else kappa,
         tau=(0.4, 0.5, 0.6, 0.8)[rng.integers(4)],
-        confined=(0.15, 0.2, 0.3)[rng.integers(3)],
+        confined=(0.2, 0.35, 0.5)[rng.integers(3)],
         # Directions of inputs that resemble each other are close: after rounds without news only what has
         # converged is merged.
         thin_cosine=THIN_COSINE if effort < 2 else DISTINCT,

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..factorize import Factors
 from ..pool import Pool
-from . import Proposals
+from . import Proposals, Search
+from .completion import Completion
 from .descent import Descent
 from .sampling import Sampling
 
@@ -20,10 +21,11 @@ SAMPLING_HELPS = 24
 
 @dataclass(frozen=True)
 class Schedule:
-    """Descent first, unless the batch is tiny; sampling in turn where it can still succeed."""
+    """Descent first, unless the batch is tiny; the others in turn where they can still succeed."""
 
     descent: Descent
     sampling: Sampling
+    completion: Completion | None = None
     name: str = "auto"
 
     def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
@@ -34,10 +36,12 @@ class Schedule:
         """Forecast of the published search where it is used."""
         return self.sampling.forecast(factors) if factors.batch_size <= SAMPLING_SUFFICES else None
 
-    def _next(self, factors: Factors, pool: Pool) -> Descent | Sampling:
+    def _next(self, factors: Factors, pool: Pool) -> Search:
         b, live = factors.batch_size, factors.U.shape[0]
+        if self.completion is not None and pool.stale % 3 == 1 and self.completion.suits(pool):
+            return self.completion
         if b <= SAMPLING_SUFFICES or live < 2 * b:
             return self.descent if pool.stale % 4 == 3 and b > 2 else self.sampling
-        if b <= SAMPLING_HELPS and pool.stale % 2 == 1:
+        if b <= SAMPLING_HELPS and pool.stale % 3 == 2:
             return self.sampling
         return self.descent

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import inverse_or_pseudoinverse, to_host
 from ..factorize import Factors
 
 Array = Any
@@ -103,32 +103,75 @@ def fit_signs(factors: Factors, model: SignModel, active: Array) -> tuple[HostAr
     -------
     agreement : (k,) share of rows on which the fitted pre-activations have the sign of the pattern
     coordinates : (k, b) estimated coordinates in V, up to a positive factor
-
-    Notes
-    -----
-    Ridge-penalised logistic regression. In the orthonormal basis the curvature is at most ℓ/4 + ridge, so plain
-    accelerated gradient steps of that size converge (Nesterov 1983) and the whole block costs two matrix products
-    a step, where Newton's method would factorise one matrix for each pattern.
     """
     xp = factors.xp
     if not active.shape[0]:
         return np.empty(0), np.empty((0, factors.batch_size))
     # A pattern has no more than ℓ bits: float32 is plenty.
-    basis = factors.device.float32(model.basis)
+    theta, _ = _logistic(factors, factors.device.float32(model.basis), None, active)
+    agree = (theta @ factors.device.float32(model.basis).T > 0) == active
+    agreement = xp.sum(xp.astype(agree, xp.float64), axis=1) / active.shape[1]
+    return to_host(agreement), to_host(xp.astype(theta, xp.float64) @ model.to_coordinates.T)
+
+
+def fit_known(factors: Factors, model: SignModel, complement: Array, dual: Array, active: Array) -> Array:
+    """Coordinates (f, b) in V of the inputs behind f known directions, up to a factor: those that fit best together.
+
+    An input is orthogonal to all directions but its own, so it lies in the span of the `complement` (b, b-f) of all
+    of them and its own `dual` vector (a row of (f, b)): far fewer unknowns than its pattern `active` (f, ℓ) has rows.
+    """
+    xp = factors.xp
+    shared = model.layer @ complement
+    if bool(xp.any(model.bias != 0)):
+        shared = xp.concat([shared, model.bias[:, None]], axis=1)
+    Q, R = xp.linalg.qr(shared)
+    own = dual @ model.layer.T
+    along = own @ Q
+    own = own - along @ Q.T
+    length = xp.linalg.vector_norm(own, axis=1, keepdims=True) + 1e-300
+    own = own / length
+    theta, share = _logistic(factors, factors.device.float32(Q), factors.device.float32(own), active)
+    assert share is not None
+    share = xp.astype(share, xp.float64)[:, None] / length
+    theta = xp.astype(theta, xp.float64) - share * along
+    free = inverse_or_pseudoinverse(xp, R) @ theta.T
+    return free[: complement.shape[1], :].T @ complement.T + share * dual
+
+
+def _logistic(factors: Factors, basis: Array, own: Array | None, active: Array) -> tuple[Array, Array | None]:
+    """Ridge-penalised logistic regression of the patterns `active` (k, ℓ), float32.
+
+    On the columns of `basis` (ℓ, r), orthonormal, and for each pattern on a further unit vector of its own, a row of
+    `own` (k, ℓ) orthogonal to them. Returns the coefficients (k, r) and those of `own` (k,).
+
+    Notes
+    -----
+    In an orthonormal basis the curvature is at most ℓ/4 + ridge, so plain accelerated gradient steps of that size
+    converge (Nesterov 1983) and the whole block costs two matrix products a step, where Newton's method would
+    factorise one matrix for each pattern.
+    """
+    xp = factors.xp
     rows = basis.shape[0]
-    target = 2 * xp.astype(active, xp.float32) - 1
     scale = float(rows) ** 0.5
-    theta = 1.5 * (target @ basis) / scale
-    momentum = theta
+    transposed = basis.T
     curvature = rows * (0.25 + RIDGE)
+    target = 2 * xp.astype(active, xp.float32) - 1
+    theta = 1.5 * (target @ basis) / scale
+    share = None if own is None else 1.5 * xp.sum(target * own, axis=1) / scale
+    momentum: Array = theta
+    push: Array = share
     weight = 1.0
     for _ in range(FIT_STEPS):
-        z = scale * (momentum @ basis.T)
-        slope = target / (1 + xp.exp(xp.clip(target * z, -30.0, 30.0)))
-        step = momentum + (scale * (slope @ basis) - RIDGE * rows * momentum) / curvature
+        z = momentum @ transposed
+        if own is not None:
+            z += push[:, None] * own
+        slope = target / (1 + xp.exp(xp.clip(scale * target * z, -30.0, 30.0)))
         next_weight = (1 + (1 + 4 * weight**2) ** 0.5) / 2
-        momentum = step + ((weight - 1) / next_weight) * (step - theta)
-        theta, weight = step, next_weight
-    agree = (theta @ basis.T > 0) == active
-    agreement = xp.sum(xp.astype(agree, xp.float64), axis=1) / rows
-    return to_host(agreement), to_host(xp.astype(theta, xp.float64) @ model.to_coordinates.T)
+        inertia = (weight - 1) / next_weight
+        step = momentum + (scale * (slope @ basis) - RIDGE * rows * momentum) / curvature
+        momentum, theta = step + inertia * (step - theta), step
+        if own is not None:
+            along = push + (scale * xp.sum(slope * own, axis=1) - RIDGE * rows * push) / curvature
+            push, share = along + inertia * (along - share), along
+        weight = next_weight
+    return theta, share

@@ -1,0 +1,101 @@
+"""The last few columns, by enumeration of what the layer can do.
+
+Every input satisfies ``c · y_j = 0`` for the directions y_j of the others and ``c · ȳ = 1`` with
+``weight_grad V ȳ = bias_grad``. With d directions missing, the coordinates c of a missing input lie in an affine space
+of dimension d - 1, which the layer cuts into cells of one on/off pattern each: some ℓ^(d-1) of them, and the units that
+are off in the right cell have the missing direction for a null vector. No sparsity beyond b zeros is needed, where the
+ℓ1 norm may have no minimum at a direction with few zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend import gather, smallest, to_host
+from ..disaggregate import bias_direction
+from ..factorize import Factors
+from ..pool import Pool
+from . import Proposals
+from .sampling import null_vectors
+from .signs import SignModel
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+MAX_MISSING = 8
+"""Missing directions up to which guesses of an input are likely to fall into the right cell."""
+GUESSES = 3000
+BLOCK_NUMBERS = 12_000_000
+NEAR_ZERO = 300.0
+"""Noise units below which a row counts as zero before any polish."""
+SPREADS = (0.5, 1.0, 1.5, 2.5)
+MAX_CANDIDATES = 48
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Guess missing inputs from the prior of `signs.smoother` and what is known; take the units that they leave off."""
+
+    model: SignModel
+    total: HostArray
+    """(b,): ȳ."""
+    name: str = "completion"
+
+    @classmethod
+    def prepare(cls, factors: Factors, model: SignModel | None) -> Completion | None:
+        """None where W or bias_grad is missing, or where bias_grad contradicts weight_grad."""
+        total = None if model is None else bias_direction(factors)
+        return None if model is None or total is None else cls(model, total)
+
+    def suits(self, pool: Pool) -> bool:
+        """Whether few enough directions are missing."""
+        return 1 <= int(pool.q.shape[1]) - len(pool.solid) <= MAX_MISSING
+
+    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+        """Return the null vectors that further rows agree with, of one block of guesses."""
+        xp, device, b = factors.xp, factors.device, factors.batch_size
+        mean, root = self._missing_inputs(factors, pool)
+        count = max(64, min(GUESSES, BLOCK_NUMBERS // (b * b)))
+        spread = float(rng.choice(SPREADS))
+        guesses = mean[None, :] + spread * device.normal(rng, (count, b)) @ root.T
+        z = guesses @ self.model.layer.T + self.model.bias[None, :]
+        rows = smallest(xp, z, b - 1)
+        off = xp.all(xp.take_along_axis(z, rows, axis=1) < 0, axis=1)
+        rows = xp.take(rows, xp.nonzero(off)[0], axis=0)
+        # No coordinate is special: turn at random, so that the last component of a null vector is never small.
+        turn = xp.linalg.qr(device.normal(rng, (b, b))).Q
+        q = null_vectors(xp, gather(xp, factors.U @ turn, rows)) @ turn.T
+        q = xp.take(q, xp.nonzero(xp.linalg.vector_norm(q, axis=1) > 0.5)[0], axis=0)
+        near = to_host(xp.sum(xp.astype(factors.noise_units(q) < NEAR_ZERO, xp.int64), axis=1))
+        q_host = to_host(q)
+        chosen: list[int] = []
+        for index in np.argsort(-near, kind="stable"):
+            if near[index] < b or len(chosen) == MAX_CANDIDATES:
+                break
+            if not chosen or np.max(np.abs(q_host[chosen] @ q_host[index])) < 1 - 1e-9:
+                chosen.append(int(index))
+        return Proposals(xp.take(q, device.integers(chosen), axis=0), count, self.name)
+
+    def forecast(self, factors: Factors) -> float | None:
+        """No forecast: the size of the right cell is unknown."""
+        return None
+
+    def _missing_inputs(self, factors: Factors, pool: Pool) -> tuple[Array, Array]:
+        """Mean (b,) and root (b, b) of the covariance of a missing input's coordinates, given all that is known."""
+        xp, device, model = factors.xp, factors.device, self.model
+        total = device.float64(self.total)
+        prior = (model.rotation * model.second_moment) @ model.rotation.T
+        prior = prior / (total @ prior @ total)
+        known = device.float64(pool.q[pool.solid]) / factors.S
+        equations = xp.concat([known, total[None, :]], axis=0)
+        length = xp.linalg.vector_norm(equations, axis=1)
+        equations = equations / length[:, None]
+        right = xp.concat([xp.zeros_like(length[:-1]), 1 / length[-1:]])
+        seen = prior @ equations.T
+        gain = xp.linalg.pinv(equations @ seen) @ seen.T
+        left = prior - seen @ gain
+        values, vectors = xp.linalg.eigh((left + left.T) / 2)
+        return right @ gain, vectors * xp.sqrt(xp.maximum(values, xp.zeros_like(values)))
