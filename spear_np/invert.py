@@ -13,7 +13,7 @@ import numpy as np
 from . import polytope
 from .backend import Device, device_for, suitable_threads, to_host
 from .certificate import Certificate
-from .certify import Verdict, certify, uniqueness
+from .certify import Verdict, certify
 from .disaggregate import Disaggregation, contradicting, disaggregate, doubtful, improve
 from .errors import InputError
 from .factorize import Factors, Spectrum, expand, factorize
@@ -30,6 +30,7 @@ from .search.repair import repair_candidates
 from .search.sampling import Sampling
 from .search.schedule import Schedule
 from .search.signs import SignModel, fit_signs, sign_model
+from .uniqueness import lone_rows, uniqueness
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -358,7 +359,8 @@ def _judge(factors: Factors, model: SignModel | None, found: Directions) -> Cand
         agreement, coordinates = np.ones(len(found.q)), np.zeros_like(found.q)
     else:
         agreement, coordinates = fit_signs(factors, model, factors.device.booleans(~found.zero_mask))
-    return Candidates(found.q, found.zero_mask, found.angle, agreement, coordinates)
+    lone = lone_rows(factors, factors.device.float64(found.q), found.zero_mask)
+    return Candidates(found.q, found.zero_mask, found.angle, agreement, coordinates, lone)
 
 
 def _beats(challenger: Disaggregation, champion: Disaggregation) -> bool:

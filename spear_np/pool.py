@@ -20,6 +20,8 @@ SURE = 0.97
 """Agreement with the layer from which a pattern counts as one that an input can produce."""
 MUCH, LITTLE = 0.2, 0.05
 """Shares of the missing directions: a round that finds more needs less effort, one that finds less needs more."""
+LONE = 0.5
+"""What it costs a direction to rest on a single row: any other comes first."""
 PENALTY = 0.05
 """What one failed check costs, in shares of the rows."""
 
@@ -33,6 +35,7 @@ class Candidates:
     angle: HostArray
     agreement: HostArray
     coordinates: HostArray
+    lone: HostArray
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class _Entry:
     penalty: int
     agreement: float
     coordinates: HostArray
+    lone: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Pool:
     """(p,): share of the live units on which some input of the layer produces the pattern; 1 if unknown."""
     coordinates: HostArray
     """(p, b): estimated coordinates in V of the input behind the direction; zeros if unknown."""
+    lone: HostArray
+    """(p,) bool: whether the direction rests on a single row, as combinations of several inputs' directions do."""
     stale: int = 0
     """Rounds in a row that did not change the basis."""
     effort: int = 0
@@ -83,6 +89,7 @@ class Pool:
             penalty=np.empty(0, dtype=np.int64),
             agreement=np.empty(0),
             coordinates=np.empty((0, batch_size)),
+            lone=np.empty(0, dtype=bool),
         )
 
     @property
@@ -122,6 +129,7 @@ class Pool:
                 0,
                 float(found.agreement[index]),
                 found.coordinates[index],
+                bool(found.lone[index]),
             )
             match = _same_direction(unit, entry.angle, known)
             if match is None:
@@ -139,6 +147,7 @@ class Pool:
             penalty=np.asarray([entry.penalty for entry in entries]),
             agreement=np.asarray([entry.agreement for entry in entries]),
             coordinates=np.asarray([entry.coordinates for entry in entries]),
+            lone=np.asarray([entry.lone for entry in entries]),
             stale=self.stale,
             effort=self.effort,
         )
@@ -152,6 +161,7 @@ class Pool:
             int(self.penalty[index]),
             float(self.agreement[index]),
             self.coordinates[index],
+            bool(self.lone[index]),
         )
 
     def after_round(self, *, news: int) -> Pool:
@@ -171,8 +181,10 @@ class Pool:
 
     @property
     def solid(self) -> list[int]:
-        """Members of the basis that nothing speaks against: neither the layer nor a failed check."""
-        return [i for i in self.basis if self.agreement[i] >= SURE and not self.penalty[i]]
+        """Members of the basis that nothing speaks against: not the layer, no failed check, no lone row."""
+        return [
+            i for i in self.basis if self.agreement[i] >= SURE and not self.penalty[i] and not self.lone[i]
+        ]
 
     def independent(self, indices: list[int]) -> bool:
         """Whether the candidates `indices` are linearly independent within their noise."""
@@ -205,6 +217,7 @@ class Pool:
             penalty=self.penalty[kept],
             agreement=self.agreement[kept],
             coordinates=self.coordinates[kept],
+            lone=self.lone[kept],
             stale=self.stale,
             effort=self.effort,
         )
@@ -213,7 +226,9 @@ class Pool:
         """Choose the basis anew and forget the least sparse candidates beyond the number kept."""
         # Zeros and agreement with the layer weigh alike; above `SURE` a pattern counts as possible.
         agreement = np.where(self.agreement >= SURE, 1.0, self.agreement)
-        merit = self.zero_count / self.zero_mask.shape[1] + agreement - PENALTY * self.penalty
+        merit = (
+            self.zero_count / self.zero_mask.shape[1] + agreement - PENALTY * self.penalty - LONE * self.lone
+        )
         order = np.argsort(-merit, kind="stable")
         basis = greedy_basis(self.q[order], self.angle[order])
         chosen = [int(order[i]) for i in basis]

@@ -23,6 +23,7 @@ def candidates_of(factors: Factors, q: Floats, agreement: Floats | None = None) 
         angle=to_host(factors.angle_noise(on_device)),
         agreement=np.ones(len(q)) if agreement is None else agreement,
         coordinates=np.zeros_like(unit),
+        lone=np.zeros(len(q), dtype=bool),
     )
 
 

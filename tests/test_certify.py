@@ -14,10 +14,11 @@ import pytest
 import spear_np
 from spear_np import Certificate, Check, Status
 from spear_np.backend import to_host
-from spear_np.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, certify, uniqueness
+from spear_np.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, certify
 from spear_np.disaggregate import disaggregate
 from spear_np.factorize import Factors, expand, factorize
 from spear_np.reconstruct import reconstruct
+from spear_np.uniqueness import uniqueness
 from tests.backends import Backend
 from tests.cases import Case, case_of, pick_digits, random_case
 from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions

@@ -32,6 +32,7 @@ def candidates(
         angle=np.full(len(q), angle),
         agreement=np.ones(len(q)) if agreement is None else np.asarray(agreement),
         coordinates=np.zeros((len(q), B)),
+        lone=np.zeros(len(q), dtype=bool),
     )
 
 
@@ -115,11 +116,13 @@ class TestMerge:
 
     @given(pools())
     def test_merging_what_is_known_changes_nothing(self, pool: Pool) -> None:
-        again = pool.merge(Candidates(pool.q, pool.zero_mask, pool.angle, pool.agreement, pool.coordinates))
+        again = pool.merge(
+            Candidates(pool.q, pool.zero_mask, pool.angle, pool.agreement, pool.coordinates, pool.lone)
+        )
         assert as_lines(again.q) == as_lines(pool.q)
         assert as_lines(again.basis_vectors) == as_lines(pool.basis_vectors)
         mirrored = pool.merge(
-            Candidates(-pool.q, pool.zero_mask, pool.angle, pool.agreement, pool.coordinates)
+            Candidates(-pool.q, pool.zero_mask, pool.angle, pool.agreement, pool.coordinates, pool.lone)
         )
         assert as_lines(mirrored.q) == as_lines(pool.q)
 
@@ -174,7 +177,14 @@ class TestRedundant:
         self, pool: Pool, q: Floats, count: int, angle: float
     ) -> None:
         blurred = Pool.empty(B, LIVE).merge(
-            Candidates(pool.q, pool.zero_mask, np.full(len(pool.q), angle), pool.agreement, pool.coordinates)
+            Candidates(
+                pool.q,
+                pool.zero_mask,
+                np.full(len(pool.q), angle),
+                pool.agreement,
+                pool.coordinates,
+                pool.lone,
+            )
         )
         outside = unit(q) - unit(q) @ np.linalg.pinv(blurred.basis_vectors) @ blurred.basis_vectors
         assume(np.linalg.norm(outside) > 2 * angle)

@@ -18,6 +18,7 @@ from ..backend import gather, smallest, to_host
 from ..disaggregate import bias_direction
 from ..factorize import Factors
 from ..pool import Pool
+from ..uniqueness import SPARE
 from . import Proposals
 from .sampling import null_vectors
 from .signs import SignModel
@@ -25,7 +26,7 @@ from .signs import SignModel
 Array = Any
 HostArray = np.ndarray[Any, Any]
 
-MAX_MISSING = 8
+MAX_MISSING = 12
 """Missing directions up to which guesses of an input are likely to fall into the right cell."""
 GUESSES = 3000
 BLOCK_NUMBERS = 12_000_000
@@ -73,7 +74,7 @@ class Completion:
         q_host = to_host(q)
         chosen: list[int] = []
         for index in np.argsort(-near, kind="stable"):
-            if near[index] < b or len(chosen) == MAX_CANDIDATES:
+            if near[index] < b - 1 + SPARE or len(chosen) == MAX_CANDIDATES:
                 break
             if not chosen or np.max(np.abs(q_host[chosen] @ q_host[index])) < 1 - 1e-9:
                 chosen.append(int(index))

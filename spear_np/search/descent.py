@@ -166,7 +166,7 @@ class Descent:
         if pool.effort > 1 and rng.random() < 0.15:
             return nothing
         basis = np.asarray(pool.basis, dtype=np.int64)
-        trusted = basis[(pool.agreement[basis] >= TRUSTED) & (pool.penalty[basis] == 0)]
+        trusted = basis[(pool.agreement[basis] >= TRUSTED) & (pool.penalty[basis] == 0) & ~pool.lone[basis]]
         if pool.stale > 2 and rng.random() < 0.5:
             trusted = trusted[rng.random(len(trusted)) < 0.7]
         chosen: HostArray = trusted[: pool.q.shape[1] - 1]
