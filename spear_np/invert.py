@@ -26,13 +26,14 @@ from .search import Search
 from .search.completion import Completion
 from .search.descent import Descent
 from .search.reduction import reduce_pairs
-from .search.repair import repair_candidates
+from .search.repair import repair_candidates, units_off_last
 from .search.sampling import Sampling
 from .search.schedule import Schedule
 from .search.signs import SignModel, fit_signs, sign_model
 from .uniqueness import lone_rows, uniqueness
 
 Array = Any
+SearchFactory = Callable[[Factors, SignModel | None], Search]
 HostArray = np.ndarray[Any, Any]
 
 METHODS = ("auto", "descent", "sampling")
@@ -84,7 +85,7 @@ def invert(
     activation: str = "relu",
     precision: str | None = None,
     batch_size: int | None = None,
-    method: str = "auto",
+    method: str | SearchFactory = "auto",
     seed: int = 0,
     device: str | None = None,
     time_limit: float = 600.0,
@@ -110,8 +111,9 @@ def invert(
         What the numbers were rounded to, if narrower than their dtype.
     batch_size : int, optional
         Overrides the rank read off the singular values.
-    method : {"auto", "descent", "sampling"}
-        Where candidate directions come from; "sampling" is the published search.
+    method : {"auto", "descent", "sampling"} or callable
+        Where candidate directions come from; "sampling" is the published search. A callable receives the factors of
+        the layer and its `SignModel` (None without W) and returns a `spear_np.search.Search` of your own.
     seed : int
         Same seed, same backend, same answer.
     device : {"cpu", "gpu", "gpu:N"}, optional
@@ -160,7 +162,7 @@ def invert_layer(
     gradients: LayerGradients,
     *,
     batch_size: int | None = None,
-    method: str = "auto",
+    method: str | SearchFactory = "auto",
     seed: int = 0,
     device: str | None = None,
     time_limit: float = 600.0,
@@ -169,7 +171,7 @@ def invert_layer(
     stop: Callable[[], bool] | None = None,
 ) -> Inversion:
     """Recover the batch behind `gradients`; options, answer and errors as in `invert`."""
-    if method not in METHODS:
+    if isinstance(method, str) and method not in METHODS:
         msg = f"unknown method {method!r}: expected one of {', '.join(METHODS)}"
         raise InputError(msg)
     budget = Budget(time_limit, max_proposals, stop or (lambda: False))
@@ -191,6 +193,8 @@ class _State:
     """What the search knows after a round."""
 
     pool: Pool
+    fullest: Pool
+    """The pool that knew most directions to rely on: what a partial answer is made of."""
     choice: Disaggregation | None = None
     """Best complete choice of directions so far."""
     verdict: Verdict | None = None
@@ -222,7 +226,7 @@ class _Run:
 
     gradients: LayerGradients
     device: Device
-    method: str
+    method: str | SearchFactory
     seed: int
     budget: Budget
     callback: Callable[[Progress], None]
@@ -244,7 +248,7 @@ class _Run:
             status=status,
             reason=reason,
             batch_size=batch_size,
-            method=self.method,
+            method=self.method if isinstance(self.method, str) else "custom",
             seed=self.seed,
             seconds=self.budget.seconds,
             device=self.device.name,
@@ -255,11 +259,12 @@ class _Run:
         )
 
 
-def _search(factors: Factors, method: str, rng: np.random.Generator, run: _Run) -> Inversion:
+def _search(factors: Factors, method: str | SearchFactory, rng: np.random.Generator, run: _Run) -> Inversion:
     """Repeat rounds until the batch is certified, nothing better can be expected or the budget is spent."""
     model = sign_model(factors)
     search = _search_for(method, factors, model)
-    state = _State(Pool.empty(factors.batch_size, factors.U.shape[0]))
+    nothing = Pool.empty(factors.batch_size, factors.U.shape[0])
+    state = _State(nothing, nothing)
     while True:
         state = _round(factors, search, model, state, rng, run)
         if state.settled:
@@ -308,8 +313,18 @@ def _round(
     )
     agreement = None if choice is None else choice.mean_agreement()
     entry = Round(proposals.search, proposals.examined, len(pool.basis), agreement, run.budget.seconds)
+    fullest = pool if len(pool.solid) > len(state.fullest.solid) else state.fullest
     return _State(
-        pool, choice, verdict, latest, evaluated, failures, since_better, examined, (*state.history, entry)
+        pool,
+        fullest,
+        choice,
+        verdict,
+        latest,
+        evaluated,
+        failures,
+        since_better,
+        examined,
+        (*state.history, entry),
     )
 
 
@@ -320,6 +335,10 @@ def _exhausted(factors: Factors, state: _State) -> str | None:
     subsets = math.comb(int(factors.U.shape[0]), factors.batch_size - 1)
     if state.pool.stale >= STALE_ROUNDS and state.proposals > REDRAWN * subsets:
         return f"all {subsets} submatrices were drawn, about {REDRAWN} times each"
+    if state.pool.stale >= STALE_ROUNDS:
+        off = units_off_last(factors, state.pool)
+        if off is not None and off < factors.batch_size:
+            return f"the last input leaves {off} units off, and fewer than {factors.batch_size} cannot tell its direction"
     return None
 
 
@@ -420,7 +439,8 @@ def _rebounded(
 def _partial(factors: Factors, state: _State, ended: str, run: _Run, figures: dict[str, Any]) -> Inversion:
     """Bound the inputs of the directions found so far by the signs of the layer, as far as that goes."""
     xp, b = factors.xp, factors.batch_size
-    q = factors.device.float64(state.pool.basis_vectors)
+    pool = state.fullest if len(state.fullest.solid) else state.pool
+    q = factors.device.float64(pool.basis_vectors)
     reason = f"{ended}: {q.shape[0]} of {b} directions found"
     if 0 < q.shape[0] < b:
         unique = uniqueness(factors, q, q, expand(factors, factors.zeros(q)))
@@ -467,9 +487,11 @@ def no_rank_reason(spectrum: Spectrum, gradients: LayerGradients) -> str:
     )
 
 
-def _search_for(method: str, factors: Factors, model: SignModel | None) -> Search:
+def _search_for(method: str | SearchFactory, factors: Factors, model: SignModel | None) -> Search:
     if method == "sampling" or factors.batch_size == 1:
         return Sampling()
+    if not isinstance(method, str):
+        return method(factors, model)
     descent = Descent.prepare(factors, model)
     if method == "descent":
         return descent

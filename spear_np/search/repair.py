@@ -44,6 +44,16 @@ def repair_candidates(factors: Factors, pool: Pool, choice: Disaggregation | Non
     return space.basis[:, 0, :]
 
 
+def units_off_last(factors: Factors, pool: Pool) -> int | None:
+    """Number of units that the last input leaves off; None unless all others' directions are known for sure."""
+    if factors.layer is None or not factors.signs_known or factors.bias_grad is None:
+        return None
+    if len(pool.basis) != factors.batch_size - 1 or len(pool.solid) < len(pool.basis):
+        return None
+    z = (factors.layer @ _last_input(factors, pool).T + factors.bias[:, None])[:, 0]
+    return int(factors.xp.sum(factors.xp.astype(factors.xp.take(z, factors.live) < 0, factors.xp.int64)))
+
+
 def _last_input(factors: Factors, pool: Pool) -> Array:
     """(1, b): the input that none of the b - 1 known directions sees, scaled by ``weight_grad V ȳ = bias_grad``."""
     y = pool.basis_vectors / to_host(factors.S)

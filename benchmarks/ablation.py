@@ -1,0 +1,147 @@
+"""What each ingredient of the search contributes: the same batches, one ingredient taken out at a time.
+
+    python -m benchmarks.ablation
+    python -m benchmarks.ablation "everything" "no deflation" --cells 200,60 --batches 10
+
+Every variant sees the same gradients, b not given, the same seeds. Results go to a file of JSON lines as they come, and
+what is already in it is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment
+from benchmarks.problems import make_problem
+from benchmarks.runs import Key, Row, append, exit_status, measure, read
+from benchmarks.success_rate import cell
+from spear_np.factorize import Factors
+from spear_np.search import Search
+from spear_np.search.completion import Completion
+from spear_np.search.descent import Descent, Settings
+from spear_np.search.sampling import Sampling
+from spear_np.search.schedule import Schedule
+from spear_np.search.signs import SignModel
+
+CELLS = ((200, 50), (200, 60), (400, 100), (1000, 120))
+SETTING = ("variant", "m", "b", "seed", "time_limit")
+
+
+def whole(factors: Factors, model: SignModel | None, **settings: Any) -> Search:
+    """All searches in turn, as by default, the descent with other settings."""
+    descent = Descent.prepare(factors, model, Settings(**settings))
+    return Schedule(descent, Sampling(), Completion.prepare(factors, model))
+
+
+def descent_alone(factors: Factors, model: SignModel | None) -> Search:
+    """Neither sampling nor completion."""
+    return Descent.prepare(factors, model)
+
+
+def no_completion(factors: Factors, model: SignModel | None) -> Search:
+    """Descent and sampling."""
+    return Schedule(Descent.prepare(factors, model), Sampling())
+
+
+def blind(factors: Factors, model: SignModel | None) -> Search:
+    """Descent as if W were unknown: the norm alone, no signs, no deflation."""
+    return Descent.prepare(factors, model, Settings(sign_weights=False, deflation=False))
+
+
+VARIANTS: dict[str, Callable[[Factors, SignModel | None], Search]] = {
+    "everything": whole,
+    "no deflation": partial(whole, deflation=False),
+    "no signs in the descent": partial(whole, sign_weights=False),
+    "signs without the prior": partial(whole, prior=False),
+    "ℓ1 instead of the logarithm": partial(whole, concave=False),
+    "no merging of starts": partial(whole, thinning=False),
+    "no row weights": partial(whole, alphas=(0.0,)),
+    "row weights of one exponent": partial(whole, alphas=(1.0,)),
+    "half of the starts": partial(whole, starts=128),
+    "twice the steps": partial(whole, steps=400),
+    "last step 20 times shorter": partial(whole, last_step=5e-5),
+    "signs twice as often": partial(whole, sign_interval=4),
+    "descent alone": descent_alone,
+    "no completion": no_completion,
+    "neither signs nor deflation": blind,
+}
+
+
+def main() -> int:
+    options = parse()
+    done = read(options.results, key)
+    names = options.variants or list(VARIANTS)
+    for name, (m, b), seed in runs(options, names):
+        row = {"variant": name, "m": m, "b": b, "seed": seed, "time_limit": options.time_limit}
+        if key(row) not in done:
+            problem = make_problem(m, b, seed)
+            row |= measure(problem, method=VARIANTS[name], seed=seed, time_limit=options.time_limit)
+            append(options.results, row)
+            done[key(row)] = row
+            print(line(row), flush=True)
+    rows = [row for row in done.values() if row["time_limit"] == options.time_limit]
+    table = report(rows)
+    print("\n" + table)
+    environment.save(options.results.stem, {"environment": environment.describe(), "rows": rows}, table)
+    return exit_status(rows, line)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], metavar="VARIANT", default=[])
+    parser.add_argument("--cells", nargs="+", type=cell, default=CELLS, metavar="M,B")
+    parser.add_argument("--batches", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=7001)
+    parser.add_argument("--time-limit", type=float, default=20.0, help="seconds a batch")
+    parser.add_argument("--results", type=Path, default=environment.RESULTS / "ablation.jsonl")
+    return parser.parse_args()
+
+
+def runs(options: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, tuple[int, int], int]]:
+    """Yield variant, cell and seed; the variants of one batch one after the other."""
+    for where in options.cells:
+        for seed in range(options.first_seed, options.first_seed + options.batches):
+            for name in names:
+                yield name, where, seed
+
+
+def key(row: Row) -> Key:
+    return tuple(row[name] for name in SETTING)
+
+
+def line(row: Row) -> str:
+    """One finished batch for the terminal."""
+    return (
+        f"m = {row['m']}, b = {row['b']}, seed {row['seed']}, {row['variant']}: {row['status']}, "
+        f"{row['recovered']}/{row['b']} recovered, {row['seconds']:.2f} s"
+    )
+
+
+def report(rows: list[Row]) -> str:
+    """Return the table: one line for each variant, whole batches and median seconds for each cell."""
+    cells = sorted({(row["m"], row["b"]) for row in rows})
+    lines: list[tuple[Any, ...]] = []
+    for name in [name for name in VARIANTS if any(row["variant"] == name for row in rows)]:
+        entries: list[str] = []
+        for m, b in cells:
+            members = [row for row in rows if (row["variant"], row["m"], row["b"]) == (name, m, b)]
+            if not members:
+                entries.append("–")
+                continue
+            good = sum(row["status"] == "exact" and not row["wrong"] for row in members)
+            seconds = statistics.median(row["seconds"] for row in members)
+            entries.append(f"{good}/{len(members)}, {seconds:.2f} s")
+        lines.append((name, *entries))
+    return environment.markdown(("variant", *(f"m = {m}, b = {b}" for m, b in cells)), lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
