@@ -9,6 +9,7 @@ import numpy as np
 
 from spear_np.backend import to_host
 from spear_np.factorize import Factors
+from spear_np.polish import polish
 from spear_np.pool import Candidates, Pool
 from tests.networks import Floats
 
@@ -41,3 +42,15 @@ def frozen(pool: Pool) -> Pool:
             arrays[field.name] = value.copy()
             arrays[field.name].flags.writeable = False
     return replace(pool, **cast(dict[str, Any], arrays))
+
+
+def reached(factors: Factors, candidates: Floats, truth: Floats) -> set[int]:
+    """Return which of the true directions `truth` (b, b) the polish of `candidates` (k, b) leads to."""
+    nothing = Pool.empty(factors.batch_size, factors.U.shape[0])
+    found = polish(factors, factors.device.float64(candidates), nothing, np.random.default_rng(0)).q
+    unit = truth / np.linalg.norm(truth, axis=1, keepdims=True)
+    noise = to_host(factors.angle_noise(factors.device.float64(unit)))
+    # The sine from the difference: small angles drown in the rounding of the cosine.
+    cosine = found @ unit.T
+    sine = np.linalg.norm(found[:, None, :] - cosine[:, :, None] * unit[None, :, :], axis=2)
+    return {int(i) for i in np.flatnonzero(np.any(sine < noise, axis=0))}

@@ -42,7 +42,7 @@ MAX_CANDIDATES = 128
 class Settings:
     """What the descent is made of; every default was chosen by the measured ablation in docs/ablation.md."""
 
-    alphas: tuple[float, ...] = (0.75, 1.0, 1.5, 2.0)
+    alphas: tuple[float, ...] = (0.75, 1.0, 1.25, 1.5)
     """Exponents of the row weights, one drawn for each block."""
     starts: int = 256
     """Starts of a block, at most."""
@@ -75,7 +75,7 @@ TRUSTED = 0.97
 """Agreement with the layer from which a direction is used for deflation."""
 WIDTHS = (1.0, 0.3)
 """First and last width of the logarithmic penalty, in means of |U q|."""
-MAX_EFFORT = 5
+MAX_EFFORT = 4
 
 
 @dataclass(frozen=True)
@@ -307,9 +307,10 @@ def _weighting(factors: Factors, left: Array, scale: Array) -> Weighting:
 
 def _temper(rng: np.random.Generator, settings: Settings, *, effort: int, few: bool) -> Tempering:
     """Draw how to descend; more steps after rounds with little news, sharp signs for the last few columns."""
+    highest = min(effort, MAX_EFFORT)
     kappa = ((0.0, 4.0), (0.0, 10.0), (0.0, 10.0), (1.0, 20.0))[rng.integers(4)]
     return Tempering(
-        steps=settings.steps * 2 ** min(effort, MAX_EFFORT),
+        steps=settings.steps * 2 ** int(rng.integers(highest // 2, highest + 1)),
         first_step=(0.15, 0.3, 0.3)[rng.integers(3)],
         kappa=(3.0, 30.0) if few else kappa,
         tau=(0.4, 0.5, 0.6, 0.8)[rng.integers(4)],
