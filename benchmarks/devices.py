@@ -1,0 +1,141 @@
+"""What a processor makes of the search: matrix products, the descent's share of their speed, whole inversions.
+
+    python -m benchmarks.devices --save devices_cpu
+    python -m benchmarks.devices --device gpu --save devices_gpu
+
+One call measures everything on one device, and on the CPU beside it if the device is a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks import environment
+from benchmarks.problems import make_problem
+from benchmarks.runs import Row, measure
+from benchmarks.success_rate import cell
+from spear_np import LayerGradients
+from spear_np.backend import Device, device_for, suitable_threads, to_host
+from spear_np.factorize import Factors, factorize
+from spear_np.search.descent import Descent, Settings, Tempering, descend
+from spear_np.search.signs import sign_model, smoother
+
+CELLS = ((200, 20), (200, 50), (400, 100), (1000, 120), (2000, 200))
+STARTS, STEPS, INTERVAL = 256, 100, Settings().sign_interval
+REPEATS = 5
+SQUARE = 3000
+"""Size of the matrices whose product is the yardstick."""
+
+
+def main() -> None:
+    options = parse()
+    devices = ["cpu"] if options.device == "cpu" else ["cpu", options.device]
+    peaks = {name: sgemm_rate(device_for(name)) for name in devices}
+    rows: list[Row] = []
+    for m, b in options.cells:
+        for name in devices:
+            row = {"device": name, "m": m, "b": b, "sgemm": peaks[name], **descent_rate(name, m, b)}
+            problem = make_problem(m, b, options.seed)
+            # The first call on a device compiles and loads.
+            measure(make_problem(80, 8, options.seed), device=name, seed=options.seed)
+            row |= measure(problem, device=name, seed=options.seed, time_limit=options.time_limit)
+            rows.append(row)
+            print(line(row), flush=True)
+    table = report(rows)
+    print("\n" + table)
+    if options.save:
+        environment.save(options.save, {"environment": environment.describe(), "rows": rows}, table)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N")
+    parser.add_argument("--cells", nargs="+", type=cell, default=CELLS, metavar="M,B")
+    parser.add_argument("--seed", type=int, default=9001)
+    parser.add_argument("--time-limit", type=float, default=120.0, help="seconds a batch")
+    parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and results/NAME.md")
+    return parser.parse_args()
+
+
+def sgemm_rate(device: Device) -> float:
+    """Floating-point operations a second of a product of two large float32 matrices."""
+    rng = np.random.default_rng(0)
+    with device.activate():
+        a = device.float32(rng.standard_normal((SQUARE, SQUARE)))
+        return 2 * SQUARE**3 / best_time(lambda: a @ a)
+
+
+def descent_rate(name: str, m: int, b: int) -> Row:
+    """Run the loop of the descent without merging, and count the operations of its matrix products."""
+    problem = make_problem(m, b, 1)
+    device = device_for(name)
+    with device.activate(), suitable_threads(device, m * b):
+        factors = factorize(LayerGradients(**problem.arguments), device)
+        assert isinstance(factors, Factors)
+        model = sign_model(factors)
+        assert model is not None
+        search = Descent.prepare(factors, model)
+        rows = search.weightings[1].rows
+        picks = np.random.default_rng(0).integers(0, rows.shape[0], STARTS)
+        start = factors.xp.take(rows, device.integers(picks), axis=0)
+        signs = smoother(factors, model, None)
+        tempering = Tempering(STEPS, 0.3, (0.0, 10.0), 0.5, 0.3, 1.0)
+        settings = Settings(thinning=False)
+        seconds = best_time(
+            lambda: descend(factors, rows, start, tempering, settings, signs=signs, known=None)
+        )
+    predictions = sum(
+        step / STEPS >= settings.warm_up and step % settings.sign_interval == 0 for step in range(STEPS)
+    )
+    products = 4 * STARTS * rows.shape[0] * (STEPS * rows.shape[1] + predictions * signs[0].shape[1])
+    return {"descent": products / seconds, "descent_seconds": seconds}
+
+
+def best_time(work: Callable[[], Any]) -> float:
+    """Least seconds of a few calls, the answer included: a device may still be busy when the call returns."""
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        to_host(work())
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def line(row: Row) -> str:
+    """One cell on one device for the terminal."""
+    return (
+        f"{row['device']}, m = {row['m']}, b = {row['b']}: descent at {row['descent'] / 1e9:.0f} of "
+        f"{row['sgemm'] / 1e9:.0f} GFLOP/s, {row['status']} in {row['seconds']:.2f} s"
+    )
+
+
+def report(rows: list[Row]) -> str:
+    """Return the table: one line for each cell and device."""
+    header = ("device", "m", "b", "sgemm GFLOP/s", "descent GFLOP/s", "share", "status", "seconds in invert")
+    return environment.markdown(
+        header,
+        [
+            (
+                row["device"],
+                row["m"],
+                row["b"],
+                f"{row['sgemm'] / 1e9:.0f}",
+                f"{row['descent'] / 1e9:.0f}",
+                f"{row['descent'] / row['sgemm']:.2f}",
+                row["status"],
+                f"{row['seconds']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
