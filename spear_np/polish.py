@@ -30,6 +30,10 @@ MAX_RESOLVED = 8
 ROUNDS = 6
 NEARLY_NULL = 1e-4
 """Energy of the first vector relative to the second below which foreign rows among the first explain it."""
+THOROUGH = 24
+"""Batch size up to which every candidate gets a second try; in larger ones when the search brings little news."""
+CROWDED = 3
+"""Ratio of rows just above the zero test to rows further up that chance does not explain."""
 WIDE_SIGMAS = (50.0, 12.0, 8.0)
 """Zero tests of the first rounds."""
 CLEAR_GAP = 5.0
@@ -75,11 +79,14 @@ def polish(
         return _collect(factors, xp.ones_like(factors.S)[None, :])
     length = xp.linalg.vector_norm(candidates, axis=1)
     candidates = xp.take(candidates, xp.nonzero(xp.isfinite(length) & (length > 0))[0], axis=0)
-    q, null_spaces = _snap(factors, _promising(factors, candidates, pool), margin=margin)
+    widths: tuple[int, ...] = (int(1.25 * factors.batch_size) + 2, factors.batch_size + 1)
+    if factors.batch_size > THOROUGH and not pool.effort:
+        widths = widths[:1]
+    q, null_spaces = _snap(factors, _promising(factors, candidates, pool), widths, margin=margin)
     resolved = [_resolve(factors, space, rng) for space in null_spaces[:MAX_RESOLVED]]
     if resolved:
         sparse = _promising(factors, xp.concat(resolved, axis=0), pool)
-        more, _ = _snap(factors, sparse, margin=margin)
+        more, _ = _snap(factors, sparse, widths, margin=margin)
         q = xp.concat([q, more], axis=0)
     return _collect(factors, q)
 
@@ -136,7 +143,9 @@ def null_space(factors: Factors, order: Array, counts: Array) -> NullSpace:
     return NullSpace(basis, energy / xp.astype(xp.maximum(counts, xp.ones_like(counts)), xp.float64)[:, None])
 
 
-def _snap(factors: Factors, candidates: Array, *, margin: int) -> tuple[Array, list[Array]]:
+def _snap(
+    factors: Factors, candidates: Array, widths: tuple[int, ...], *, margin: int
+) -> tuple[Array, list[Array]]:
     """Directions (k', b) that candidates converge to, and null spaces (r, b) of those that are not unique."""
     xp = factors.xp
     b, live = factors.batch_size, factors.U.shape[0]
@@ -145,7 +154,7 @@ def _snap(factors: Factors, candidates: Array, *, margin: int) -> tuple[Array, l
     step = max(1, BLOCK_NUMBERS // (live * b))
     for start in range(0, candidates.shape[0], step):
         q = candidates[start : min(start + step, candidates.shape[0]), :]
-        for width in (int(1.25 * b) + 2, b + 1):
+        for width in widths:
             # Many rows average the noise; a direction with few zeros needs the second try.
             snapped, spaces, failed = _snap_block(factors, q, width, margin=margin)
             unique.append(snapped)
@@ -180,6 +189,7 @@ def _snap_block(
         # The first null vectors amplify noise: let them see rows that are only nearly zero.
         sigmas = WIDE_SIGMAS[round_number] if round_number < len(WIDE_SIGMAS) else ZERO_SIGMAS
         next_counts = xp.sum(xp.astype(units < sigmas, xp.int64), axis=1)
+        pulled = _pulled_aside(factors, units)
         alive = ((nullity > 0) | to_host(possible)) & to_host(
             next_counts >= xp.minimum(counts, xp.full_like(counts, needed))
         )
@@ -187,7 +197,7 @@ def _snap_block(
         for index in np.flatnonzero(alive & settled):
             if nullity[index] > 1:
                 mixed.append(_whole_null_space(factors, order[index, :], int(counts[index])))
-            elif nullity[index] == 1 and zero_counts[index] >= needed:
+            elif nullity[index] == 1 and zero_counts[index] >= needed and not pulled[index]:
                 unique.append(q[index : index + 1, :])
             else:
                 failed.append(int(remaining[index]))
@@ -213,6 +223,17 @@ def _nearly_null(space: NullSpace, round_number: int) -> Array:
     if space.energy.shape[1] == 1:
         return first < WIDE_SIGMAS[round_number] ** 2
     return (first < WIDE_SIGMAS[round_number] ** 2) | (first < NEARLY_NULL * space.energy[:, 1])
+
+
+def _pulled_aside(factors: Factors, units: Array) -> HostArray:
+    """(k,) bool: whether a foreign row among the zero rows has pushed true zeros, in noise `units`, past the test.
+
+    Values that are not zero are spread evenly on the scale of the noise; those pushed aside crowd at the threshold.
+    """
+    xp = factors.xp
+    edges = [factor * ZERO_SIGMAS for factor in (1, 2, 3)]
+    below = [xp.sum(xp.astype(units < edge, xp.int64), axis=1) for edge in edges]
+    return to_host(below[1] - below[0] > CROWDED * (below[2] - below[1]) + 2 * CROWDED)
 
 
 def _compare_rows(factors: Factors, units: Array, order: Array, counts: Array) -> tuple[HostArray, HostArray]:

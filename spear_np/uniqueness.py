@@ -23,8 +23,6 @@ NUMERICALLY_NOTHING = 1e-12
 BLOCK_NUMBERS = 8_000_000
 SPARE = 2
 """Zero rows beyond b - 1 that a direction needs to be relied on before the batch is whole."""
-DOUBTFUL_ZEROS = 2.5
-"""Zero rows, in batch sizes, from which a direction that the layer allows is not looked at for lone rows."""
 
 
 @dataclass(frozen=True)
@@ -149,18 +147,11 @@ def _inverse_and_open(factors: Factors, H: Array, count: Array) -> tuple[Array, 
 
 
 def lone_rows(factors: Factors, q: Array, zero_mask: HostArray) -> HostArray:
-    """(k,) bool: which directions `q` (k, b) with zeros `zero_mask` (k, ℓ) may rest on a single row.
-
-    Only directions with few zeros are looked at: combinations have fewer than the directions they combine.
-    """
-    lone = np.zeros(len(zero_mask), dtype=bool)
-    few = np.flatnonzero(zero_mask.sum(axis=1) < DOUBTFUL_ZEROS * factors.batch_size)
-    if not len(few) or factors.batch_size == 1:
-        return lone
-    picked = factors.xp.take(q, factors.device.integers(few), axis=0)
-    mask = factors.device.booleans(zero_mask[few])
+    """(k,) bool: which directions `q` (k, b) with zeros `zero_mask` (k, ℓ) may rest on a single row."""
+    if not len(zero_mask) or factors.batch_size == 1:
+        return np.zeros(len(zero_mask), dtype=bool)
     none = factors.device.zeros((1, factors.batch_size))
-    lone[few] = uniqueness(factors, picked, none, expand(factors, mask)).redundancy < 1
+    off = expand(factors, factors.device.booleans(zero_mask))
     # Among thousands of null vectors one further row agrees by chance.
-    lone |= zero_mask.sum(axis=1) < factors.batch_size - 1 + SPARE
-    return lone
+    few: HostArray = zero_mask.sum(axis=1) < factors.batch_size - 1 + SPARE
+    return few | (uniqueness(factors, q, none, off).redundancy < 1)

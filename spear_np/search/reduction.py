@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backend import to_host
 from ..factorize import ZERO_SIGMAS, Factors
-from ..pool import SURE, Pool
+from ..pool import Pool
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -21,6 +21,8 @@ MIN_VOTES = 4
 """Rows that must agree on a ratio: chance agreement of so many, within noise, is not seen."""
 ALL_PAIRS = 24
 """Size of the basis up to which all pairs are tried."""
+NEARLY_POSSIBLE = 0.9
+"""Agreement with the layer from which a direction of a large batch may combine as few as two inputs."""
 BLOCK_NUMBERS = 4_000_000
 
 
@@ -31,12 +33,15 @@ def reduce_pairs(factors: Factors, pool: Pool, fresh: HostArray) -> Array:
     ----------
     fresh : (f,) int array
         Positions in ``pool.basis`` to try against the whole basis; the others were tried before. In a large batch
-        those are left out whose pattern the layer can produce: a mixture's it cannot.
+        only those that may rest on a single row, or whose pattern the layer can nearly produce but not quite.
     """
     xp, device = factors.xp, factors.device
     basis = np.asarray(pool.basis, dtype=np.int64)
     if len(basis) > ALL_PAIRS:
-        fresh = fresh[(pool.agreement[basis[fresh]] < SURE) | ~np.any(pool.coordinates[basis[fresh]], axis=1)]
+        # Without W nothing is known of patterns; a combination of many inputs has none that comes near a possible one.
+        solid = np.isin(basis[fresh], pool.solid)
+        unknown = ~np.any(pool.coordinates[basis[fresh]], axis=1)
+        fresh = fresh[unknown | (~solid & (pool.agreement[basis[fresh]] > NEARLY_POSSIBLE))]
     if len(basis) < 2 or not len(fresh):
         return device.zeros((0, factors.batch_size))
     vectors = pool.q[basis] / to_host(factors.noise_norm(device.float64(pool.q[basis])))[:, None]
