@@ -338,7 +338,7 @@ def _exhausted(factors: Factors, state: _State) -> str | None:
     if state.pool.stale >= STALE_ROUNDS:
         off = units_off_last(factors, state.pool)
         if off is not None and off < factors.batch_size:
-            return f"the last input leaves {off} units off, and fewer than {factors.batch_size} cannot tell its direction"
+            return f"the last input leaves {off} units off, fewer than the {factors.batch_size} that tell its direction"
     return None
 
 
@@ -440,7 +440,8 @@ def _partial(factors: Factors, state: _State, ended: str, run: _Run, figures: di
     """Bound the inputs of the directions found so far by the signs of the layer, as far as that goes."""
     xp, b = factors.xp, factors.batch_size
     pool = state.fullest if len(state.fullest.solid) else state.pool
-    q = factors.device.float64(pool.basis_vectors)
+    known = pool.solid
+    q = factors.device.float64(pool.q[known])
     reason = f"{ended}: {q.shape[0]} of {b} directions found"
     if 0 < q.shape[0] < b:
         unique = uniqueness(factors, q, q, expand(factors, factors.zeros(q)))

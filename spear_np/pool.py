@@ -21,7 +21,7 @@ SURE = 0.97
 MUCH, LITTLE = 0.2, 0.05
 """Shares of the missing directions: a round that finds more needs less effort, one that finds less needs more."""
 LONE = 0.5
-"""What it costs a direction to rest on a single row: any other comes first."""
+"""What it costs a direction to rest on a single row, in shares of the rows."""
 PENALTY = 0.05
 """What one failed check costs, in shares of the rows."""
 

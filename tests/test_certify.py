@@ -334,50 +334,6 @@ class TestAttacks:
         assert all(judged(factors, q)[0].status is not Status.EXACT for q in choices)
 
 
-class TestUniqueness:
-    def test_redundancy_counts_rows_that_may_be_lost(self, backend: Backend) -> None:
-        data = digit_layer(B, width=WIDTH, seed=182)
-        factors = factors_of(data, backend)
-        q = backend.array(true_directions(factors, data.inputs))
-        off = expand(factors, factors.zeros(q))
-        found = uniqueness(factors, q, q, off)
-        assert found.unique.all()
-        U, zeros = backend.host(factors.U), backend.host(factors.zeros(q))
-        rng = np.random.default_rng(182)
-        for index in range(B):
-            rows = np.flatnonzero(zeros[index])
-            assert 1 <= found.redundancy[index] <= len(rows) - (B - 1)
-            for _ in range(50):
-                left = rng.choice(rows, len(rows) - int(found.redundancy[index]), replace=False)
-                assert np.linalg.svd(U[left], compute_uv=False)[B - 2] > 1e-4
-
-    def test_removing_zero_rows_ends_uniqueness(self, backend: Backend) -> None:
-        data = digit_layer(B, width=WIDTH, seed=183)
-        factors = factors_of(data, backend)
-        q = true_directions(factors, data.inputs)
-        zeros = backend.host(factors.zeros(backend.array(q)))
-        for kept, unique in ((B - 2, False), (B - 1, True), (B + 3, True)):
-            mask = np.zeros_like(zeros)
-            for row, silent in zip(mask, zeros, strict=True):
-                row[np.flatnonzero(silent)[:kept]] = True
-            spread = np.zeros((WIDTH, B), dtype=bool)
-            spread[backend.host(factors.live)] = mask.T
-            found = uniqueness(factors, backend.array(q), backend.array(q), backend.array(spread))
-            if not unique:
-                assert not found.unique.any()
-            if kept == B - 1:
-                assert not found.redundancy.any()
-
-    def test_without_any_zero_row_nothing_is_unique(self, backend: Backend) -> None:
-        data = digit_layer(B, width=WIDTH, seed=184)
-        factors = factors_of(data, backend)
-        q = backend.array(true_directions(factors, data.inputs))
-        nothing = backend.array(np.zeros((WIDTH, B), dtype=bool))
-        found = uniqueness(factors, q, q, nothing)
-        assert not found.unique.any()
-        assert not found.redundancy.any()
-
-
 class TestTheCertificateAsData:
     CHECKS = (
         Check("sign_agreement", 1.0, ">=", 0.99, "λ"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,17 @@ import pytest
 
 import spear_np
 from spear_np import Inversion, Progress, Status, gradients
+from spear_np.factorize import Factors
+from spear_np.invert import Budget, _exhausted, _hand_out, _Run, _State
+from spear_np.pool import Pool
+from spear_np.search import Proposals
+from spear_np.search.sampling import Sampling
+from spear_np.search.signs import SignModel
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.cases import case_of, pick_digits
-from tests.layers import digit_layer, layer_data_of
+from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
 from tests.networks import Floats, LayerData, digit_batch, relu_network_gradients
+from tests.pools import pool_of
 from tests.precision import round_to_bfloat16
 from tests.promises import broken_promises, rounding_noise, truth_of
 from tests.test_gradients import OnDisk
@@ -49,6 +57,29 @@ def answer(data: LayerData, backend: Backend = Backend.NUMPY, **options: Any) ->
     names = ("weight_grad", "bias_grad", "weight", "bias", "precision")
     changes = {name: options.pop(name) for name in names if name in options}
     return spear_np.invert_layer(backend.gradients(data, **changes), **options)
+
+
+def glaring_layer(b: int, *, off: int, seed: int) -> LayerData:
+    """Return a layer of digits of which the first turns on all units but `off`."""
+    data = digit_layer(b, width=150, seed=seed)
+    first, second = data.inputs[:2] @ data.weight.T
+    # Off in units that the second digit turns on: a unit without any gradient would not count.
+    dark = np.argsort(first - second)[:off]
+    bias = np.maximum(data.bias, 0.05 - first)
+    bias[dark] = -0.05 - first[dark]
+    z = data.inputs @ data.weight.T + bias
+    leaves_off = np.sum(z <= 0, axis=1)
+    assert leaves_off[0] == off
+    assert np.all(leaves_off[1:] > 20)
+    output_grad = (np.random.default_rng(seed).standard_normal(z.shape) * (z > 0)).astype(np.float32)
+    return LayerData(
+        output_grad.T @ data.inputs,
+        output_grad.sum(axis=0),
+        data.weight,
+        bias,
+        data.inputs,
+        output_grad.T.copy(),
+    )
 
 
 def assert_recovered(result: Inversion, data: LayerData, backend: Backend = Backend.NUMPY) -> None:
@@ -293,6 +324,152 @@ class TestWhatCannotBeInverted:
         data = digit_layer(2, width=30, seed=256)
         with pytest.raises(spear_np.InputError, match="unknown device 'tpu'"):
             answer(data, device="tpu")
+
+
+@dataclass
+class Scripted:
+    """A search that proposes given blocks of directions, one a round, and nothing after the last."""
+
+    blocks: list[Floats]
+    name: str = "scripted"
+
+    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+        q = self.blocks.pop(0) if self.blocks else np.empty((0, factors.batch_size))
+        return Proposals(factors.device.float64(q), len(q), self.name)
+
+    def forecast(self, factors: Factors) -> float | None:
+        return None
+
+
+def rounds(count: int) -> Callable[[], bool]:
+    """Return what stops a search after so many rounds."""
+    left = iter(range(count - 1))
+    return lambda: next(left, None) is None
+
+
+class TestOwnSearch:
+    @staticmethod
+    def true_blocks(data: LayerData, *parts: slice) -> Callable[[Factors, SignModel | None], Scripted]:
+        def search(factors: Factors, model: SignModel | None) -> Scripted:
+            truth = true_directions(factors, data.inputs)
+            return Scripted([truth[part] for part in parts])
+
+        return search
+
+    def test_its_directions_become_inputs(self, backend: Backend) -> None:
+        data = digit_layer(7, width=120, seed=310)
+        search = self.true_blocks(data, slice(0, 2), slice(2, 4), slice(4, 7))
+        result = answer(data, backend, method=search)
+        assert_recovered(result, data, backend)
+        assert result.method == "custom"
+        assert [(entry.search, entry.proposals, entry.found) for entry in result.history] == [
+            ("scripted", 2, 2),
+            ("scripted", 2, 4),
+            ("scripted", 3, 7),
+        ]
+        assert result.proposals == 7
+
+    def test_one_of_the_solvers_own_may_be_handed_over_too(self) -> None:
+        data = digit_layer(6, width=120, seed=311)
+        result = answer(data, method=lambda factors, model: Sampling(500))
+        assert_recovered(result, data)
+        assert result.method == "custom"
+        assert {(entry.search, entry.proposals) for entry in result.history} == {("sampling", 500)}
+
+    @pytest.mark.parametrize("signs", [True, False])
+    def test_it_is_told_what_the_layer_says(self, signs: bool) -> None:
+        data = digit_layer(4, width=120, seed=312)
+        told: list[tuple[Factors, SignModel | None]] = []
+
+        def search(factors: Factors, model: SignModel | None) -> Sampling:
+            told.append((factors, model))
+            return Sampling()
+
+        changes: dict[str, Any] = {} if signs else {"weight": None, "bias": None}
+        answer(data, method=search, **changes)
+        ((factors, model),) = told
+        assert factors.batch_size == 4
+        assert isinstance(model, SignModel) == signs
+
+    def test_a_search_that_finds_nothing_ends_with_the_budget(self) -> None:
+        data = digit_layer(4, width=120, seed=313)
+        result = answer(data, method=self.true_blocks(data), stop=rounds(5))
+        assert (result.status, result.method, result.found) == (Status.FAILED, "custom", 0)
+        assert result.reason.startswith("stopped on request: 0 of 4 directions found")
+        assert [entry.found for entry in result.history] == [0] * 5
+
+    def test_its_errors_reach_the_caller(self) -> None:
+        def search(factors: Factors, model: SignModel | None) -> Sampling:
+            raise ZeroDivisionError(str(factors.batch_size))
+
+        with pytest.raises(ZeroDivisionError, match="4"):
+            answer(digit_layer(4, width=120, seed=314), method=search)
+
+
+class TestTheLastInput:
+    @pytest.mark.parametrize(("off", "status"), [(3, Status.PARTIAL), (12, Status.EXACT)])
+    def test_it_must_leave_enough_units_off(self, backend: Backend, off: int, status: Status) -> None:
+        data = glaring_layer(4, off=off, seed=257)
+        others = TestOwnSearch.true_blocks(data, slice(1, 4))
+        result = answer(data, backend, method=others, time_limit=60)
+        assert result.status is status, result.reason
+        assert broken_promises(result, truth_of(data, 1e-9)) == []
+        if status is Status.PARTIAL:
+            assert result.found == 3
+            assert (
+                "the last input leaves 3 units off, fewer than the 4 that tell its direction" in result.reason
+            )
+            # The others are handed out all the same, and the search has given up long before the time is spent.
+            distance = np.abs(backend.host(result.inputs)[:, None] - data.inputs[None]).max(axis=2)
+            assert sorted(distance.argmin(axis=1)) == [1, 2, 3]
+            assert len(result.history) < 40
+
+    @pytest.mark.parametrize(
+        ("off", "stale", "doubt", "hopeless"),
+        [(3, 10, False, True), (4, 10, False, False), (3, 9, False, False), (3, 10, True, False)],
+        ids=["too few", "enough", "news", "another may be wrong"],
+    )
+    def test_only_then_is_it_given_up(
+        self, backend: Backend, off: int, stale: int, doubt: bool, hopeless: bool
+    ) -> None:
+        data = glaring_layer(4, off=off, seed=257)
+        factors = factors_of(data, backend)
+        pool = replace(pool_of(factors, true_directions(factors, data.inputs)[1:]), stale=stale)
+        pool = replace(pool, lone=np.asarray([doubt, False, False]))
+        assert (_exhausted(factors, _State(pool, pool)) is not None) == hopeless
+
+
+class TestFullestPool:
+    """A search may lose directions that it relied on: a partial answer is made of the most it ever had."""
+
+    @staticmethod
+    def run_on(data: LayerData) -> _Run:
+        budget = Budget(60.0, None, lambda: False)
+        return _Run(Backend.NUMPY.gradients(data), Backend.NUMPY.device, "auto", 0, budget, lambda _: None)
+
+    def test_it_is_what_is_handed_out(self) -> None:
+        data = digit_layer(8, width=150, seed=315)
+        factors = factors_of(data, Backend.NUMPY)
+        truth = true_directions(factors, data.inputs)
+        nothing = Pool.empty(8, factors.U.shape[0])
+        few, many = pool_of(factors, truth[:2]), pool_of(factors, truth[:7])
+        found = {
+            name: _hand_out(factors, _State(pool, fullest), "stopped", self.run_on(data))
+            for name, pool, fullest in [("many", few, many), ("few", few, few), ("none", nothing, nothing)]
+        }
+        assert [found[name].found for name in ("many", "few", "none")] == [7, 2, 0]
+        assert found["many"].reason.startswith("stopped: 7 of 8 directions found")
+        for result in found.values():
+            assert broken_promises(result, truth_of(data, 1e-9)) == []
+
+    def test_directions_that_were_forgotten_are_remembered(self) -> None:
+        # With another bias_grad no complete choice agrees with the layer: in time all of it is forgotten.
+        data = digit_layer(6, width=150, seed=0)
+        search = TestOwnSearch.true_blocks(data, slice(0, 5), slice(5, 6))
+        result = answer(data, bias_grad=3 * data.bias_grad, method=search, stop=rounds(8))
+        assert [entry.found for entry in result.history][:2] == [5, 6]
+        assert result.history[-1].found < 5
+        assert result.reason.startswith("stopped on request: 5 of 6 directions found")
 
 
 class TestBatchSize:

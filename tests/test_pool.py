@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spear_np.pool import Candidates, Pool, greedy_basis
@@ -24,6 +25,7 @@ def candidates(
     *,
     angle: float = SHARP,
     agreement: list[float] | None = None,
+    lone: list[bool] | None = None,
 ) -> Candidates:
     """Return directions that leave the first so many rows without gradient."""
     return Candidates(
@@ -31,8 +33,8 @@ def candidates(
         zero_mask=np.arange(LIVE)[None, :] < np.asarray(zero_count)[:, None],
         angle=np.full(len(q), angle),
         agreement=np.ones(len(q)) if agreement is None else np.asarray(agreement),
-        coordinates=np.zeros((len(q), B)),
-        lone=np.zeros(len(q), dtype=bool),
+        coordinates=np.zeros_like(q, dtype=np.float64),
+        lone=np.zeros(len(q), dtype=bool) if lone is None else np.asarray(lone),
     )
 
 
@@ -64,6 +66,12 @@ def as_lines(vectors: Floats) -> set[tuple[float, ...]]:
     first = np.argmax(np.abs(rows) > 1e-9, axis=1)
     signs = np.sign(rows[np.arange(len(rows)), first])
     return {tuple(np.round(row, 9) + 0.0) for row in rows * signs[:, None]}
+
+
+def as_line(vector: Floats) -> tuple[float, ...]:
+    """One direction without sign, fit for comparison."""
+    (line,) = as_lines(vector[None, :])
+    return line
 
 
 class TestGreedyBasis:
@@ -234,10 +242,129 @@ class TestBlame:
         assert as_lines(left.q) == as_lines(pool.q[1:])
         assert not left.penalty.any()
 
+
+class TestLone:
+    """Directions that rest on a single row, as mixtures do."""
+
+    @given(
+        directions(least=2),
+        st.lists(st.integers(B, LIVE // 2), min_size=7, max_size=7),
+        st.lists(st.booleans(), min_size=7, max_size=7),
+    )
+    @settings(max_examples=50)
+    def test_they_rank_behind_all_others(self, q: Floats, counts: list[int], lone: list[bool]) -> None:
+        pool = Pool.empty(B, LIVE).merge(candidates(q, counts[: len(q)], lone=lone[: len(q)]))
+        in_basis = list(pool.lone[list(pool.basis)])
+        assert in_basis == sorted(in_basis)
+        # None of them is chosen for a dimension that the others span already.
+        others = pool.q[~pool.lone]
+        assert in_basis.count(False) == (np.linalg.matrix_rank(others) if len(others) else 0)
+        assert len(in_basis) == np.linalg.matrix_rank(pool.q)
+
+    def test_a_sparse_mixture_gives_way_to_what_it_mixes(self) -> None:
+        q = np.asarray([[1.0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+        pool = Pool.empty(B, LIVE).merge(candidates(q, [20, 10, 8], lone=[True, False, False]))
+        assert as_lines(pool.basis_vectors) == as_lines(q[1:])
+
+    def test_they_complete_a_basis_that_lacks_others(self) -> None:
+        pool = Pool.empty(B, LIVE).merge(
+            candidates(np.eye(B), [20, 10, 12, 8], lone=[True, False, False, True])
+        )
+        assert pool.complete
+        np.testing.assert_array_equal(pool.basis_vectors, np.eye(B)[[2, 1, 0, 3]])
+
+    def test_they_are_not_relied_on(self) -> None:
+        pool = Pool.empty(B, LIVE).merge(
+            candidates(
+                np.eye(B), [20, 19, 18, 17], agreement=[1, 0.9, 1, 1], lone=[True, False, False, False]
+            )
+        )
+        assert pool.complete
+        assert as_lines(pool.q[pool.solid]) == as_lines(np.eye(B)[2:])
+        # A copy of a direction that is not relied on is no repetition: it is worth a second look.
+        redundant = pool.redundant(np.eye(B), np.full(B, 5))
+        np.testing.assert_array_equal(redundant, [False, False, True, True])
+
+    @given(
+        st.lists(st.integers(B, LIVE), min_size=6, max_size=6),
+        st.lists(st.booleans(), min_size=6, max_size=6),
+    )
+    @settings(max_examples=40)
+    def test_the_mark_stays_with_its_direction(self, counts: list[int], lone: list[bool]) -> None:
+        q = unit(np.concatenate([np.eye(B), [[1.0, 2, 0, 0], [0, 1, 2, 3]]]))
+        wanted = {as_line(row): mark for row, mark in zip(q, lone, strict=True)}
+        pool = Pool.empty(B, LIVE).merge(candidates(q[:3], counts[:3], lone=lone[:3]))
+        pool = pool.merge(candidates(q[3:], counts[3:], lone=lone[3:]))
+        for changed in (pool, pool.blame([1]), pool.merge(candidates(q, counts, lone=lone))):
+            assert {
+                as_line(row): bool(mark) for row, mark in zip(changed.q, changed.lone, strict=True)
+            } == wanted
+        left = pool.without([0])
+        assert len(left.q) == B - 1
+        assert all(wanted[as_line(row)] == mark for row, mark in zip(left.q, left.lone, strict=True))
+
+    def test_a_copy_with_more_zeros_brings_its_own_mark(self) -> None:
+        pool = Pool.empty(B, LIVE).merge(candidates(np.eye(B)[:1], [6], lone=[True]))
+        assert list(pool.merge(candidates(np.eye(B)[:1], [5], lone=[False])).lone) == [True]
+        assert list(pool.merge(candidates(np.eye(B)[:1], [12], lone=[False])).lone) == [False]
+
+
+class TestRounds:
+    WANTED = 40
+    """Directions of a larger batch, of which a round may bring few or many."""
+
+    def after(self, pool: Pool, news: int) -> Pool:
+        """Return the pool after a round that brought so many directions."""
+        known = len(pool.basis)
+        fresh = np.eye(self.WANTED)[known : known + news]
+        return pool.merge(candidates(fresh, [20] * news)).after_round(news=news)
+
     def test_rounds_without_news_are_counted(self) -> None:
         pool = Pool.empty(B, LIVE).after_round(news=0).after_round(news=0)
         assert pool.stale == 2
         assert pool.after_round(news=1).stale == 0
+
+    def test_little_news_asks_for_more_effort_and_much_for_less(self) -> None:
+        pool = replace(Pool.empty(self.WANTED, LIVE), effort=3)
+        # Of 40 directions that are missing.
+        efforts = {news: self.after(pool, news).effort for news in range(self.WANTED + 1)}
+        assert [efforts[news] for news in (0, 1)] == [4, 4]
+        assert [efforts[news] for news in (4, 6)] == [3, 3]
+        assert [efforts[news] for news in (8, 20, 40)] == [2, 2, 2]
+        assert list(efforts.values()) == sorted(efforts.values(), reverse=True)
+
+    def test_what_counts_is_the_share_of_what_is_missing(self) -> None:
+        # One direction is little news among forty and much among three.
+        for known, change in ((0, 1), (30, 0), (37, -1)):
+            pool = Pool.empty(self.WANTED, LIVE).merge(candidates(np.eye(self.WANTED)[:known], [20] * known))
+            assert self.after(replace(pool, effort=2), 1).effort == 2 + change
+
+    def test_effort_is_never_negative_and_grows_without_limit(self) -> None:
+        pool = Pool.empty(self.WANTED, LIVE)
+        for round_number in range(12):
+            assert pool.effort == round_number
+            pool = self.after(pool, 0)
+        for _ in range(20):
+            pool = self.after(pool, 1 if len(pool.basis) > 30 else 10)
+        assert pool.effort == 0
+
+    @given(st.lists(st.integers(0, 8), max_size=10), st.integers(0, 5))
+    @settings(max_examples=25)
+    def test_effort_changes_by_one_step_a_round(self, news: list[int], effort: int) -> None:
+        pool = replace(Pool.empty(self.WANTED, LIVE), effort=effort)
+        for number in news:
+            before, pool = pool, self.after(pool, min(number, self.WANTED - len(pool.basis)))
+            assert pool.effort >= 0
+            assert abs(pool.effort - before.effort) <= 1
+
+    def test_candidates_alone_change_neither(self) -> None:
+        pool = replace(Pool.empty(B, LIVE), stale=4, effort=3)
+        for changed in (
+            pool.merge(candidates(np.eye(B), [20, 19, 18, 17])),
+            pool.merge(candidates(np.eye(B), [20, 19, 18, 17])).blame([0]).without([1]),
+            pool.with_basis(()),
+        ):
+            assert (changed.stale, changed.effort) == (4, 3)
 
 
 def test_fresh_positions_are_those_that_were_not_there_before() -> None:

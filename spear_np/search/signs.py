@@ -79,7 +79,9 @@ def smoother(
     xp = factors.xp
     if not prior:
         layer = model.layer if complement is None else model.layer @ complement
-        plain = xp.linalg.qr(xp.concat([layer, model.bias[:, None]], axis=1)).Q
+        if bool(xp.any(model.bias != 0)):
+            layer = xp.concat([layer, model.bias[:, None]], axis=1)
+        plain = xp.linalg.qr(layer).Q
         return plain, xp.ones_like(plain[0, :])
     if complement is None:
         root = model.layer @ (model.rotation * xp.sqrt(model.second_moment))
