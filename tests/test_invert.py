@@ -18,6 +18,7 @@ from spear_np.factorize import Factors
 from spear_np.invert import Budget, _exhausted, _hand_out, _Run, _State
 from spear_np.pool import Pool
 from spear_np.search import Proposals
+from spear_np.search.repair import units_off_last
 from spear_np.search.sampling import Sampling
 from spear_np.search.signs import SignModel
 from tests.backends import Backend, assert_array, assert_lives_on
@@ -437,6 +438,14 @@ class TestTheLastInput:
         pool = replace(pool_of(factors, true_directions(factors, data.inputs)[1:]), stale=stale)
         pool = replace(pool, lone=np.asarray([doubt, False, False]))
         assert (_exhausted(factors, _State(pool, pool)) is not None) == hopeless
+
+    def test_nothing_is_said_of_it_where_bias_grad_contradicts(self, backend: Backend) -> None:
+        data = digit_layer(12, width=120, seed=36)
+        permuted = np.random.default_rng(0).permutation(data.bias_grad)
+        factors = factors_of(data, backend, bias_grad=permuted)
+        pool = pool_of(factors, true_directions(factors, data.inputs)[1:])
+        assert len(pool.solid) == 11
+        assert units_off_last(factors, pool) is None
 
 
 class TestFullestPool:

@@ -50,12 +50,18 @@ def units_off_last(factors: Factors, pool: Pool) -> int | None:
         return None
     if len(pool.basis) != factors.batch_size - 1 or len(pool.solid) < len(pool.basis):
         return None
-    z = (factors.layer @ _last_input(factors, pool).T + factors.bias[:, None])[:, 0]
+    coordinates = _last_input(factors, pool)
+    if not coordinates.shape[0]:
+        return None
+    z = factors.layer @ coordinates[0, :] + factors.bias
     return int(factors.xp.sum(factors.xp.astype(factors.xp.take(z, factors.live) < 0, factors.xp.int64)))
 
 
 def _last_input(factors: Factors, pool: Pool) -> Array:
-    """(1, b): the input that none of the b - 1 known directions sees, scaled by ``weight_grad V ȳ = bias_grad``."""
+    """(1, b): the input that none of the b - 1 known directions sees, scaled by ``weight_grad V ȳ = bias_grad``.
+
+    (0, b) where bias_grad contradicts weight_grad or says nothing of that input.
+    """
     y = pool.basis_vectors / to_host(factors.S)
     unseen = np.linalg.svd(y, full_matrices=True)[2][-1]
     total = bias_direction(factors)
