@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.problems import make_problem
-from benchmarks.runs import Key, Row, append, exit_status, measure, read
+from benchmarks.runs import Results, Row, exit_status, measure, one_of
 from benchmarks.success_rate import cell
 from spear_np.factorize import Factors
 from spear_np.search import Search
@@ -75,20 +75,15 @@ VARIANTS: dict[str, Callable[[Factors, SignModel | None], Search]] = {
 
 def main() -> int:
     options = parse()
-    done = read(options.results, key)
+    results = Results.read(options.results, SETTING)
     names = options.variants or list(VARIANTS)
     for name, (m, b), seed in runs(options, names):
-        row = {"variant": name, "m": m, "b": b, "seed": seed, "time_limit": options.time_limit}
-        if key(row) not in done:
-            problem = make_problem(m, b, seed)
-            row |= measure(problem, method=VARIANTS[name], seed=seed, time_limit=options.time_limit)
-            append(options.results, row)
-            done[key(row)] = row
-            print(line(row), flush=True)
-    rows = [row for row in done.values() if row["time_limit"] == options.time_limit]
+        setting = dict(zip(SETTING, (name, m, b, seed, options.time_limit), strict=True))
+        print(line(results.once(setting, partial(run, setting))), flush=True)
+    rows = [row for row in results.rows.values() if row["time_limit"] == options.time_limit]
     table = report(rows)
     print("\n" + table)
-    environment.save(options.results.stem, {"environment": environment.describe(), "rows": rows}, table)
+    environment.save(options.results, {"environment": environment.describe(), "rows": rows}, table)
     return exit_status(rows, line)
 
 
@@ -96,7 +91,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], metavar="VARIANT", default=[])
+    parser.add_argument(
+        "variants", nargs="*", type=one_of(VARIANTS), metavar="VARIANT", help="all if none is given"
+    )
     parser.add_argument("--cells", nargs="+", type=cell, default=CELLS, metavar="M,B")
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=7001)
@@ -113,8 +110,10 @@ def runs(options: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, t
                 yield name, where, seed
 
 
-def key(row: Row) -> Key:
-    return tuple(row[name] for name in SETTING)
+def run(setting: Row) -> Row:
+    """Invert one fresh batch with one variant and hold the answer against the truth."""
+    name, m, b, seed, time_limit = (setting[field] for field in SETTING)
+    return measure(make_problem(m, b, seed), method=VARIANTS[name], seed=seed, time_limit=time_limit)
 
 
 def line(row: Row) -> str:

@@ -38,7 +38,11 @@ def main() -> None:
         arguments = {
             key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()
         }
-        environment.save(options.save, {"environment": setting, "options": arguments, "rows": rows}, table)
+        environment.save(
+            environment.RESULTS / options.save,
+            {"environment": setting, "options": arguments, "rows": rows},
+            table,
+        )
 
 
 def parse() -> argparse.Namespace:

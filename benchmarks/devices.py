@@ -26,7 +26,7 @@ from spear_np.search.descent import Descent, Settings, Tempering, descend
 from spear_np.search.signs import sign_model, smoother
 
 CELLS = ((200, 20), (200, 50), (400, 100), (1000, 120), (2000, 200))
-STARTS, STEPS, INTERVAL = 256, 100, Settings().sign_interval
+STARTS, STEPS = 256, 100
 REPEATS = 5
 SQUARE = 3000
 """Size of the matrices whose product is the yardstick."""
@@ -36,20 +36,23 @@ def main() -> None:
     options = parse()
     devices = ["cpu"] if options.device == "cpu" else ["cpu", options.device]
     peaks = {name: sgemm_rate(device_for(name)) for name in devices}
+    for name in devices:
+        # The first call on a device compiles and loads.
+        measure(make_problem(80, 8, options.seed), device=name, seed=options.seed)
     rows: list[Row] = []
     for m, b in options.cells:
         for name in devices:
             row = {"device": name, "m": m, "b": b, "sgemm": peaks[name], **descent_rate(name, m, b)}
             problem = make_problem(m, b, options.seed)
-            # The first call on a device compiles and loads.
-            measure(make_problem(80, 8, options.seed), device=name, seed=options.seed)
             row |= measure(problem, device=name, seed=options.seed, time_limit=options.time_limit)
             rows.append(row)
             print(line(row), flush=True)
     table = report(rows)
     print("\n" + table)
     if options.save:
-        environment.save(options.save, {"environment": environment.describe(), "rows": rows}, table)
+        environment.save(
+            environment.RESULTS / options.save, {"environment": environment.describe(), "rows": rows}, table
+        )
 
 
 def parse() -> argparse.Namespace:

@@ -45,11 +45,11 @@ def sentence(environment: dict[str, Any]) -> str:
     )
 
 
-def save(name: str, data: Any, table: str) -> None:
-    """Write `results/name.json` and the table for people beside it."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(table)
+def save(path: Path, data: Any, table: str) -> None:
+    """Write the data as JSON and the table for people beside it: `path` with other suffixes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table)
 
 
 def markdown(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

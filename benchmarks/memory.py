@@ -88,7 +88,7 @@ def main() -> None:
     )
     print(table)
     if options.save:
-        environment.save(options.save, {"environment": setting, **row}, table)
+        environment.save(environment.RESULTS / options.save, {"environment": setting, **row}, table)
 
 
 def peak(folder: Path, *arguments: Any) -> tuple[int, int]:

@@ -24,7 +24,8 @@ from typing import Any
 import spear_np
 from benchmarks import environment
 from benchmarks.problems import make_problem
-from benchmarks.success_rate import Row, append, key, line, read, run
+from benchmarks.runs import Results, Row, exit_status
+from benchmarks.success_rate import FIELDS, line, run
 from spear_io.evaluate import EXACT
 from spear_np.theory import expected_submatrices
 
@@ -93,7 +94,8 @@ class Reach:
 
 def main() -> int:
     options = parse()
-    done = read(options.results)
+    results = Results.read(options.results, FIELDS)
+    done = results.rows
     setting = {**FIXED, "device": options.device, "time_limit": options.time_limit}
     if options.draw_only:
         if not done:
@@ -107,17 +109,16 @@ def main() -> int:
         msg = f"{options.results} holds results of {held}, not of {setting}: give another file with --results"
         raise SystemExit(msg)
     if not options.draw_only:
-        measure(options, setting, done)
+        measure(options, setting, results)
 
-    rows = list(read(options.results).values())
+    rows = list(done.values())
     cells = summarise(rows, setting["time_limit"])
     rate = published_rate()
     reaches = [reach(m, cells, options.batches, rate, setting["time_limit"]) for m in widths(cells)]
     table = report(rows, cells, reaches, rate, setting)
     print("\n" + table)
-    # A path of its own takes the place of the folder of results.
     environment.save(
-        str(options.results.absolute().with_suffix("")),
+        options.results,
         {
             "setting": setting,
             "cells": [asdict(cell) for cell in cells],
@@ -128,11 +129,7 @@ def main() -> int:
         table,
     )
     draw(cells, reaches, setting, machines(rows), options.picture)
-
-    wrong = [row for row in rows if row["wrong"]]
-    for row in wrong:
-        print(f"WRONG although marked exact: {line(row)}", file=sys.stderr)
-    return 1 if wrong else 0
+    return exit_status(rows, line)
 
 
 def parse() -> argparse.Namespace:
@@ -171,9 +168,9 @@ def sizes(text: str) -> tuple[int, tuple[int, ...]]:
     return int(m), tuple(sorted({int(b) for b in batch_sizes.split(",")}))
 
 
-def measure(options: argparse.Namespace, setting: Row, done: dict[tuple[Any, ...], Row]) -> None:
-    """Run what is not yet `done`, every width from small batches up to where it ends."""
-    runner = Runner(options.results, setting, done)
+def measure(options: argparse.Namespace, setting: Row, results: Results) -> None:
+    """Run what is not yet among the results, every width from small batches up to where it ends."""
+    runner = Runner(results, setting)
     for m in options.widths:
         for b in options.grid[m]:
             rows: list[Row] = []
@@ -189,24 +186,23 @@ def measure(options: argparse.Namespace, setting: Row, done: dict[tuple[Any, ...
 class Runner:
     """Gives the row of a batch: from the file, or by running it and writing it there."""
 
-    def __init__(self, results: Path, setting: Row, done: dict[tuple[Any, ...], Row]) -> None:
+    def __init__(self, results: Results, setting: Row) -> None:
         self._results = results
         self._setting = setting
-        self._done = done
         self._accelerator: str | None = None
         self._warm = False
 
     def row(self, m: int, b: int, seed: int) -> Row:
         """Return what came of one batch."""
-        cell = {"m": m, "b": b, **self._setting}
-        row = self._done.get(key({**cell, "seed": seed}))
-        if row is None:
-            if not self._warm:
-                self._warm_up()
-            row = {**run(cell, seed, cell["time_limit"]), "accelerator": self._accelerator}
-            append(self._results, row)
+        setting = {"m": m, "b": b, **self._setting, "seed": seed}
+        row = self._results.once(setting, lambda: self._run(setting))
         print(line(row), flush=True)
         return row
+
+    def _run(self, setting: Row) -> Row:
+        if not self._warm:
+            self._warm_up()
+        return {**run(setting, setting["time_limit"]), "accelerator": self._accelerator}
 
     def _warm_up(self) -> None:
         """Let libraries load and kernels compile what they do once, on a problem that takes no time."""

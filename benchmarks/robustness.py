@@ -16,12 +16,13 @@ import statistics
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
 from benchmarks.problems import Loss, Problem, Source, make_problem
-from benchmarks.runs import Key, Row, append, exit_status, measure, read
+from benchmarks.runs import Results, Row, exit_status, measure, one_of
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,14 @@ NAMES = tuple(dict.fromkeys(scenario.name for scenario in SCENARIOS))
 
 def main() -> int:
     options = parse()
-    done = read(options.results, key)
+    results = Results.read(options.results, FIELDS)
     rows = []
     for scenario in SCENARIOS:
         for seed in range(options.first_seed, options.first_seed + options.batches):
-            cell = {**asdict(scenario), "time_limit": options.time_limit, "seed": seed}
-            row = done.get(key(cell))
+            setting = {**asdict(scenario), "time_limit": options.time_limit, "seed": seed}
+            row = results.get(setting)
             if scenario.name in (options.names or NAMES):
-                if row is None:
-                    row = run(scenario, cell)
-                    append(options.results, row)
+                row = results.once(setting, partial(run, scenario, setting))
                 print(line(row), flush=True)
             if row is not None:
                 rows.append(row)
@@ -98,13 +97,11 @@ def main() -> int:
         for scenario in SCENARIOS
         if (members := [row for row in rows if asdict(scenario).items() <= row.items()])
     ]
-    setting = measured_on(rows)
-    table = report(summaries, options, setting)
+    machine = measured_on(rows)
+    table = report(summaries, options, machine)
     print("\n" + table)
-    # The table goes beside the results: an absolute path leaves the usual folder.
-    beside = str(options.results.resolve().with_suffix(""))
     environment.save(
-        beside, {"environment": setting, "time_limit": options.time_limit, "rows": summaries}, table
+        options.results, {"environment": machine, "time_limit": options.time_limit, "rows": summaries}, table
     )
     return exit_status(rows, line)
 
@@ -114,7 +111,11 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", type=name, metavar="NAME", help=f"one of {', '.join(NAMES)}; all if none is given"
+        "names",
+        nargs="*",
+        type=one_of(NAMES),
+        metavar="NAME",
+        help=f"one of {', '.join(NAMES)}; all if none is given",
     )
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=3001)
@@ -123,23 +124,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def name(text: str) -> str:
-    """Read the name of a scenario."""
-    if text not in NAMES:
-        msg = f"unknown scenario {text!r}: expected one of {', '.join(NAMES)}"
-        raise argparse.ArgumentTypeError(msg)
-    return text
-
-
-def run(scenario: Scenario, cell: Row) -> Row:
+def run(scenario: Scenario, setting: Row) -> Row:
     """Invert one fresh batch and hold the answer against the truth."""
-    problem = scenario.problem(cell["seed"])
-    answer = measure(problem, seed=cell["seed"], time_limit=cell["time_limit"])
-    return {**cell, "n": problem.images.inputs.shape[1], **answer}
-
-
-def key(row: Row) -> Key:
-    return tuple(row[name] for name in FIELDS)
+    problem = scenario.problem(setting["seed"])
+    answer = measure(problem, seed=setting["seed"], time_limit=setting["time_limit"])
+    return {"n": problem.images.inputs.shape[1], **answer}
 
 
 def line(row: Row) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,25 +55,61 @@ def measure(problem: Problem, **options: Any) -> Row:
     }
 
 
-def read(path: Path, key: Callable[[Row], Key]) -> dict[Key, Row]:
-    """Return finished runs under what tells them apart; one that was left incomplete is run again."""
-    rows = {}
-    if path.exists():
-        for text in path.read_text().splitlines():
+@dataclass(frozen=True)
+class Results:
+    """Finished runs in a file of JSON lines; what is already in it is not run again."""
+
+    path: Path
+    names: tuple[str, ...]
+    """Fields that tell two runs apart."""
+    rows: dict[Key, Row]
+    """What is in the file."""
+
+    @classmethod
+    def read(cls, path: Path, names: tuple[str, ...]) -> Results:
+        """Read a file, which need not exist; a line that was left incomplete counts as missing."""
+        rows = {}
+        for text in path.read_text().splitlines() if path.exists() else ():
             try:
                 row = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            rows[key(row)] = row
-    return rows
+            rows[tuple(row[name] for name in names)] = row
+        return cls(path, names, rows)
+
+    def get(self, setting: Row) -> Row | None:
+        """Return the finished run of a setting."""
+        return self.rows.get(tuple(setting[name] for name in self.names))
+
+    def once(self, setting: Row, run: Callable[[], Row]) -> Row:
+        """Return the run of a setting: from the file, or by running it and writing it there."""
+        row = self.get(setting)
+        if row is None:
+            row = {**setting, **run()}
+            self._append(row)
+            self.rows[tuple(setting[name] for name in self.names)] = row
+        return row
+
+    def _append(self, row: Row) -> None:
+        """Write a finished run to the end of the file, on a line of its own."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = (
+            self.path.exists() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
+        )
+        with self.path.open("a") as file:
+            file.write(("\n" if torn else "") + json.dumps(row) + "\n")
 
 
-def append(path: Path, row: Row) -> None:
-    """Write a finished run to the end of the file, on a line of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a") as file:
-        file.write(("\n" if torn else "") + json.dumps(row) + "\n")
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+    """Return an argument type that takes one of `names`; unlike `choices`, it leaves `nargs="*"` its empty list."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            msg = f"unknown: {text!r}; expected one of {', '.join(names)}"
+            raise argparse.ArgumentTypeError(msg)
+        return text
+
+    return read
 
 
 def exit_status(rows: list[Row], line: Callable[[Row], str]) -> int:

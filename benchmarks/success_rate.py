@@ -12,34 +12,33 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
 import spear_np
-from benchmarks import environment, runs
+from benchmarks import environment
 from benchmarks.problems import Source, make_problem
-from benchmarks.runs import Key, Row, append, exit_status, measure
-
-__all__ = ["Row", "append", "key", "line", "read", "run"]
+from benchmarks.runs import Results, Row, exit_status, measure
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 SETTING = ("m", "b", "source", "depth", "dtype", "method", "device")
-"""What makes a cell; together with the seed, a line of the results."""
+"""What makes a cell."""
+FIELDS = (*SETTING, "seed")
+"""What tells two lines of the results apart."""
 
 
 def main() -> int:
     options = parse()
-    done = read(options.results)
+    results = Results.read(options.results, FIELDS)
     rows = []
     for m, b in options.cells:
         for seed in range(options.first_seed, options.first_seed + options.batches):
-            cell = dict(zip(SETTING, (m, b, *(getattr(options, name) for name in SETTING[2:])), strict=True))
-            row = done.get(key({**cell, "seed": seed}))
-            if row is None:
-                row = run(cell, seed, options.time_limit)
-                append(options.results, row)
+            values = (m, b, *(getattr(options, name) for name in SETTING[2:]), seed)
+            setting = dict(zip(FIELDS, values, strict=True))
+            row = results.once(setting, partial(run, setting, options.time_limit))
             rows.append(row)
             print(line(row), flush=True)
     print("\n" + report(rows))
@@ -69,29 +68,11 @@ def cell(text: str) -> tuple[int, int]:
     return int(m), int(b)
 
 
-def run(cell: Row, seed: int, time_limit: float) -> Row:
+def run(setting: Row, time_limit: float) -> Row:
     """Invert one fresh batch and hold the answer against the truth."""
-    problem = make_problem(
-        cell["m"], cell["b"], seed, source=cell["source"], depth=cell["depth"], dtype=DTYPES[cell["dtype"]]
-    )
-    answer = measure(
-        problem,
-        precision=cell["dtype"],
-        method=cell["method"],
-        device=cell["device"],
-        seed=seed,
-        time_limit=time_limit,
-    )
-    return {**cell, "seed": seed, **answer}
-
-
-def key(row: Row) -> Key:
-    return tuple(row[name] for name in (*SETTING, "seed"))
-
-
-def read(path: Path) -> dict[Key, Row]:
-    """Return finished runs."""
-    return runs.read(path, key)
+    m, b, source, depth, dtype, method, device, seed = (setting[name] for name in FIELDS)
+    problem = make_problem(m, b, seed, source=source, depth=depth, dtype=DTYPES[dtype])
+    return measure(problem, precision=dtype, method=method, device=device, seed=seed, time_limit=time_limit)
 
 
 def line(row: Row) -> str:
@@ -108,7 +89,7 @@ def report(rows: list[Row]) -> str:
     """Return the table: one line for each cell."""
     cells: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        cells.setdefault(key(row)[:-1], []).append(row)
+        cells.setdefault(tuple(row[name] for name in SETTING), []).append(row)
     lines = []
     for setting, members in cells.items():
         exact = [row for row in members if row["status"] == "exact"]

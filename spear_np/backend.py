@@ -191,6 +191,11 @@ def inverse_or_pseudoinverse(xp: ModuleType, matrix: Array) -> Array:
         return xp.linalg.pinv(matrix)
 
 
+def orthogonal_complement(xp: ModuleType, vectors: Array) -> Array:
+    """(b, b-f): orthonormal basis, as columns, of what is orthogonal to the independent columns `vectors` (b, f)."""
+    return xp.linalg.qr(vectors, mode="complete").Q[:, vectors.shape[1] :]
+
+
 def smallest(xp: ModuleType, values: Array, count: int) -> Array:
     """Indices (k, count) of the `count` smallest entries in each row of `values` (k, m), in no order."""
     if array_api_compat.is_numpy_namespace(xp):

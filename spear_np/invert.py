@@ -332,13 +332,14 @@ def _exhausted(factors: Factors, state: _State) -> str | None:
     """Return a reason to stop early: the search has seen all there is, or nothing better for long."""
     if state.since_better >= GIVE_UP_AFTER:
         return f"the choice of directions withstood {GIVE_UP_AFTER} rounds of search"
+    if state.pool.stale < STALE_ROUNDS:
+        return None
     subsets = math.comb(int(factors.U.shape[0]), factors.batch_size - 1)
-    if state.pool.stale >= STALE_ROUNDS and state.proposals > REDRAWN * subsets:
+    if state.proposals > REDRAWN * subsets:
         return f"all {subsets} submatrices were drawn, about {REDRAWN} times each"
-    if state.pool.stale >= STALE_ROUNDS:
-        off = units_off_last(factors, state.pool)
-        if off is not None and off < factors.batch_size:
-            return f"the last input leaves {off} units off, fewer than the {factors.batch_size} that tell its direction"
+    off = units_off_last(factors, state.pool)
+    if off is not None and off < factors.batch_size:
+        return f"the last input leaves {off} units off, fewer than the {factors.batch_size} that tell its direction"
     return None
 
 
@@ -439,9 +440,7 @@ def _rebounded(
 def _partial(factors: Factors, state: _State, ended: str, run: _Run, figures: dict[str, Any]) -> Inversion:
     """Bound the inputs of the directions found so far by the signs of the layer, as far as that goes."""
     xp, b = factors.xp, factors.batch_size
-    pool = state.fullest if len(state.fullest.solid) else state.pool
-    known = pool.solid
-    q = factors.device.float64(pool.q[known])
+    q = factors.device.float64(state.fullest.q[state.fullest.solid])
     reason = f"{ended}: {q.shape[0]} of {b} directions found"
     if 0 < q.shape[0] < b:
         unique = uniqueness(factors, q, q, expand(factors, factors.zeros(q)))

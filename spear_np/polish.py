@@ -15,7 +15,7 @@ import numpy as np
 from .backend import gather, smallest, to_host
 from .factorize import ZERO_SIGMAS, Factors
 from .pool import Pool
-from .search.sampling import draw_subsets, null_vectors
+from .search.sampling import distinct, draw_subsets, null_vectors
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -38,6 +38,8 @@ WIDE_SIGMAS = (50.0, 12.0, 8.0)
 """Zero tests of the first rounds."""
 CLEAR_GAP = 5.0
 """Ratio of neighbours in the sorted products of a candidate that separates its zero rows from the others."""
+PARALLEL = 1 - 1e-9
+"""Cosine from which two sparse combinations of a null space are the same."""
 NEAR_ZERO = 300.0
 """Noise units below which a row of an unpolished candidate may be one of its zero rows."""
 
@@ -182,17 +184,15 @@ def _snap_block(
     for round_number in range(ROUNDS):
         space = null_space(factors, order, counts)
         nullity = to_host(xp.sum(xp.astype(space.energy < ZERO_SIGMAS**2, xp.int64), axis=1))
-        possible = _nearly_null(space, round_number)
+        # The first null vectors amplify noise: let them see rows that are only nearly zero.
+        sigmas = WIDE_SIGMAS[round_number] if round_number < len(WIDE_SIGMAS) else ZERO_SIGMAS
+        possible = _nearly_null(space, sigmas)
         q = space.basis[:, 0, :]
         units = factors.noise_units(q)
         zero_counts, same = _compare_rows(factors, units, order, counts)
-        # The first null vectors amplify noise: let them see rows that are only nearly zero.
-        sigmas = WIDE_SIGMAS[round_number] if round_number < len(WIDE_SIGMAS) else ZERO_SIGMAS
         next_counts = xp.sum(xp.astype(units < sigmas, xp.int64), axis=1)
         pulled = _pulled_aside(factors, units)
-        alive = ((nullity > 0) | to_host(possible)) & to_host(
-            next_counts >= xp.minimum(counts, xp.full_like(counts, needed))
-        )
+        alive = to_host(possible & (next_counts >= xp.minimum(counts, xp.full_like(counts, needed))))
         settled = same | (nullity > 1) | (round_number == ROUNDS - 1)
         for index in np.flatnonzero(alive & settled):
             if nullity[index] > 1:
@@ -211,18 +211,17 @@ def _snap_block(
     return xp.concat(unique, axis=0), mixed, np.asarray(sorted(failed), dtype=np.int64)
 
 
-def _nearly_null(space: NullSpace, round_number: int) -> Array:
-    """(k,) bool: whether the first vector would be null but for few of the rows, to be dropped in later rounds.
+def _nearly_null(space: NullSpace, sigmas: float) -> Array:
+    """(k,) bool: whether the first vector is null at `sigmas`, but for few of the rows while that is a wide test.
 
     A row that is not zero but small may slip in among the first ones; what it adds to the energy is little
-    against the energy of the next vector.
+    against the energy of the next vector, and later rounds drop it.
     """
     first = space.energy[:, 0]
-    if round_number >= len(WIDE_SIGMAS):
-        return first < 0
-    if space.energy.shape[1] == 1:
-        return first < WIDE_SIGMAS[round_number] ** 2
-    return (first < WIDE_SIGMAS[round_number] ** 2) | (first < NEARLY_NULL * space.energy[:, 1])
+    null = first < sigmas**2
+    if sigmas == ZERO_SIGMAS or space.energy.shape[1] == 1:
+        return null
+    return null | (first < NEARLY_NULL * space.energy[:, 1])
 
 
 def _pulled_aside(factors: Factors, units: Array) -> HostArray:
@@ -317,13 +316,7 @@ def _resolve(factors: Factors, space: Array, rng: np.random.Generator) -> Array:
     zeros = to_host(xp.sum(xp.astype(units < 5 * ZERO_SIGMAS, xp.int64), axis=1))
     best = np.argsort(-zeros, kind="stable")
     best = best[zeros[best] >= r + 1]
-    host = to_host(vectors)
-    chosen: list[int] = []
-    for index in best:
-        if all(abs(float(host[index] @ host[other])) < 1 - 1e-9 for other in chosen):
-            chosen.append(int(index))
-        if len(chosen) == 3 * r:
-            break
+    chosen = best[distinct(to_host(vectors)[best], PARALLEL, 3 * r)]
     return xp.take(q, device.integers(chosen), axis=0)
 
 

@@ -5,7 +5,7 @@ Bookkeeping on a few hundred short vectors, done on the host with NumPy whatever
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,6 @@ HostArray = np.ndarray[Any, Any]
 
 KEEP_PER_DIRECTION = 4
 """Candidates kept beside the basis, per direction wanted."""
-
-
 SURE = 0.97
 """Agreement with the layer from which a pattern counts as one that an input can produce."""
 MUCH, LITTLE = 0.2, 0.05
@@ -38,17 +36,8 @@ class Candidates:
     lone: HostArray
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One candidate."""
-
-    q: HostArray
-    zero_mask: HostArray
-    angle: float
-    penalty: int
-    agreement: float
-    coordinates: HostArray
-    lone: bool
+COLUMNS = (*(field.name for field in fields(Candidates)), "penalty")
+"""What a pool knows of each candidate."""
 
 
 @dataclass(frozen=True)
@@ -118,51 +107,21 @@ class Pool:
 
     def merge(self, found: Candidates) -> Pool:
         """Add polished directions; a sharper copy replaces what is known already."""
-        entries = [self._entry(index) for index in range(len(self.q))]
-        known = list(self.q)
+        columns = {name: list(getattr(self, name)) for name in COLUMNS}
         for index in range(len(found.q)):
-            unit = found.q[index] / np.linalg.norm(found.q[index])
-            entry = _Entry(
-                unit,
-                found.zero_mask[index],
-                float(found.angle[index]),
-                0,
-                float(found.agreement[index]),
-                found.coordinates[index],
-                bool(found.lone[index]),
-            )
-            match = _same_direction(unit, entry.angle, known)
+            entry = {field.name: getattr(found, field.name)[index] for field in fields(found)}
+            entry |= {"q": entry["q"] / np.linalg.norm(entry["q"]), "penalty": 0}
+            match = _same_direction(entry["q"], entry["angle"], columns["q"])
             if match is None:
-                entries.append(entry)
-                known.append(unit)
-            elif entry.zero_mask.sum() > entries[match].zero_mask.sum():
-                entries[match] = entry
-                known[match] = unit
-        if not entries:
+                for name in COLUMNS:
+                    columns[name].append(entry[name])
+            elif entry["zero_mask"].sum() > columns["zero_mask"][match].sum():
+                for name in COLUMNS:
+                    columns[name][match] = entry[name]
+        if not columns["q"]:
             return self
-        grown = Pool(
-            q=np.asarray(known),
-            zero_mask=np.asarray([entry.zero_mask for entry in entries]),
-            angle=np.asarray([entry.angle for entry in entries]),
-            penalty=np.asarray([entry.penalty for entry in entries]),
-            agreement=np.asarray([entry.agreement for entry in entries]),
-            coordinates=np.asarray([entry.coordinates for entry in entries]),
-            lone=np.asarray([entry.lone for entry in entries]),
-            stale=self.stale,
-            effort=self.effort,
-        )
-        return grown._rebuilt()
-
-    def _entry(self, index: int) -> _Entry:
-        return _Entry(
-            self.q[index],
-            self.zero_mask[index],
-            float(self.angle[index]),
-            int(self.penalty[index]),
-            float(self.agreement[index]),
-            self.coordinates[index],
-            bool(self.lone[index]),
-        )
+        grown: dict[str, Any] = {name: np.asarray(values) for name, values in columns.items()}
+        return replace(self, **grown)._rebuilt()
 
     def after_round(self, *, news: int) -> Pool:
         """Count rounds without news; `news` is the number of directions that came into the basis."""
@@ -186,10 +145,6 @@ class Pool:
             i for i in self.basis if self.agreement[i] >= SURE and not self.penalty[i] and not self.lone[i]
         ]
 
-    def independent(self, indices: list[int]) -> bool:
-        """Whether the candidates `indices` are linearly independent within their noise."""
-        return len(greedy_basis(self.q[indices], self.angle[indices])) == len(indices)
-
     def with_basis(self, basis: tuple[int, ...]) -> Pool:
         """Return the same candidates with another choice of basis."""
         return replace(self, basis=basis)
@@ -203,24 +158,13 @@ class Pool:
     def without(self, indices: list[int]) -> Pool:
         """Forget the candidates `indices` and every candidate outside the basis, and all blame."""
         kept = [index for index in self.basis if index not in set(indices)]
-        pool = replace(
-            self._taken(np.asarray(kept, dtype=np.int64)), penalty=np.zeros(len(kept), dtype=np.int64)
-        )
-        return pool._rebuilt()
+        pool = self._taken(np.asarray(kept, dtype=np.int64))
+        return replace(pool, penalty=np.zeros(len(kept), dtype=np.int64))._rebuilt()
 
     def _taken(self, kept: HostArray) -> Pool:
         """Only the candidates `kept`, without a basis."""
-        return Pool(
-            q=self.q[kept],
-            zero_mask=self.zero_mask[kept],
-            angle=self.angle[kept],
-            penalty=self.penalty[kept],
-            agreement=self.agreement[kept],
-            coordinates=self.coordinates[kept],
-            lone=self.lone[kept],
-            stale=self.stale,
-            effort=self.effort,
-        )
+        taken: dict[str, Any] = {name: getattr(self, name)[kept] for name in COLUMNS}
+        return replace(self, basis=(), **taken)
 
     def _rebuilt(self) -> Pool:
         """Choose the basis anew and forget the least sparse candidates beyond the number kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +81,19 @@ def layer_data_of(
         shift = np.quantile(inputs.astype(dtype) @ weight.T + bias, 1 - active)
         layers[0] = (weight, (bias - shift).astype(dtype))
     return _backward(inputs, layers, _output_grad(loss, rng), dtype)
+
+
+def with_bias(data: LayerData, bias: Floats, rng: np.random.Generator) -> LayerData:
+    """Return the layer with other biases (m,), and random gradients where its units are then on."""
+    active = data.inputs @ data.weight.T + bias > 0
+    output_grad = np.where(active, rng.standard_normal(active.shape), 0).astype(data.weight.dtype)
+    return replace(
+        data,
+        bias=bias,
+        output_grad=output_grad.T.copy(),
+        weight_grad=output_grad.T @ data.inputs,
+        bias_grad=output_grad.sum(axis=0),
+    )
 
 
 def layer_with_patterns(active: Floats, rng: np.random.Generator, *, dtype: Any = np.float32) -> LayerData:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from spear_np.backend import to_host
 from spear_np.factorize import Factors
+from spear_np.polish import NEAR_ZERO
 from spear_np.pool import Pool
-from spear_np.search.completion import MAX_CANDIDATES, MAX_MISSING, NEAR_ZERO, Completion
+from spear_np.search.completion import MAX_CANDIDATES, MAX_MISSING, Completion
 from spear_np.search.signs import sign_model
 from spear_np.uniqueness import SPARE
 from tests.backends import Backend, assert_lives_on

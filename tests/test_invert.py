@@ -23,7 +23,7 @@ from spear_np.search.sampling import Sampling
 from spear_np.search.signs import SignModel
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.cases import case_of, pick_digits
-from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
+from tests.layers import digit_layer, factors_of, layer_data_of, true_directions, with_bias
 from tests.networks import Floats, LayerData, digit_batch, relu_network_gradients
 from tests.pools import pool_of
 from tests.precision import round_to_bfloat16
@@ -68,19 +68,11 @@ def glaring_layer(b: int, *, off: int, seed: int) -> LayerData:
     dark = np.argsort(first - second)[:off]
     bias = np.maximum(data.bias, 0.05 - first)
     bias[dark] = -0.05 - first[dark]
-    z = data.inputs @ data.weight.T + bias
-    leaves_off = np.sum(z <= 0, axis=1)
+    data = with_bias(data, bias, np.random.default_rng(seed))
+    leaves_off = np.sum(data.output_grad == 0, axis=0)
     assert leaves_off[0] == off
     assert np.all(leaves_off[1:] > 20)
-    output_grad = (np.random.default_rng(seed).standard_normal(z.shape) * (z > 0)).astype(np.float32)
-    return LayerData(
-        output_grad.T @ data.inputs,
-        output_grad.sum(axis=0),
-        data.weight,
-        bias,
-        data.inputs,
-        output_grad.T.copy(),
-    )
+    return data
 
 
 def assert_recovered(result: Inversion, data: LayerData, backend: Backend = Backend.NUMPY) -> None:
@@ -136,16 +128,7 @@ class TestRecovery:
         shifted = data.bias.copy()
         shifted[:20] -= 10
         shifted[20:40] += 10
-        z = data.inputs @ data.weight.T + shifted
-        output_grad = np.random.default_rng(231).standard_normal(z.shape).astype(np.float32) * (z > 0)
-        data = LayerData(
-            output_grad.T @ data.inputs,
-            output_grad.sum(axis=0),
-            data.weight,
-            shifted,
-            data.inputs,
-            output_grad.T.copy(),
-        )
+        data = with_bias(data, shifted, np.random.default_rng(231))
         assert np.all(data.output_grad[:20] == 0)
         assert np.all(data.output_grad[20:40] != 0)
         assert_recovered(answer(data, backend), data, backend)

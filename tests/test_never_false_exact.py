@@ -16,7 +16,7 @@ import pytest
 
 from spear_np import Status
 from tests.cases import TAMPERINGS, Case, case_of, one_hot, pick_digits, random_case
-from tests.layers import digit_layer, layer_data_of
+from tests.layers import digit_layer, layer_data_of, with_bias
 from tests.networks import Floats, LayerData, digit_batch, digits, relu_network_gradients
 from tests.promises import broken_promises, truth_of
 
@@ -158,15 +158,7 @@ def relu_layer_with_bias(data: LayerData, rng: Generator) -> LayerData:
     """Return a layer with larger biases and random output gradients."""
     spread = np.std(data.inputs @ data.weight.T)
     bias = (spread * rng.standard_normal(len(data.bias))).astype(data.bias.dtype)
-    active = data.inputs @ data.weight.T + bias > 0
-    output_grad = np.where(active, rng.standard_normal(active.shape), 0).astype(data.bias.dtype)
-    return replace(
-        data,
-        bias=bias,
-        output_grad=output_grad.T,
-        weight_grad=output_grad.T @ data.inputs,
-        bias_grad=output_grad.sum(axis=0),
-    )
+    return with_bias(data, bias, rng)
 
 
 AWKWARD: dict[str, Callable[[Generator], Case]] = {

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import gather, smallest, to_host
+from ..backend import smallest, to_host
 from ..disaggregate import bias_direction
 from ..factorize import Factors
+from ..polish import NEAR_ZERO
 from ..pool import Pool
 from ..uniqueness import SPARE
 from . import Proposals
-from .sampling import null_vectors
+from .sampling import distinct, null_vectors_of_rows
 from .signs import SignModel
 
 Array = Any
@@ -30,10 +31,10 @@ MAX_MISSING = 12
 """Missing directions up to which guesses of an input are likely to fall into the right cell."""
 GUESSES = 3000
 BLOCK_NUMBERS = 12_000_000
-NEAR_ZERO = 300.0
-"""Noise units below which a row counts as zero before any polish."""
 SPREADS = (0.5, 1.0, 1.5, 2.5)
 MAX_CANDIDATES = 48
+PARALLEL = 1 - 1e-9
+"""Cosine from which two null vectors are the same."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,12 @@ class Completion:
         rows = smallest(xp, z, b - 1)
         off = xp.all(xp.take_along_axis(z, rows, axis=1) < 0, axis=1)
         rows = xp.take(rows, xp.nonzero(off)[0], axis=0)
-        # No coordinate is special: turn at random, so that the last component of a null vector is never small.
-        turn = xp.linalg.qr(device.normal(rng, (b, b))).Q
-        q = null_vectors(xp, gather(xp, factors.U @ turn, rows)) @ turn.T
+        q = null_vectors_of_rows(device, factors.U, rows, rng)
         q = xp.take(q, xp.nonzero(xp.linalg.vector_norm(q, axis=1) > 0.5)[0], axis=0)
         near = to_host(xp.sum(xp.astype(factors.noise_units(q) < NEAR_ZERO, xp.int64), axis=1))
-        q_host = to_host(q)
-        chosen: list[int] = []
-        for index in np.argsort(-near, kind="stable"):
-            if near[index] < b - 1 + SPARE or len(chosen) == MAX_CANDIDATES:
-                break
-            if not chosen or np.max(np.abs(q_host[chosen] @ q_host[index])) < 1 - 1e-9:
-                chosen.append(int(index))
+        order = np.argsort(-near, kind="stable")
+        order = order[near[order] >= b - 1 + SPARE]
+        chosen = order[distinct(to_host(q)[order], PARALLEL, MAX_CANDIDATES)]
         return Proposals(xp.take(q, device.integers(chosen), axis=0), count, self.name)
 
     def forecast(self, factors: Factors) -> float | None:

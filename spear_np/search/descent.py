@@ -2,14 +2,17 @@
 
 A direction of the batch leaves about half of the units without gradient, so it is a sharp local minimum of
 ``Σ_j w_j |u_j · q|`` over the unit sphere. Projected subgradient steps of geometrically decaying length find it
-[1]_ [2]_. Three things beyond the literature make large batches possible:
+[1]_ [2]_. What is added to the literature makes large batches possible:
 
 - *Row weights.* Zeros do not move when rows are scaled: scale by leverage^-α, which evens out the columns.
+- *A concave norm.* The absolute value turns into a logarithm on the way, which cares less for rows that are on.
 - *Signs inside the descent.* The layer must be able to produce the candidate's on/off pattern. Every few steps its
   pre-activations are predicted from the soft pattern by the smoother of `signs.smoother`, and rows predicted to be
   on lose weight.
-- *Deflation through the layer.* A known direction y_i fixes its input's coordinates c_i (`signs.fit_signs`). Unknown
+- *Deflation through the layer.* A known direction y_i fixes its input's coordinates c_i (`signs.fit_known`). Unknown
   directions are orthogonal to every c_i: search their complement while steps are long, then release.
+- *Short blocks.* A start commits to its column early: those that come together go on as one, and blocks grow longer
+  only when short ones find little.
 
 References
 ----------
@@ -24,10 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import inverse_or_pseudoinverse, to_host
+from ..backend import inverse_or_pseudoinverse, orthogonal_complement, to_host
 from ..factorize import Factors
 from ..pool import Pool
 from . import Proposals
+from .sampling import distinct
 from .signs import SignModel, fit_known, smoother
 
 Array = Any
@@ -40,14 +44,14 @@ MAX_CANDIDATES = 128
 
 @dataclass(frozen=True)
 class Settings:
-    """What the descent is made of; every default was chosen by the measured ablation in docs/ablation.md."""
+    """What the descent is made of; docs/ablation.md measures what each part contributes."""
 
     alphas: tuple[float, ...] = (0.75, 1.0, 1.25, 1.5)
     """Exponents of the row weights, one drawn for each block."""
     starts: int = 256
     """Starts of a block, at most."""
     steps: int = 200
-    """Steps of a block at the lowest effort; each further effort doubles them."""
+    """Steps of the shortest block; see `_temper` for how effort doubles them."""
     hold: float = 0.5
     """Share of the steps of constant length: in them a start commits to its column."""
     last_step: float = 1e-3
@@ -71,8 +75,6 @@ class Settings:
 THIN_AT = (0.5, 0.6, 0.75)
 """Shares of the steps after which starts that have come together are merged."""
 THIN_COSINE = 0.98
-TRUSTED = 0.97
-"""Agreement with the layer from which a direction is used for deflation."""
 WIDTHS = (1.0, 0.3)
 """First and last width of the logarithmic penalty, in means of |U q|."""
 MAX_EFFORT = 4
@@ -124,7 +126,9 @@ class Descent:
         left = xp.linalg.svd(raw / xp.max(xp.abs(raw)), full_matrices=False)[0]
         leverage = xp.linalg.vector_norm(left, axis=1)
         leverage = leverage / xp.max(leverage)
-        weightings = tuple(_weighting(factors, left, leverage**-alpha) for alpha in settings.alphas)
+        # D column = coordinates y = left · (leftᵀ coordinates) y, and y = q / S.
+        to_left = left.T @ raw / factors.S
+        weightings = tuple(_weighting(factors, left, to_left, leverage**-alpha) for alpha in settings.alphas)
         return cls(weightings, model, settings)
 
     def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
@@ -159,18 +163,16 @@ class Descent:
         return len(self.weightings) // 3 if first else int(rng.integers(len(self.weightings)))
 
     def _trusted(self, pool: Pool, rng: np.random.Generator) -> HostArray:
-        """Indices of directions to deflate by: those of the basis whose pattern the layer can produce."""
+        """Indices of directions to deflate by: the solid ones, at times not all of them, so that none does harm."""
         nothing = np.empty(0, dtype=np.int64)
         if self.model is None or not self.settings.deflation:
             return nothing
         if pool.effort > 1 and rng.random() < 0.15:
             return nothing
-        basis = np.asarray(pool.basis, dtype=np.int64)
-        trusted = basis[(pool.agreement[basis] >= TRUSTED) & (pool.penalty[basis] == 0) & ~pool.lone[basis]]
+        trusted = np.asarray(pool.solid, dtype=np.int64)
         if pool.stale > 2 and rng.random() < 0.5:
             trusted = trusted[rng.random(len(trusted)) < 0.7]
-        chosen: HostArray = trusted[: pool.q.shape[1] - 1]
-        return chosen
+        return trusted[: pool.q.shape[1] - 1]
 
     def _deflation(
         self, factors: Factors, pool: Pool, trusted: HostArray, weighting: Weighting
@@ -181,7 +183,7 @@ class Descent:
         y = device.float64(pool.q[trusted]) / factors.S
         y = y / xp.linalg.vector_norm(y, axis=1, keepdims=True)
         f = y.shape[0]
-        complement = xp.linalg.qr(y.T, mode="complete").Q[:, f:]
+        complement = orthogonal_complement(xp, y.T)
         dual = xp.linalg.solve(y @ y.T + 1e-12 * device.eye(f), y)
         active = device.booleans(~pool.zero_mask[trusted])
         c = fit_known(factors, self.model, complement, dual, active)
@@ -199,15 +201,7 @@ class Descent:
         few = min(int(1.25 * b) + 2, values.shape[1])
         sharpness = to_host(xp.mean(values[:, :few], axis=1) / xp.mean(values, axis=1))
         order = np.argsort(sharpness, kind="stable")
-        cosine = np.abs(to_host(ends @ ends.T))
-        chosen: list[int] = []
-        taken = np.zeros(len(order), dtype=bool)
-        for index in order:
-            if not taken[index]:
-                chosen.append(int(index))
-                taken |= cosine[index] >= DISTINCT
-            if len(chosen) == MAX_CANDIDATES:
-                break
+        chosen = order[distinct(to_host(ends)[order], DISTINCT, MAX_CANDIDATES)]
         return xp.take(ends, factors.device.integers(chosen), axis=0)
 
 
@@ -239,7 +233,7 @@ def descend(
     free = None
     q, current = start, rows
     if known is not None and known.shape[1] < rows.shape[1]:
-        free = device.float32(xp.linalg.qr(known, mode="complete").Q[:, known.shape[1] :])
+        free = device.float32(orthogonal_complement(xp, known))
         q, current = q @ free, rows @ free
     transposed = current.T
     q = q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY)
@@ -294,13 +288,11 @@ def _step_length(first: float, settings: Settings, done: float) -> float:
     return first * decay
 
 
-def _weighting(factors: Factors, left: Array, scale: Array) -> Weighting:
-    """Orthonormalise the rows of `left` (ℓ, b) times `scale` (ℓ,), keeping the map to U-coordinates."""
+def _weighting(factors: Factors, left: Array, to_left: Array, scale: Array) -> Weighting:
+    """Orthonormalise the rows of `left` (ℓ, b) times `scale` (ℓ,); `to_left` (b, b) maps U-coordinates to its own."""
     xp = factors.xp
     Q, R = xp.linalg.qr(left * scale[:, None])
-    # D column = coordinates y = left · (leftᵀ coordinates) y, and y = q / S.
-    raw = xp.take(factors.coordinates, factors.live, axis=0)
-    to_weighted = R @ (left.T @ raw) / factors.S
+    to_weighted = R @ to_left
     to_weighted = to_weighted / xp.linalg.vector_norm(to_weighted)
     return Weighting(factors.device.float32(Q), inverse_or_pseudoinverse(xp, to_weighted), to_weighted)
 

@@ -30,7 +30,7 @@ import array_api_compat
 import numpy as np
 
 from .. import theory
-from ..backend import gather, solve_or_nan, to_host
+from ..backend import Device, gather, orthogonal_complement, solve_or_nan, to_host
 from ..factorize import Factors
 from ..pool import Pool, covered
 from . import Proposals
@@ -51,6 +51,8 @@ BLOCK_NUMBERS = 6_000_000
 MAX_SUBMATRICES = 2500
 MAX_CANDIDATES = 64
 """Candidates handed on from one block, the sparsest first."""
+PARALLEL = 1 - 1e-6
+"""Cosine from which two null vectors are the same."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Sampling:
         vectors, zero_count, examined = self._sample(factors, problem, rng)
         news = ~covered(vectors, zero_count, problem.basis, problem.basis_count, problem.basis_angle)
         fresh = vectors[news][: 8 * MAX_CANDIDATES]
-        fresh = fresh[_distinct(fresh)[:MAX_CANDIDATES]]
+        fresh = fresh[distinct(fresh, PARALLEL, MAX_CANDIDATES)]
         found = device.float64(fresh) @ problem.complement.T
         if known and found.shape[0]:
             # Any combination with the known directions has the same zeros here: the polish will separate them.
@@ -114,9 +116,7 @@ class Sampling:
         share = -(-k // EXPONENTS_PER_BLOCK)
         drawn = [draw_subsets(-alpha * problem.log_norm, r - 1, share, rng) for alpha in alphas]
         subsets = np.concatenate(drawn)
-        # No coordinate is special: turn at random, so that the last component of a null vector is never small.
-        turn = xp.linalg.qr(device.normal(rng, (r, r))).Q
-        vectors = null_vectors(xp, gather(xp, rows @ turn, device.integers(subsets))) @ turn.T
+        vectors = null_vectors_of_rows(device, rows, device.integers(subsets), rng)
         tolerance = _tolerance(factors, vectors @ problem.complement.T)
         check = device.integers(rng.choice(count, min(CHECK_ROWS, count), replace=False))
         first = _count_zeros(xp, vectors, xp.take(rows, check, axis=0), tolerance)
@@ -161,7 +161,7 @@ def _restrict(factors: Factors, pool: Pool, known: list[int], norms: HostArray) 
     xp, device = factors.xp, factors.device
     chosen = [index for index in pool.solid if index not in known]
     if known:
-        complement = _complement(factors, device.float64(pool.q[known]))
+        complement = orthogonal_complement(xp, device.float64(pool.q[known]).T)
         mask = np.all(pool.zero_mask[known], axis=0)
     else:
         complement = device.eye(factors.batch_size)
@@ -207,6 +207,30 @@ def null_vectors(xp: Any, submatrices: Array) -> Array:
     return xp.where(good, vectors / xp.where(good, length, xp.ones_like(length)), xp.zeros_like(vectors))
 
 
+def null_vectors_of_rows(device: Device, rows: Array, subsets: Array, rng: np.random.Generator) -> Array:
+    """Unit null vectors (k, r) of the `rows` (ℓ, r) picked by `subsets` (k, r-1); 0 where these are dependent."""
+    xp, r = device.xp, rows.shape[1]
+    # No coordinate is special: turn at random, so that the last component of a null vector is never small.
+    turn = xp.linalg.qr(device.normal(rng, (r, r))).Q
+    return null_vectors(xp, gather(xp, rows @ turn, subsets)) @ turn.T
+
+
+def distinct(vectors: HostArray, cosine: float, limit: int) -> HostArray:
+    """Indices of the first of each group of parallel unit vectors (k, b), at most `limit`.
+
+    Two are parallel if the cosine of the angle between their lines is above `cosine`.
+    """
+    chosen: list[int] = []
+    taken = np.zeros(len(vectors), dtype=bool)
+    for index in range(len(vectors)):
+        if len(chosen) == limit:
+            break
+        if not taken[index]:
+            chosen.append(index)
+            taken |= np.abs(vectors @ vectors[index]) > cosine
+    return np.asarray(chosen, dtype=np.int64)
+
+
 def _tolerance(factors: Factors, q: Array) -> Array:
     """(k,): below which a product with a unit row counts as zero, before any polish.
 
@@ -234,23 +258,3 @@ def _choose_known(factors: Factors, pool: Pool, rng: np.random.Generator) -> lis
             known.append(index)
             mask = narrower
     return known
-
-
-def _complement(factors: Factors, directions: Array) -> Array:
-    """(b, b-f): orthonormal basis of what is orthogonal to `directions` (f, b)."""
-    f = directions.shape[0]
-    full = factors.xp.linalg.qr(directions.T, mode="complete").Q
-    return full[:, f:]
-
-
-def _distinct(vectors: HostArray) -> list[int]:
-    """Indices of the first of each group of parallel unit vectors."""
-    chosen: list[int] = []
-    if len(vectors):
-        cosine = np.abs(vectors @ vectors.T)
-        taken = np.zeros(len(vectors), dtype=bool)
-        for index in range(len(vectors)):
-            if not taken[index]:
-                chosen.append(index)
-                taken |= cosine[index] > 1 - 1e-6
-    return chosen

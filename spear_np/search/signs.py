@@ -51,7 +51,7 @@ def sign_model(factors: Factors) -> SignModel | None:
     xp = factors.xp
     layer = xp.take(factors.layer, factors.live, axis=0)
     bias = xp.take(factors.bias, factors.live)
-    stacked = layer if not bool(xp.any(bias != 0)) else xp.concat([layer, bias[:, None]], axis=1)
+    stacked = _with_bias(xp, layer, bias)
     if stacked.shape[1] > stacked.shape[0]:
         return None
     Q, R = xp.linalg.qr(stacked)
@@ -67,6 +67,11 @@ def sign_model(factors: Factors) -> SignModel | None:
     return SignModel(Q, inverse[:b, :], layer, bias, moments, rotation.T)
 
 
+def _with_bias(xp: Any, layer: Array, bias: Array) -> Array:
+    """`layer` (ℓ, b) with `bias` (ℓ,) as a further column if it is not zero."""
+    return layer if not bool(xp.any(bias != 0)) else xp.concat([layer, bias[:, None]], axis=1)
+
+
 def smoother(
     factors: Factors, model: SignModel, complement: Array | None, *, prior: bool = True
 ) -> tuple[Array, Array]:
@@ -79,9 +84,7 @@ def smoother(
     xp = factors.xp
     if not prior:
         layer = model.layer if complement is None else model.layer @ complement
-        if bool(xp.any(model.bias != 0)):
-            layer = xp.concat([layer, model.bias[:, None]], axis=1)
-        plain = xp.linalg.qr(layer).Q
+        plain = xp.linalg.qr(_with_bias(xp, layer, model.bias)).Q
         return plain, xp.ones_like(plain[0, :])
     if complement is None:
         root = model.layer @ (model.rotation * xp.sqrt(model.second_moment))
@@ -123,10 +126,7 @@ def fit_known(factors: Factors, model: SignModel, complement: Array, dual: Array
     of them and its own `dual` vector (a row of (f, b)): far fewer unknowns than its pattern `active` (f, ℓ) has rows.
     """
     xp = factors.xp
-    shared = model.layer @ complement
-    if bool(xp.any(model.bias != 0)):
-        shared = xp.concat([shared, model.bias[:, None]], axis=1)
-    Q, R = xp.linalg.qr(shared)
+    Q, R = xp.linalg.qr(_with_bias(xp, model.layer @ complement, model.bias))
     own = dual @ model.layer.T
     along = own @ Q
     own = own - along @ Q.T
