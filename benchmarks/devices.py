@@ -85,7 +85,7 @@ def descent_rate(name: str, m: int, b: int) -> Row:
         model = sign_model(factors)
         assert model is not None
         search = Descent.prepare(factors, model)
-        rows = search.weightings[1].rows
+        rows = search.weighting.rows
         picks = np.random.default_rng(0).integers(0, rows.shape[0], STARTS)
         start = factors.xp.take(rows, device.integers(picks), axis=0)
         signs = smoother(factors, model, None)

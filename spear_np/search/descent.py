@@ -46,8 +46,8 @@ MAX_CANDIDATES = 128
 class Settings:
     """What the descent is made of; docs/ablation.md measures what each part contributes."""
 
-    alphas: tuple[float, ...] = (0.75, 1.0, 1.25, 1.5)
-    """Exponents of the row weights, one drawn for each block."""
+    alpha: float = 1.0
+    """Exponent of the row weights."""
     starts: int = 256
     """Starts of a block, at most."""
     steps: int = 200
@@ -112,34 +112,23 @@ class Tempering:
 class Descent:
     """ℓ1 descent for one layer, with everything that does not change prepared."""
 
-    weightings: tuple[Weighting, ...]
+    weighting: Weighting
     model: SignModel | None
     settings: Settings
     name: str = "descent"
 
     @classmethod
     def prepare(cls, factors: Factors, model: SignModel | None, settings: Settings | None = None) -> Descent:
-        """Compute the weighted rows for every exponent."""
-        xp = factors.xp
+        """Compute the weighted rows."""
         settings = settings or Settings()
-        raw = xp.take(factors.coordinates, factors.live, axis=0)
-        left = xp.linalg.svd(raw / xp.max(xp.abs(raw)), full_matrices=False)[0]
-        leverage = xp.linalg.vector_norm(left, axis=1)
-        leverage = leverage / xp.max(leverage)
-        # D column = coordinates y = left · (leftᵀ coordinates) y, and y = q / S.
-        to_left = left.T @ raw / factors.S
-        weightings = tuple(_weighting(factors, left, to_left, leverage**-alpha) for alpha in settings.alphas)
-        return cls(weightings, model, settings)
+        return cls(_weighting(factors, settings.alpha), model, settings)
 
     def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Descend from one block of starts; returns the distinct ends, sharpest first."""
         xp, b = factors.xp, factors.batch_size
         trusted = self._trusted(pool, rng)
         deflated = len(trusted) > 0
-        weighting = self.weightings[self._weighting(rng, first=not len(pool.q))]
-        complement, known = (
-            (None, None) if not deflated else self._deflation(factors, pool, trusted, weighting)
-        )
+        complement, known = (None, None) if not deflated else self._deflation(factors, pool, trusted)
         left = b - len(trusted)
         count = max(64, min(self.settings.starts, 4 * left)) if deflated else self.settings.starts
         tempering = _temper(rng, self.settings, effort=pool.effort, few=deflated and left < max(4, 0.1 * b))
@@ -147,20 +136,18 @@ class Descent:
             start = factors.device.float32(rng.standard_normal((count, b)))
         else:
             picks = rng.integers(0, factors.U.shape[0], count)
-            start = xp.take(weighting.rows, factors.device.integers(picks), axis=0)
+            start = xp.take(self.weighting.rows, factors.device.integers(picks), axis=0)
         signs = None
         if self.model is not None and self.settings.sign_weights:
             signs = smoother(factors, self.model, complement, prior=self.settings.prior)
-        ends = descend(factors, weighting.rows, start, tempering, self.settings, signs=signs, known=known)
-        return Proposals(self._distinct(factors, weighting, ends) @ weighting.to_q.T, count, self.name)
+        ends = descend(
+            factors, self.weighting.rows, start, tempering, self.settings, signs=signs, known=known
+        )
+        return Proposals(self._distinct(factors, ends) @ self.weighting.to_q.T, count, self.name)
 
     def forecast(self, factors: Factors) -> float | None:
         """No forecast: a start either ends on a new direction or does not."""
         return None
-
-    def _weighting(self, rng: np.random.Generator, *, first: bool) -> int:
-        """Index of the row weights to use: the first time those that lead to the most different columns."""
-        return len(self.weightings) // 3 if first else int(rng.integers(len(self.weightings)))
 
     def _trusted(self, pool: Pool, rng: np.random.Generator) -> HostArray:
         """Indices of directions to deflate by: the solid ones, at times not all of them, so that none does harm."""
@@ -174,9 +161,7 @@ class Descent:
             trusted = trusted[rng.random(len(trusted)) < 0.7]
         return trusted[: pool.q.shape[1] - 1]
 
-    def _deflation(
-        self, factors: Factors, pool: Pool, trusted: HostArray, weighting: Weighting
-    ) -> tuple[Array, Array]:
+    def _deflation(self, factors: Factors, pool: Pool, trusted: HostArray) -> tuple[Array, Array]:
         """Return the complement N (b, b-f) of the known y in V and the known inputs (b, f) in weighted space."""
         xp, device = factors.xp, factors.device
         assert self.model is not None  # without it nothing is trusted
@@ -188,13 +173,13 @@ class Descent:
         active = device.booleans(~pool.zero_mask[trusted])
         c = fit_known(factors, self.model, complement, dual, active)
         # q · p = y · c for every pair, so in weighted coordinates an input is to_qᵀ (c / S).
-        inputs = weighting.to_q.T @ (c / factors.S).T
+        inputs = self.weighting.to_q.T @ (c / factors.S).T
         return complement, xp.linalg.qr(inputs / xp.linalg.vector_norm(inputs, axis=0)).Q
 
-    def _distinct(self, factors: Factors, weighting: Weighting, ends: Array) -> Array:
+    def _distinct(self, factors: Factors, ends: Array) -> Array:
         """Ends (k, b) that differ, those with the clearest zeros first."""
         xp, b = factors.xp, factors.batch_size
-        rows = xp.astype(weighting.rows, xp.float64)
+        rows = xp.astype(self.weighting.rows, xp.float64)
         good = xp.nonzero(xp.all(xp.isfinite(ends), axis=1))[0]
         ends = xp.astype(xp.take(ends, good, axis=0), xp.float64)
         values = xp.sort(xp.abs(ends @ rows.T), axis=1)
@@ -288,11 +273,15 @@ def _step_length(first: float, settings: Settings, done: float) -> float:
     return first * decay
 
 
-def _weighting(factors: Factors, left: Array, to_left: Array, scale: Array) -> Weighting:
-    """Orthonormalise the rows of `left` (ℓ, b) times `scale` (ℓ,); `to_left` (b, b) maps U-coordinates to its own."""
+def _weighting(factors: Factors, alpha: float) -> Weighting:
+    """Orthonormalise the live rows of weight_grad, scaled by leverage^-α."""
     xp = factors.xp
-    Q, R = xp.linalg.qr(left * scale[:, None])
-    to_weighted = R @ to_left
+    raw = xp.take(factors.coordinates, factors.live, axis=0)
+    left = xp.linalg.svd(raw / xp.max(xp.abs(raw)), full_matrices=False)[0]
+    leverage = xp.linalg.vector_norm(left, axis=1)
+    Q, R = xp.linalg.qr(left * ((leverage / xp.max(leverage)) ** -alpha)[:, None])
+    # D column = coordinates y = left · (leftᵀ coordinates) y, and y = q / S.
+    to_weighted = R @ (left.T @ raw / factors.S)
     to_weighted = to_weighted / xp.linalg.vector_norm(to_weighted)
     return Weighting(factors.device.float32(Q), inverse_or_pseudoinverse(xp, to_weighted), to_weighted)
 
