@@ -44,6 +44,8 @@ class Certificate:
     """How many of those rows could be missing without losing the direction (a lower bound)."""
     sign_agreement: tuple[float, ...] = ()
     """Share of output units where gradient and activation sign agree; NaN without `weight`."""
+    false_probability: tuple[float, ...] = ()
+    """Bound on the probability that a direction of no input has as many zeros to spare by chance."""
     error_bound: tuple[float, ...] = ()
     """Bound on the largest error of the input, in units of the input; infinite where nothing is known."""
     caveats: tuple[str, ...] = ()
@@ -68,6 +70,7 @@ class Certificate:
             zero_count=tuple(self.zero_count[i] for i in rows),
             redundancy=tuple(self.redundancy[i] for i in rows),
             sign_agreement=tuple(self.sign_agreement[i] for i in rows),
+            false_probability=tuple(self.false_probability[i] for i in rows),
             error_bound=tuple(self.error_bound[i] for i in rows),
         )
 
@@ -78,6 +81,7 @@ class Certificate:
             "zero_count": list(self.zero_count),
             "redundancy": list(self.redundancy),
             "sign_agreement": list(self.sign_agreement),
+            "false_probability": list(self.false_probability),
             "error_bound": list(self.error_bound),
             "caveats": list(self.caveats),
         }

@@ -174,8 +174,8 @@ def _noise(factors: Factors, q: Array) -> Array:
 
 
 def _agreement(factors: Factors, q: Array, z: Array) -> Array:
-    """(b,): share of the live units of each column where the gradient is non-zero exactly if z > 0."""
+    """(b,): share of the live units of each column where the gradient is non-zero exactly if the unit passes it on."""
     xp = factors.xp
     active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
-    agree = active == (xp.take(z, factors.live, axis=0) > 0)
+    agree = active == factors.states(xp.take(z, factors.live, axis=0))[0]
     return xp.sum(xp.astype(agree, xp.float64), axis=0) / agree.shape[0]

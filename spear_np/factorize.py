@@ -29,6 +29,8 @@ ROUNDING_SAFETY = 3.0
 the average residual tells; measured factors stay below 3 on images."""
 ROUNDING_LEVEL = 8.0
 """Noise up to this multiple of the unit roundoff is taken for accumulated rounding."""
+WIDE_GAP = 8.0
+"""Drop in the singular values that tells the rank whatever the noise is."""
 CLEAR_GAP = 3.0
 """Drop in the singular values that noise alone does not show; a rank without it is doubted."""
 ARITHMETIC = 4 * float(np.finfo(np.float64).eps)
@@ -95,6 +97,11 @@ class Factors:
     def signs_known(self) -> bool:
         """Whether activation signs can be computed: W is there, and so is the scale unless there is no bias."""
         return self.layer is not None and (self.bias_grad is not None or self.gradients.bias is None)
+
+    def states(self, z: Array, doubt: Array | float = 0.0) -> tuple[Array, Array]:
+        """Where pre-activations `z`, known up to `doubt`, surely pass a gradient on, and where they surely do not."""
+        ceiling = self.gradients.ceiling
+        return (z > doubt) & (z < ceiling - doubt), (z < -doubt) | (z > ceiling + doubt)
 
     def noise_norm(self, q: Array) -> Array:
         """(k,): standard deviation of the noise in ``U q`` for each row of `q` (k, b)."""
@@ -264,7 +271,8 @@ def _decompose(
     uniform = ones * (largest * unit)
     A_uniform = R.T / uniform[:, None]
     svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
-    rank = additive_rank(to_host(svd_uniform.S), live, accumulated.used_features)
+    uniform_values = to_host(svd_uniform.S)
+    rank = additive_rank(uniform_values, live, accumulated.used_features) or gap_rank(uniform_values)
     if rank is not None:
         return _spectrum(to_host(svd_uniform.S), rank, rounding=False), A_uniform, uniform, svd_uniform
     return by_rounding
@@ -308,6 +316,21 @@ def additive_rank(values: HostArray, m: int, n: int) -> int | None:
         ):
             return b
     return None
+
+
+def gap_rank(values: HostArray) -> int | None:
+    """Rank of a matrix whose noise is of no known kind, from a single wide gap in its singular values; None without.
+
+    Quantisation, weights after several steps, entries set to zero: what they leave is neither rounding of the entries
+    nor independent, but still far below the last signal.
+    """
+    size = len(values)
+    ratios = values[: int(0.75 * size)] / np.maximum(values[1 : int(0.75 * size) + 1], 1e-300 * values[0])
+    if not len(ratios):
+        return None
+    b = int(np.argmax(ratios))
+    others = np.delete(ratios, b)
+    return b + 1 if ratios[b] > WIDE_GAP and np.all(others < ratios[b] / 2) else None
 
 
 def _looks_random(values: HostArray, m: int, n: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +20,8 @@ BLOCK_BYTES = 32 * 2**20
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Largest relative rounding error of one stored number, by precision."""
 
-RELU_NAMES = frozenset({"relu"})
+CEILINGS = {"relu": math.inf, "relu6": 6.0}
+"""Activations that can be inverted: zero below zero, constant above this value, and the identity between."""
 
 
 @runtime_checkable
@@ -56,7 +58,7 @@ class LayerGradients:
     bias : (m,) array, optional
         b. A missing bias counts as zero when `weight` is given.
     activation : str
-        Only "relu" can be inverted.
+        "relu" or "relu6": only they leave zeros in the gradient.
     precision : {"float64", "float32", "float16", "bfloat16"}, optional
         What the numbers were rounded to. Defaults to the dtype of `weight_grad`; give it when a wider type
         carries narrower numbers (bfloat16 read as float32).
@@ -86,7 +88,7 @@ class LayerGradients:
             vector = getattr(self, name)
             if vector is not None:
                 _check_vector(name, vector, m)
-        if self.activation.lower() not in RELU_NAMES:
+        if self.activation.lower() not in CEILINGS:
             msg = (
                 f"the activation after this layer is {self.activation!r}: only a ReLU leaves the zeros in the "
                 "gradient that the inversion rests on"
@@ -101,6 +103,11 @@ class LayerGradients:
         """(m, n)."""
         m, n = self.weight_grad.shape
         return int(m), int(n)
+
+    @property
+    def ceiling(self) -> float:
+        """Pre-activation above which the activation is constant and leaves no gradient; infinite for a plain ReLU."""
+        return CEILINGS[self.activation.lower()]
 
     @property
     def unit_roundoff(self) -> float:

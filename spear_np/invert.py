@@ -13,11 +13,12 @@ import numpy as np
 from . import polytope
 from .backend import Device, device_for, suitable_threads, to_host
 from .certificate import Certificate
-from .certify import Verdict, certify
+from .certify import Verdict, certify, false_probabilities
 from .disaggregate import Disaggregation, contradicting, disaggregate, doubtful, improve
 from .errors import InputError
 from .factorize import Factors, Spectrum, expand, factorize
 from .gradients import LayerGradients
+from .partial import partial_inputs
 from .polish import Directions, polish
 from .pool import Candidates, Pool
 from .reconstruct import reconstruct
@@ -106,7 +107,7 @@ def invert(
     bias : (m,) array, optional
         b; zero if missing.
     activation : str
-        What follows the layer; only "relu" can be inverted.
+        What follows the layer: "relu" or "relu6"; others leave no zeros to rest on.
     precision : {"float64", "float32", "float16", "bfloat16"}, optional
         What the numbers were rounded to, if narrower than their dtype.
     batch_size : int, optional
@@ -446,7 +447,7 @@ def _partial(factors: Factors, state: _State, ended: str, run: _Run, figures: di
         unique = uniqueness(factors, q, q, expand(factors, factors.zeros(q)))
         sound = np.flatnonzero(unique.unique & (unique.redundancy >= 1))
         q = xp.take(q, factors.device.integers(sound), axis=0)
-        bounded = polytope.bound_inputs(factors, q)
+        bounded = partial_inputs(factors, q)
         if len(bounded.which):
             rows = factors.device.integers(bounded.which)
             coordinates = factors.device.float64(bounded.coordinates)
@@ -458,14 +459,17 @@ def _partial(factors: Factors, state: _State, ended: str, run: _Run, figures: di
                 zero_count=tuple(int(c) for c in zeros),
                 redundancy=tuple(int(r) for r in unique.redundancy[sound][bounded.which]),
                 sign_agreement=(1.0,) * len(bounded.which),
+                false_probability=tuple(
+                    float(p) for p in false_probabilities(factors, q, unique.redundancy[sound][bounded.which])
+                ),
                 error_bound=tuple(float(e) for e in bounded.error_bound),
                 caveats=(
-                    "the batch is incomplete: these inputs are bounded by the signs of the layer alone",
+                    "the batch is incomplete: bounds rest on the signs of the layer, or on the others being faint",
                 ),
             )
             return run.inversion(
                 Status.PARTIAL,
-                f"{reason}; {len(bounded.which)} inputs are bounded by the signs of the layer",
+                f"{reason}; {len(bounded.which)} inputs are bounded",
                 b,
                 found=len(bounded.which),
                 output_grad=factors.columns(q),

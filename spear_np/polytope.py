@@ -8,6 +8,7 @@ ball in that polytope is the estimate, its bounding box the error bound.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,13 @@ MAX_WORK = 2e7
 """Entries of all linear programs together: beyond (tens of seconds) the last directions get no bound."""
 SIGN_SLACK = 1e-6
 """Relative slack on the signs: rounding of the forward pass."""
+NEAR_NOISE = 10
+"""Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
+MAX_HIDDEN = 0.2
+"""Gradients expected to be hidden in the noise from which a unit without gradient is not known to be off."""
+EVIDENCE = 20
+"""Bits by which a pattern must be longer than what tells apart the patterns that the layer can produce in the space of
+the unknown inputs: a pattern of no input fits one of them with a probability of 2^-EVIDENCE."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,16 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
     d = b - f
     for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(live))))):
         others = np.delete(y, index, axis=0)
-        pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)
+        told = _told(units[index], ceiling=math.isfinite(factors.gradients.ceiling))
+        if np.sum(told) < _pattern_bits(int(np.sum(told)), d) + EVIDENCE:
+            continue
+        pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)[told]
         # Every input sees total · c = 1; the other found directions do not see it at all.
         constraints = np.concatenate([others, weight * total[None, :]])
         start = np.linalg.lstsq(constraints, weight * np.eye(f)[-1], rcond=None)[0]
         free = np.linalg.svd(constraints, full_matrices=True)[2][f:].T
         given = None if around is None else free.T @ (around[index] - start)
-        box = _bounding_box(layer @ free, layer @ start + bias, pattern, given)
+        box = _bounding_box((layer @ free)[told], (layer @ start + bias)[told], pattern, given)
         if box is not None:
             centre, half = box
             found.append(index)
@@ -86,6 +97,23 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
         return nothing
     bounds = _largest_errors(factors, widths)
     return PartialInputs(np.asarray(found), np.asarray(centres), bounds)
+
+
+def _told(units: HostArray, *, ceiling: bool) -> HostArray:
+    """(ℓ,) bool: units whose state the gradient tells, from its size in noise `units` (ℓ,).
+
+    A gradient that stands out of the noise tells that its unit is on. That a unit without one is off can only be said
+    if no gradient is expected to be hidden in the noise, where near zero their density is even, and if the activation
+    has no `ceiling` where it leaves none either.
+    """
+    on: HostArray = units > ZERO_SIGMAS
+    hidden = np.sum(on & (units < NEAR_NOISE * ZERO_SIGMAS)) / (NEAR_NOISE - 1)
+    return on if ceiling or hidden > MAX_HIDDEN else np.ones_like(on)
+
+
+def _pattern_bits(units: int, dimensions: int) -> float:
+    """Logarithm to base 2 of the number of cells into which `units` hyperplanes cut a space (Schläfli)."""
+    return math.log2(sum(math.comb(units, i) for i in range(min(units, dimensions) + 1)))
 
 
 def _bounding_box(

@@ -68,6 +68,30 @@ def expected_submatrices_for(m: int, zero_counts: list[int]) -> float:
     return float(quad(missing, 0, math.inf, limit=200)[0]) / slowest
 
 
+def false_direction_probability(rows: int, redundancy: int, chance: float) -> float:
+    """Upper bound on the probability that a direction of no input shows so much redundancy.
+
+    Combinations of several inputs' directions can be made to annul only rows that are indispensable to the rank of
+    their zero rows. To have `redundancy` rows to spare, as many others of the `rows` must agree by chance: union bound
+    ``C(rows, redundancy) · chance^redundancy``.
+
+    Parameters
+    ----------
+    rows : int
+        Output units with a gradient.
+    redundancy : int
+        Zero rows that the direction could lose.
+    chance : float
+        Probability that a product which is not zero passes the zero test.
+    """
+    if redundancy <= 0 or chance >= 1:
+        return 1.0
+    if chance <= 0:
+        return 0.0
+    ways = gammaln(rows + 1) - gammaln(redundancy + 1) - gammaln(max(rows - redundancy, 0) + 1)
+    return float(min(1.0, math.exp(min(0.0, ways + redundancy * math.log(chance)))))
+
+
 def failure_probability(
     m: int, b: int, threshold: float, submatrices: float, off_share: float = 0.5
 ) -> float:

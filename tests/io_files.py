@@ -65,6 +65,7 @@ def fake_inversion(
         zero_count=(30,) * k,
         redundancy=(27,) * k,
         sign_agreement=(1.0,) * k,
+        false_probability=(1e-30,) * k,
         error_bound=(error_bound,) * k,
         caveats=("identical inputs count once",),
     )

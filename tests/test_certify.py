@@ -383,17 +383,20 @@ class TestTheCertificateAsData:
         assert lines[3].endswith("one thing")
 
     def test_it_becomes_plain_data(self) -> None:
-        certificate = Certificate(self.CHECKS, (3,), (2,), (1.0,), (1e-6,), ("one thing",))
+        certificate = Certificate(self.CHECKS, (3,), (2,), (1.0,), (1e-9,), (1e-6,), ("one thing",))
         data = json.loads(json.dumps(certificate.as_dict()))
         assert [check["passed"] for check in data["checks"]] == [True, False, None]
         assert data["checks"][0]["threshold"] == 0.99
         assert (data["zero_count"], data["redundancy"], data["caveats"]) == ([3], [2], ["one thing"])
 
     def test_some_rows_can_be_taken(self) -> None:
-        certificate = Certificate(self.CHECKS, (3, 4, 5), (1, 2, 3), (1.0, 0.5, 0.2), (0.1, 0.2, 0.3))
+        certificate = Certificate(
+            self.CHECKS, (3, 4, 5), (1, 2, 3), (1.0, 0.5, 0.2), (0.5, 0, 1), (0.1, 0.2, 0.3)
+        )
         few = certificate.only([2, 0])
         assert (few.zero_count, few.redundancy) == ((5, 3), (3, 1))
         assert (few.sign_agreement, few.error_bound) == ((0.2, 1.0), (0.3, 0.1))
+        assert few.false_probability == (1, 0.5)
         assert few.checks == certificate.checks
 
     def test_the_thresholds_are_what_the_documents_say(self) -> None:

@@ -242,3 +242,42 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     write_dump(other, {"fc1": layer_arrays(layer_data())})
     with pytest.raises(FileError, match="65 features"):
         compared(out, other)
+
+
+IMAGE = RecordInfo(input_shape=(1, 8, 8), input_mean=(0.5,), input_std=(0.25,))
+
+
+def test_images_are_compared_by_structure(tmp_path: Path) -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    pixels = np.random.default_rng(2).uniform(0, 1, (3, 64))
+    truth = (pixels - 0.5) / 0.25
+    recovered = truth.astype(np.float32).astype(np.float64)
+    recovered[1] += np.random.default_rng(3).normal(0, 1.0, 64)
+    (result,) = evaluated(tmp_path, truth, recovered, info=IMAGE)
+    seen = recovered[1] * 0.25 + 0.5
+    wanted = metrics.structural_similarity(seen.reshape(8, 8), pixels[1].reshape(8, 8), data_range=1.0)
+    ssim = [row.ssim for row in result.rows]
+    assert ssim == pytest.approx([1, wanted, 1], abs=1e-6)
+    assert wanted < 0.95
+    assert result.mean_ssim == pytest.approx(np.mean([1, wanted, 1]), abs=1e-6)
+    assert result.mean_discrete is None
+
+
+@pytest.mark.parametrize(
+    "info", [RecordInfo(), RecordInfo(input_shape=(64,)), RecordInfo(input_shape=(1, 4, 16))]
+)
+def test_what_is_no_image_has_no_structure(tmp_path: Path, info: RecordInfo) -> None:
+    truth = np.random.default_rng(4).uniform(0, 1, (3, 64))
+    (result,) = evaluated(tmp_path, truth, truth, info=info)
+    assert result.mean_ssim is None
+
+
+def test_categories_of_a_table_are_counted(tmp_path: Path) -> None:
+    truth = np.asarray([[1, 0, 0, 0.3, 7], [0, 1, 0, 1.7, 3], [0, 1, 0, 0.2, 5]], dtype=np.float64)
+    recovered = truth.copy()
+    recovered[0] += [0.4, -0.4, 9, 0.2, 0.1]  # the third is the same throughout and does not count
+    recovered[1] += [0.6, 0, 0, 0, 0]
+    (result,) = evaluated(tmp_path, truth, recovered)
+    assert [row.discrete for row in result.rows] == pytest.approx([1, 2 / 3, 1])
+    assert result.mean_discrete == pytest.approx(8 / 9)
+    assert result.mean_ssim is None

@@ -22,7 +22,7 @@ from typing import TypeVar
 import h5py
 
 import spear_np
-from spear_np.gradients import RELU_NAMES
+from spear_np.gradients import CEILINGS
 
 from . import safety
 from .problems import FileError, Place, listing, printable
@@ -81,7 +81,7 @@ class Layer:
         """Why this kind of layer cannot be inverted, whatever its numbers are; None if it can."""
         if self.kind != "linear":
             return f"a '{printable(self.kind)}' layer: only fully connected ('linear') layers can be inverted"
-        if self.activation.lower() not in RELU_NAMES:
+        if self.activation.lower() not in CEILINGS:
             return (
                 f"followed by '{printable(self.activation)}': only a ReLU leaves the zeros in the gradient that "
                 "the inversion rests on"

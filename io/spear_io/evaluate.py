@@ -19,6 +19,7 @@ import spear_np
 from .dump import Dump, Layer, Record, named
 from .inversion import InversionFile, RecoveredLayer
 from .problems import FileError, printable
+from .similarity import discrete_columns, image_axes, structural_similarity
 from .storage import Floats, StoredArray, check_finite, column_blocks
 
 EXACT = 1e-4
@@ -46,6 +47,10 @@ class RowMatch:
     """What the recovered row was multiplied by: 1 unless the file says that the scale is unknown."""
     within_bound: bool | None
     """Whether the error stays within the bound that the inversion gave; None without one."""
+    ssim: float | None = None
+    """Structural similarity, for images and where scikit-image is installed."""
+    discrete: float | None = None
+    """For rows of a table: share of the features with whole numbers that round to the true one."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,17 @@ class LayerEvaluation:
     @property
     def mean_psnr(self) -> float | None:
         """Mean over the matched rows, dB."""
-        values = [row.psnr for row in self.rows if row.psnr is not None]
-        return float(np.mean(values)) if values else None
+        return _mean([row.psnr for row in self.rows])
+
+    @property
+    def mean_ssim(self) -> float | None:
+        """Mean over the matched rows."""
+        return _mean([row.ssim for row in self.rows])
+
+    @property
+    def mean_discrete(self) -> float | None:
+        """Mean over the matched rows."""
+        return _mean([row.discrete for row in self.rows])
 
     @property
     def max_error(self) -> float | None:
@@ -108,11 +122,25 @@ class LayerEvaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, summary figures included."""
-        summary = {
-            name: getattr(self, name)
-            for name in ("matched", "matched_share", "exact", "exact_share", "mean_psnr", "max_error")
-        }
-        return {**asdict(self), **summary, "broken_promise": self.broken_promise}
+        return {**asdict(self), **{name: getattr(self, name) for name in SUMMARY}}
+
+
+SUMMARY = (
+    "matched",
+    "matched_share",
+    "exact",
+    "exact_share",
+    "mean_psnr",
+    "mean_ssim",
+    "mean_discrete",
+    "max_error",
+    "broken_promise",
+)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def evaluate(inversion: InversionFile, dump: Dump) -> tuple[LayerEvaluation, ...]:
@@ -169,7 +197,50 @@ def evaluate_layer(recovered: RecoveredLayer, record: Record, layer: Layer) -> L
         msg = f"{recovered.found} recovered and {len(distinct)} true inputs are too many to match"
         raise FileError(msg, truth.place)
     rows = _match(recovered, truth, distinct, 1.0 if pixels is None else pixels.std, data_range)
+    image = image_axes(record.info.input_shape) if layer is record.layers[0] else None
+    if image is not None and math.prod(image[0]) == truth.shape[1]:
+        rows = _with_ssim(rows, recovered.inputs, truth, image, pixels, data_range)
+    else:
+        rows = _with_discrete(rows, recovered.inputs, truth)
     return replace(result, rows=rows)
+
+
+def _with_ssim(
+    rows: tuple[RowMatch, ...],
+    inputs: StoredArray,
+    truth: StoredArray,
+    image: tuple[tuple[int, ...], int],
+    pixels: _Pixels | None,
+    data_range: float,
+) -> tuple[RowMatch, ...]:
+    """Add the structural similarity of every matched row, in pixels where normalisation can be undone."""
+    mean, std = (0.0, 1.0) if pixels is None else (pixels.mean, pixels.std)
+    compared = []
+    for row in rows:
+        if row.truth is not None:
+            recovered = row.scale * inputs[row.row : row.row + 1, :].astype(np.float64)[0] * std + mean
+            original = truth[row.truth : row.truth + 1, :].astype(np.float64)[0] * std + mean
+            row = replace(row, ssim=structural_similarity(recovered, original, *image, data_range))
+        compared.append(row)
+    return tuple(compared)
+
+
+def _with_discrete(
+    rows: tuple[RowMatch, ...], inputs: StoredArray, truth: StoredArray
+) -> tuple[RowMatch, ...]:
+    """Add the share of right features of every matched row, where the true inputs hold whole numbers."""
+    matched = [row for row in rows if row.truth is not None]
+    right, count = np.zeros(len(matched)), 0
+    for x, t in _pair_blocks(inputs, truth):
+        discrete = discrete_columns(t)
+        count += int(np.sum(discrete))
+        for place, row in enumerate(matched):
+            same = np.rint(row.scale * x[row.row, discrete]) == t[row.truth, discrete]
+            right[place] += np.sum(same)
+    if not count:
+        return rows
+    shares = {row.row: float(share) for row, share in zip(matched, right / count, strict=True)}
+    return tuple(replace(row, discrete=shares.get(row.row)) for row in rows)
 
 
 def _match(

@@ -6,7 +6,7 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
     /records/<record>/layers/<layer>/  status, reason, batch_size, found, method, seed, seconds, device, proposals,
                                        scale_known, caveats and notes (JSON lists of sentences)
         inputs (k, n), output_grad (m, k)
-        zero_count, redundancy, sign_agreement, error_bound (k,)
+        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,)
         certificate/<check>            attributes: value (absent if the check could not be made), relation,
                                        threshold, passed (likewise), meaning, order (position when printed)
 """
@@ -39,6 +39,7 @@ FIGURES = {
     "zero_count": np.int64,
     "redundancy": np.int64,
     "sign_agreement": np.float64,
+    "false_probability": np.float64,
     "error_bound": np.float64,
 }
 """Per-input figures of the certificate, one number for each row of `inputs`."""

@@ -214,10 +214,15 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             ),
             soft_wrap=True,
         )
-        scaled = any(row.scale != 1 for row in result.rows)
-        table = _table(
-            ">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *([">scale"] if scaled else [])
-        )
+        # Columns that not every layer has.
+        more: dict[str, tuple[str, str]] = {}
+        if result.mean_ssim is not None:
+            more[">SSIM"] = ("ssim", ".4f")
+        if result.mean_discrete is not None:
+            more[">right categories"] = ("discrete", ".1%")
+        if any(row.scale != 1 for row in result.rows):
+            more[">scale"] = ("scale", ".4g")
+        table = _table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
         for row in result.rows:
             mark = Text("yes", style="green") if row.exact else Text("no", style="red")
             table.add_row(
@@ -226,7 +231,7 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
                 _figure(row.psnr, ".1f"),
                 _figure(row.max_error, ".1e"),
                 mark,
-                *([_figure(row.scale, ".4g")] if scaled else []),
+                *(_figure(getattr(row, name), style) for name, style in more.values()),
             )
         console.print(table)
     summary = _table(

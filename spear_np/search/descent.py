@@ -75,6 +75,8 @@ class Settings:
 THIN_AT = (0.5, 0.6, 0.75)
 """Shares of the steps after which starts that have come together are merged."""
 THIN_COSINE = 0.98
+DROWNED = 1e-3
+"""Noise of all rows together, as a share of the smallest singular value of weight_grad, that drowns small columns."""
 WIDTHS = (1.0, 0.3)
 """First and last width of the logarithmic penalty, in means of |U q|."""
 MAX_EFFORT = 4
@@ -274,14 +276,23 @@ def _step_length(first: float, settings: Settings, done: float) -> float:
 
 
 def _weighting(factors: Factors, alpha: float) -> Weighting:
-    """Orthonormalise the live rows of weight_grad, scaled by leverage^-α."""
+    """Orthonormalise the live rows of weight_grad, scaled by leverage^-α, keeping the map from U-coordinates.
+
+    Leverage tells more in the rows as they are than in those that were divided by their noise, unless the noise of the
+    large rows drowns the small columns.
+    """
     xp = factors.xp
     raw = xp.take(factors.coordinates, factors.live, axis=0)
-    left = xp.linalg.svd(raw / xp.max(xp.abs(raw)), full_matrices=False)[0]
+    left, values, _ = xp.linalg.svd(raw / xp.max(xp.abs(raw)), full_matrices=False)
+    noise = xp.linalg.vector_norm(xp.take(factors.noise, factors.live)) / xp.max(xp.abs(raw))
+    if bool(noise > DROWNED * values[-1]):
+        left, to_left = factors.U, factors.device.eye(factors.batch_size)
+    else:
+        # D column = coordinates y = left · (leftᵀ coordinates) y, and y = q / S.
+        to_left = left.T @ raw / factors.S
     leverage = xp.linalg.vector_norm(left, axis=1)
     Q, R = xp.linalg.qr(left * ((leverage / xp.max(leverage)) ** -alpha)[:, None])
-    # D column = coordinates y = left · (leftᵀ coordinates) y, and y = q / S.
-    to_weighted = R @ (left.T @ raw / factors.S)
+    to_weighted = R @ to_left
     to_weighted = to_weighted / xp.linalg.vector_norm(to_weighted)
     return Weighting(factors.device.float32(Q), inverse_or_pseudoinverse(xp, to_weighted), to_weighted)
 
