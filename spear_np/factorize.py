@@ -29,6 +29,11 @@ ROUNDING_SAFETY = 3.0
 the average residual tells; measured factors stay below 3 on images."""
 ROUNDING_LEVEL = 8.0
 """Noise up to this multiple of the unit roundoff is taken for accumulated rounding."""
+BEYOND_DOUBT = 100.0
+"""Drop in the singular values that leaves hardly another rank to consider."""
+LARGE_LAYER = 1000
+"""Units from which a second decomposition takes so long that it is not tried for the sake of another rank beside one
+that is beyond doubt."""
 WIDE_GAP = 8.0
 """Drop in the singular values that tells the rank whatever the noise is."""
 CLEAR_GAP = 3.0
@@ -49,6 +54,8 @@ class Spectrum:
     """Ratio of the last singular value above the noise to the first below it."""
     rounding: bool
     """Whether rounding alone explains the noise."""
+    alternatives: int = 0
+    """How many other readings of the singular values are left to try if this one leads nowhere."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +179,16 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
 
 def spectrum_of(gradients: LayerGradients, device: Device) -> Spectrum:
     """Singular values and rank of weight_grad alone: what `survey` needs."""
-    return _decompose(_accumulate(gradients, device, with_weight=False), gradients, device)[0]
+    return _decompose(_accumulate(gradients, device, with_weight=False), gradients, device)[0][0]
 
 
-def factorize(gradients: LayerGradients, device: Device, batch_size: int | None = None) -> Factors | Spectrum:
+def factorize(
+    gradients: LayerGradients, device: Device, batch_size: int | None = None, *, reading: int = 0
+) -> Factors | Spectrum:
     """Return the factors of `gradients` at the detected rank, or at `batch_size` if given.
 
-    Returns the bare spectrum when there is no rank to work with (full rank or all zero).
+    Returns the bare spectrum when there is no rank to work with (full rank or all zero). `reading` 0 is the most
+    plausible reading of the singular values; there are `Spectrum.alternatives` more.
 
     Raises
     ------
@@ -192,7 +202,8 @@ def factorize(gradients: LayerGradients, device: Device, batch_size: int | None 
         raise InputError(msg)
     vectors = {name: _finite_vector(gradients, name, device) for name in ("bias_grad", "bias")}
     accumulated = _accumulate(gradients, device, with_weight=gradients.weight is not None)
-    spectrum, A, model, svd = _decompose(accumulated, gradients, device)
+    readings = _decompose(accumulated, gradients, device)
+    spectrum, A, model, svd = readings[min(reading, len(readings) - 1)]
     b = batch_size if batch_size is not None else spectrum.rank
     if not b or spectrum.rank == 0:
         return spectrum
@@ -244,19 +255,22 @@ def _finite_vector(gradients: LayerGradients, name: str, device: Device) -> Arra
     return vector
 
 
-def _decompose(
-    accumulated: _Accumulated, gradients: LayerGradients, device: Device
-) -> tuple[Spectrum, Array, Array, Any]:
-    """Whiten by a noise model, decompose, find the rank; returns (spectrum, whitened rows, model (m,), SVD).
+_Reading = tuple[Spectrum, Array, Array, Any]
+"""Spectrum, whitened rows, noise model (m,), SVD."""
 
-    Rounding is tried first (noise in proportion to each row); if it leaves no rank gap, equal additive noise.
+
+def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Device) -> list[_Reading]:
+    """Whiten by a noise model, decompose, find the rank; returns the readings, the most plausible first.
+
+    Rounding is tried first (noise in proportion to each row); if it leaves no wide rank gap, equal additive noise.
     """
     xp, R = device.xp, accumulated.R
     m, n = gradients.shape
     row_norm = xp.linalg.vector_norm(R, axis=0)
     largest = float(xp.max(row_norm))
     if largest == 0:
-        return Spectrum((0.0,) * min(m, n), 0, math.inf, rounding=True), R.T, xp.ones_like(row_norm), None
+        nothing = Spectrum((0.0,) * min(m, n), 0, math.inf, rounding=True)
+        return [(nothing, R.T, xp.ones_like(row_norm), None)]
     unit = gradients.unit_roundoff / math.sqrt(n)
     ones = xp.ones_like(row_norm)
     model = xp.where(row_norm > 0, xp.maximum(row_norm, ones * (largest * 1e-300)) * unit, ones)
@@ -265,17 +279,25 @@ def _decompose(
     values = to_host(svd.S)
     live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
     rank = rounding_rank(values, live, n, accumulated.used_features)
-    by_rounding = _spectrum(values, rank, rounding=True), A, model, svd
-    if rank is not None and by_rounding[0].gap > CLEAR_GAP:
-        return by_rounding
+    spectrum = _spectrum(values, rank, rounding=True)
+    by_rounding = spectrum, A, model, svd
+    if rank is not None and spectrum.gap > BEYOND_DOUBT and m > LARGE_LAYER:
+        return [by_rounding]
     uniform = ones * (largest * unit)
     A_uniform = R.T / uniform[:, None]
     svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
     uniform_values = to_host(svd_uniform.S)
-    rank = additive_rank(uniform_values, live, accumulated.used_features) or gap_rank(uniform_values)
-    if rank is not None:
-        return _spectrum(to_host(svd_uniform.S), rank, rounding=False), A_uniform, uniform, svd_uniform
-    return by_rounding
+    rank = (
+        gap_rank(uniform_values, BEYOND_DOUBT, gradients.unit_roundoff)
+        or additive_rank(uniform_values, live, accumulated.used_features)
+        or gap_rank(uniform_values, WIDE_GAP, gradients.unit_roundoff)
+    )
+    additive = _spectrum(uniform_values, rank, rounding=False), A_uniform, uniform, svd_uniform
+    if spectrum.rank is None or spectrum.gap <= CLEAR_GAP:
+        return [by_rounding if rank is None else additive]
+    if rank is None or rank == spectrum.rank:
+        return [by_rounding]
+    return [(replace(spectrum, alternatives=1), A, model, svd), additive]
 
 
 def _spectrum(values: HostArray, rank: int | None, *, rounding: bool) -> Spectrum:
@@ -318,19 +340,23 @@ def additive_rank(values: HostArray, m: int, n: int) -> int | None:
     return None
 
 
-def gap_rank(values: HostArray) -> int | None:
-    """Rank of a matrix whose noise is of no known kind, from a single wide gap in its singular values; None without.
+def gap_rank(values: HostArray, gap: float, floor: float) -> int | None:
+    """Rank of a matrix whose noise is of no known kind, from a single `gap` in its singular values; None without.
+
+    Values below `floor` times the largest count as equal.
 
     Quantisation, weights after several steps, entries set to zero: what they leave is neither rounding of the entries
     nor independent, but still far below the last signal.
     """
     size = len(values)
-    ratios = values[: int(0.75 * size)] / np.maximum(values[1 : int(0.75 * size) + 1], 1e-300 * values[0])
+    ratios = values[: int(0.75 * size)] / np.maximum(
+        values[1 : int(0.75 * size) + 1], max(floor, 1e-300) * values[0]
+    )
     if not len(ratios):
         return None
     b = int(np.argmax(ratios))
     others = np.delete(ratios, b)
-    return b + 1 if ratios[b] > WIDE_GAP and np.all(others < ratios[b] / 2) else None
+    return b + 1 if ratios[b] > gap and np.all(others < ratios[b] / 2) else None
 
 
 def _looks_random(values: HostArray, m: int, n: int) -> bool:

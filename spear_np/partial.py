@@ -58,20 +58,16 @@ def _weak_rest(factors: Factors, q: Array) -> tuple[HostArray, HostArray]:
     if not bool(xp.all(xp.abs(scale) > 0)):
         return coordinates, nothing
     recovery, columns = recovery / scale[:, None], columns * scale[None, :]
-    weights = 1 / factors.noise
-    live = factors.live
-    largest, rest = factors.device.zeros(f), 0.0
+    reach = xp.abs(recovery)
+    largest, rest = factors.device.zeros(f), factors.device.zeros(f)
     for _, (block,) in factors.gradients.blocks("weight_grad", device=factors.device):
         x = recovery @ block
         largest = xp.maximum(largest, xp.max(xp.abs(x), axis=1))
-        residual = xp.take((block - columns @ x) * weights[:, None], live, axis=0)
-        rest = max(rest, float(xp.max(xp.linalg.vector_norm(residual, axis=0))))
-    unscaled = factors.bias_grad - xp.sum(columns, axis=1)
-    bias_rest = float(xp.linalg.vector_norm(xp.take(unscaled * weights, live)))
-    reach = xp.linalg.vector_norm(recovery * factors.noise[None, :], axis=1)
-    bound = HIDDEN_SHARE * to_host(reach * (rest + bias_rest * largest))
+        rest = xp.maximum(rest, xp.max(reach @ xp.abs(block - columns @ x), axis=1))
+    bias_rest = reach @ xp.abs(factors.bias_grad - xp.sum(columns, axis=1))
+    bound = HIDDEN_SHARE * to_host(rest + bias_rest * largest)
     dual = recovery @ factors.coordinates
-    z = xp.take(factors.layer @ dual.T + factors.bias[:, None], live, axis=0).T
+    z = xp.take(factors.layer @ dual.T + factors.bias[:, None], factors.live, axis=0).T
     agree = factors.states(z)[0] == ~factors.zeros(q)
     agreement = to_host(xp.sum(xp.astype(agree, xp.float64), axis=1)) / agree.shape[1]
     weak = (bound <= LARGEST_BOUND * to_host(largest)) & (agreement >= LEAST_AGREEMENT)

@@ -10,12 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
 from .backend import gather, smallest, to_host
 from .factorize import ZERO_SIGMAS, Factors
 from .pool import Pool
 from .search.sampling import distinct, draw_subsets, null_vectors
+from .uniqueness import OPEN_ENERGY
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -36,6 +38,8 @@ CROWDED = 3
 """Ratio of rows just above the zero test to rows further up that chance does not explain."""
 WIDE_SIGMAS = (50.0, 12.0, 8.0)
 """Zero tests of the first rounds."""
+FEW_TO_BE_SEEN = 0.05
+"""The same, at most, as a share of the products of rows that are not zero."""
 CLEAR_GAP = 5.0
 """Ratio of neighbours in the sorted products of a candidate that separates its zero rows from the others."""
 PARALLEL = 1 - 1e-9
@@ -183,14 +187,13 @@ def _snap_block(
     mixed: list[Array] = []
     for round_number in range(ROUNDS):
         space = null_space(factors, order, counts)
-        nullity = to_host(xp.sum(xp.astype(space.energy < ZERO_SIGMAS**2, xp.int64), axis=1))
-        # The first null vectors amplify noise: let them see rows that are only nearly zero.
-        sigmas = WIDE_SIGMAS[round_number] if round_number < len(WIDE_SIGMAS) else ZERO_SIGMAS
-        possible = _nearly_null(space, sigmas)
+        nullity = to_host(_nullity(space))
         q = space.basis[:, 0, :]
         units = factors.noise_units(q)
+        sigmas = _zero_test(xp, units, round_number)
+        possible = _nearly_null(space, sigmas)
         zero_counts, same = _compare_rows(factors, units, order, counts)
-        next_counts = xp.sum(xp.astype(units < sigmas, xp.int64), axis=1)
+        next_counts = xp.sum(xp.astype(units < sigmas[:, None], xp.int64), axis=1)
         pulled = _pulled_aside(factors, units)
         alive = to_host(possible & (next_counts >= xp.minimum(counts, xp.full_like(counts, needed))))
         settled = same | (nullity > 1) | (round_number == ROUNDS - 1)
@@ -211,17 +214,40 @@ def _snap_block(
     return xp.concat(unique, axis=0), mixed, np.asarray(sorted(failed), dtype=np.int64)
 
 
-def _nearly_null(space: NullSpace, sigmas: float) -> Array:
-    """(k,) bool: whether the first vector is null at `sigmas`, but for few of the rows while that is a wide test.
+def _nullity(space: NullSpace) -> Array:
+    """(k,) int: how many of the vectors are null: no row stands out, and together they stand out no more than in the best.
+
+    A single row proves nothing below `ZERO_SIGMAS`, but many rows of some sigmas each do.
+    """
+    xp = array_api_compat.array_namespace(space.energy)
+    best = space.energy[:, :1]
+    limit = xp.clip(OPEN_ENERGY * best, OPEN_ENERGY, ZERO_SIGMAS**2)
+    return xp.sum(xp.astype((space.energy < limit) & (best < ZERO_SIGMAS**2), xp.int64), axis=1)
+
+
+def _zero_test(xp: Any, units: Array, round_number: int) -> Array:
+    """(k,): noise units below which a product counts as zero in a round; `ZERO_SIGMAS` in the last ones.
+
+    The first null vectors amplify noise: let them see rows that are only nearly zero, but where noise is large not so
+    many that most are not.
+    """
+    typical = xp.sort(units, axis=1)[:, int(0.75 * units.shape[1])]
+    if round_number >= len(WIDE_SIGMAS):
+        return xp.full_like(typical, ZERO_SIGMAS)
+    return xp.clip(FEW_TO_BE_SEEN * typical, ZERO_SIGMAS, WIDE_SIGMAS[round_number])
+
+
+def _nearly_null(space: NullSpace, sigmas: Array) -> Array:
+    """(k,) bool: whether the first vector is null at `sigmas` (k,), but for few of the rows while that is a wide test.
 
     A row that is not zero but small may slip in among the first ones; what it adds to the energy is little
     against the energy of the next vector, and later rounds drop it.
     """
     first = space.energy[:, 0]
     null = first < sigmas**2
-    if sigmas == ZERO_SIGMAS or space.energy.shape[1] == 1:
+    if space.energy.shape[1] == 1:
         return null
-    return null | (first < NEARLY_NULL * space.energy[:, 1])
+    return null | ((sigmas > ZERO_SIGMAS) & (first < NEARLY_NULL * space.energy[:, 1]))
 
 
 def _pulled_aside(factors: Factors, units: Array) -> HostArray:

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from .backend import gather, solve_or_nan, to_host
-from .factorize import ZERO_SIGMAS, Factors, expand
+from .factorize import Factors, expand
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
 
 NUMERICALLY_NOTHING = 1e-12
 """Eigenvalue of a Gram matrix of orthonormal columns that float64 cannot tell from zero, with some margin."""
+OPEN_ENERGY = 4.0
+"""Mean square of the products of a direction with many rows, in noise units, that does not stand out of the noise."""
 BLOCK_NUMBERS = 8_000_000
 SPARE = 2
 """Zero rows beyond b - 1 that a direction needs to be relied on before the batch is whole."""
@@ -127,9 +129,7 @@ def _inverse_and_open(factors: Factors, H: Array, count: Array) -> tuple[Array, 
     """
     xp = factors.xp
     inverse = solve_or_nan(xp, H, xp.broadcast_to(factors.device.eye(H.shape[1])[None, :, :], H.shape))
-    floor = xp.maximum(
-        ZERO_SIGMAS**2 * count / xp.min(factors.S) ** 2, xp.full_like(count, NUMERICALLY_NOTHING)
-    )
+    floor = xp.maximum(OPEN_ENERGY * count / xp.min(factors.S) ** 2, xp.full_like(count, NUMERICALLY_NOTHING))
     # ‖H⁻¹‖ bounds the least eigenvalue from below: nothing can be open where it is far above every noise.
     clear = xp.linalg.vector_norm(inverse, axis=(1, 2)) * floor < 0.5
     open_space = xp.zeros_like(H)
@@ -138,7 +138,7 @@ def _inverse_and_open(factors: Factors, H: Array, count: Array) -> tuple[Array, 
     values, vectors = xp.linalg.eigh(H)
     values = xp.maximum(values, xp.full_like(values, 1e-30))
     noise = xp.sum((vectors / factors.S[None, :, None]) ** 2, axis=1) * count[:, None]
-    open_ = values <= xp.maximum(ZERO_SIGMAS**2 * noise, xp.full_like(noise, NUMERICALLY_NOTHING))
+    open_ = values <= xp.maximum(OPEN_ENERGY * noise, xp.full_like(noise, NUMERICALLY_NOTHING))
     kept = xp.where(open_, xp.zeros_like(values), 1 / values)
     return (
         (vectors * kept[:, None, :]) @ xp.matrix_transpose(vectors),
