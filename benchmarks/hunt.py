@@ -6,7 +6,7 @@
 Every seed is one layer of every kind chosen. What an answer promises, and the judge that holds it against the truth,
 are in tests/promises.py: `exact` rows are distinct true inputs within 1e-4 of the data range, none is missing, and
 whatever the status, no row is further from the truth than its bound says. The exit status is 1 if an answer was
-wrongly called exact.
+wrongly called exact, or the solver crashed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> int:
         environment.save(
             environment.RESULTS / options.save, {**setting, "counts": counts, "broken": broken}, table
         )
-    return 1 if any(row["broken"] and row["status"] == "exact" for row in rows) else 0
+    return 1 if any(row["broken"] and row["status"] in ("exact", "crash") for row in rows) else 0
 
 
 def parse() -> argparse.Namespace:
@@ -90,8 +90,11 @@ def run(job: tuple[str, int]) -> Row:
     row = {"kind": kind, "seed": seed, "status": "no layer", "broken": ""}
     if case is None:
         return row
-    with threadpool_limits(limits=1):
-        result = case.invert(max_proposals=LIMIT, time_limit=60)
+    try:
+        with threadpool_limits(limits=1):
+            result = case.invert(max_proposals=LIMIT, time_limit=60)
+    except Exception as error:
+        return row | {"status": "crash", "broken": f"{case.name}: {type(error).__name__}: {error}"}
     broken = broken_promises(result, case.truth, tampered=case.tampered)
     return row | {"status": str(result.status), "broken": "; ".join([case.name, *broken]) if broken else ""}
 
@@ -102,7 +105,7 @@ def count(rows: list[Row]) -> Counter[tuple[str, str]]:
 
 def report(rows: list[Row], options: argparse.Namespace, seconds: float) -> str:
     """Return the table: one line for each kind."""
-    statuses = ("exact", "approximate", "partial", "failed")
+    statuses = ("exact", "approximate", "partial", "failed", "crash")
     lines: list[tuple[Any, ...]] = []
     for kind in options.kinds:
         members = [row for row in rows if row["kind"] == kind and row["status"] != "no layer"]

@@ -49,9 +49,9 @@ NEAR_AGREEMENT = 0.98
 """λ of an input from which a few contradictions are no evidence against it."""
 ROUGH_AGREEMENT = 0.9
 """λ of an input from which signs count as those of the layer, if nothing but chance could make its direction wrong."""
-MAX_CHANCE = 1e-3
+MAX_CHANCE = 1e-2
 """Largest probability of that chance."""
-MIN_DECIDED_ROW = 0.4
+MIN_DECIDED_ROW = 0.3
 """Least share of decided units with which an input is handed out."""
 MIN_GAP = 3.0
 MAX_RESIDUAL = 1.5
@@ -201,6 +201,13 @@ def _checks(
         ),
         Check(
             "gap", float(np.min(signs.gap)), ">=", MIN_GAP, "smallest non-zero entries over the largest zero"
+        ),
+        Check(
+            "noise_known",
+            float(factors.spectrum.noise_known),
+            ">=",
+            1.0,
+            "1 if what lies below the rank looks like rounding or independent noise",
         ),
         Check(
             "weight_residual",

@@ -54,6 +54,8 @@ class Spectrum:
     """Ratio of the last singular value above the noise to the first below it."""
     rounding: bool
     """Whether rounding alone explains the noise."""
+    noise_known: bool = True
+    """Whether what lies below the rank looks like rounding or independent noise; else the rank rests on a gap alone."""
     alternatives: int = 0
     """How many other readings of the singular values are left to try if this one leads nowhere."""
 
@@ -287,12 +289,12 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     A_uniform = R.T / uniform[:, None]
     svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
     uniform_values = to_host(svd_uniform.S)
-    rank = (
-        gap_rank(uniform_values, BEYOND_DOUBT, gradients.unit_roundoff)
-        or additive_rank(uniform_values, live, accumulated.used_features)
-        or gap_rank(uniform_values, WIDE_GAP, gradients.unit_roundoff)
-    )
-    additive = _spectrum(uniform_values, rank, rounding=False), A_uniform, uniform, svd_uniform
+    random = additive_rank(uniform_values, live, accumulated.used_features)
+    by_gap = gap_rank(uniform_values, gradients.unit_roundoff)
+    rank = by_gap if random is None or by_gap is None else min(by_gap, random)
+    rank = random if rank is None else rank
+    of_noise = replace(_spectrum(uniform_values, rank, rounding=False), noise_known=rank == random)
+    additive = of_noise, A_uniform, uniform, svd_uniform
     if spectrum.rank is None or spectrum.gap <= CLEAR_GAP:
         return [by_rounding if rank is None else additive]
     if rank is None or rank == spectrum.rank:
@@ -340,10 +342,10 @@ def additive_rank(values: HostArray, m: int, n: int) -> int | None:
     return None
 
 
-def gap_rank(values: HostArray, gap: float, floor: float) -> int | None:
-    """Rank of a matrix whose noise is of no known kind, from a single `gap` in its singular values; None without.
+def gap_rank(values: HostArray, floor: float) -> int | None:
+    """Rank of a matrix whose noise is of no known kind, from a single wide gap in its singular values; None without.
 
-    Values below `floor` times the largest count as equal.
+    Values below `floor` times the largest count as equal. Below the gap there must be none that noise does not show.
 
     Quantisation, weights after several steps, entries set to zero: what they leave is neither rounding of the entries
     nor independent, but still far below the last signal.
@@ -356,7 +358,8 @@ def gap_rank(values: HostArray, gap: float, floor: float) -> int | None:
         return None
     b = int(np.argmax(ratios))
     others = np.delete(ratios, b)
-    return b + 1 if ratios[b] > gap and np.all(others < ratios[b] / 2) else None
+    single = np.all(others < ratios[b] / 2) and np.all(ratios[b + 1 :] < CLEAR_GAP)
+    return b + 1 if ratios[b] > WIDE_GAP and single else None
 
 
 def _looks_random(values: HostArray, m: int, n: int) -> bool:

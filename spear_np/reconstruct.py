@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .backend import scatter_columns
+from .backend import scatter_columns, solve_or_nan
 from .disaggregate import Disaggregation
 from .factorize import ZERO_SIGMAS, Factors
 
@@ -60,7 +60,10 @@ def reconstruct(factors: Factors, choice: Disaggregation) -> Reconstruction:
         for _ in range(ALTERNATIONS):
             dual = recovery @ factors.coordinates
             off = _off(factors, columns, deviation, dual)
-            output_grad = _least_squares_gradients(factors, dual, ~off)
+            fitted = _least_squares_gradients(factors, dual, ~off)
+            if not bool(factors.xp.all(factors.xp.isfinite(fitted))):
+                break  # inputs that depend on each other: no more is known of them
+            output_grad = fitted
             recovery = least_squares_inputs(factors, output_grad)
     return measure(factors, choice.q, choice.dual, output_grad, deviation, recovery)
 
@@ -87,7 +90,7 @@ def _least_squares_gradients(factors: Factors, dual: Array, support: Array) -> A
     """∂L/∂Z (m, k), zero outside `support` (m, k), that minimises ‖weight_grad - ∂L/∂Z Xᵀ‖² + ‖bias_grad - ∂L/∂Z 1‖².
 
     `dual` (k, b) holds the coordinates of the inputs in V. The noise of a row is the same in all its entries, so each
-    row is a least-squares problem of its own.
+    row is a least-squares problem of its own; NaN where it has no single solution.
     """
     xp = factors.xp
     rows, inputs = factors.coordinates, dual
@@ -105,7 +108,7 @@ def _least_squares_gradients(factors: Factors, dual: Array, support: Array) -> A
             used[:, :, None] * gram[None, :, :] * used[:, None, :] + eye[None, :, :] * (1 - used)[:, None, :]
         )
         target = used * right[start : min(start + step, rows.shape[0]), :]
-        solved.append(xp.linalg.solve(system, target[:, :, None])[:, :, 0])
+        solved.append(solve_or_nan(xp, system, target[:, :, None])[:, :, 0])
     return xp.concat(solved, axis=0)
 
 
