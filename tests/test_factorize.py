@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear_np import InputError, gradients
-from spear_np.backend import to_host
-from spear_np.factorize import Factors, Spectrum, expand, factorize, rounding_rank, spectrum_of
+from spear_np import InputError, LayerGradients, gradients
+from spear_np.backend import CPU, to_host
+from spear_np.factorize import Factors, Spectrum, expand, factorize, gap_rank, rounding_rank, spectrum_of
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
 from tests.networks import Floats, LayerData
@@ -334,3 +334,29 @@ class TestReading:
         where = " in columns 20 to 29" if spoiled.ndim == 2 else ""
         with pytest.raises(InputError, match=f"`{name}` holds NaN or infinity{where}$"):
             factors_of(changed(data, **{name: spoiled}), backend)
+
+
+class TestRanksFromGaps:
+    SIGNAL = (1.0, 0.5, 0.2, 0.1)
+
+    def test_a_single_wide_gap_tells_the_rank(self) -> None:
+        values = np.asarray([*self.SIGNAL, *np.linspace(1e-3, 5e-4, 40)])
+        assert gap_rank(values, 1e-8) == 4
+
+    def test_not_where_a_signal_lies_below_it(self) -> None:
+        values = np.asarray([*self.SIGNAL, 1e-3, *np.linspace(1e-5, 5e-6, 40)])
+        assert gap_rank(values, 1e-8) is None
+
+    def test_not_where_the_values_only_decay(self) -> None:
+        assert gap_rank(0.5 ** np.arange(50.0), 1e-8) is None
+        assert gap_rank(np.ones(3), 1e-8) is None
+
+    def test_noise_of_no_known_kind_is_told_from_rounding(self) -> None:
+        rng = np.random.default_rng(170)
+        data = layer_data_of(rng.random((6, 100)), rng, width=120)
+        # Neither in proportion to the rows nor the same in all of them.
+        level = 1e-4 * np.std(data.weight_grad) * 10 ** rng.uniform(-3, 0, (120, 1))
+        noisy = data.weight_grad + level * rng.standard_normal(data.weight_grad.shape)
+        spectrum = spectrum_of(LayerGradients(noisy), CPU)
+        assert (spectrum.rank, spectrum.noise_known) == (6, False)
+        assert spectrum_of(LayerGradients(data.weight_grad), CPU).noise_known

@@ -94,6 +94,13 @@ def test_awkward_layers_break_no_promise(name: str, seed: int) -> None:
     assert check(AWKWARD[name](np.random.default_rng([seed, 192]))) is None
 
 
+@pytest.mark.parametrize("seed", [300_080, 300_163])
+@pytest.mark.parametrize("name", ["one pixel differs by a sixteenth", "one pixel differs by a thousandth"])
+def test_two_nearly_equal_inputs_are_never_taken_for_their_mean(name: str, seed: int) -> None:
+    """What tells them apart is a small singular value of its own, no noise."""
+    assert check(AWKWARD[name](np.random.default_rng([seed, 192]))) is None
+
+
 @pytest.mark.parametrize("level", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
 def test_noise_breaks_no_promise(level: float) -> None:
     rng = np.random.default_rng(193)

@@ -126,3 +126,22 @@ class TestFailureProbability:
 
     def test_a_threshold_above_the_zeros_filters_everything_out(self) -> None:
         assert theory.failure_probability(100, 5, 0.9, 1e12) == pytest.approx(1)
+
+
+class TestFalseDirections:
+    def test_it_is_the_union_bound(self) -> None:
+        assert theory.false_direction_probability(5, 2, 0.1) == pytest.approx(10 * 0.01)
+        assert theory.false_direction_probability(200, 4, 1e-4) == pytest.approx(math.comb(200, 4) * 1e-16)
+
+    def test_without_a_row_to_spare_nothing_is_known(self) -> None:
+        assert theory.false_direction_probability(200, 0, 1e-9) == 1
+        assert theory.false_direction_probability(200, 3, 1.0) == 1
+        assert theory.false_direction_probability(200, 3, 0.0) == 0
+
+    @given(st.integers(1, 3000), st.integers(1, 40), st.floats(1e-12, 0.5))
+    def test_it_is_a_probability_that_falls_with_every_bit_of_precision(
+        self, rows: int, redundancy: int, chance: float
+    ) -> None:
+        p = theory.false_direction_probability(rows, redundancy, chance)
+        assert 0 <= p <= 1
+        assert theory.false_direction_probability(rows, redundancy, chance / 2) <= p
