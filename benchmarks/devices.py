@@ -47,12 +47,15 @@ def main() -> None:
             row |= measure(problem, device=name, seed=options.seed, time_limit=options.time_limit)
             rows.append(row)
             print(line(row), flush=True)
-    table = report(rows)
+    setting = environment.describe()
+    table = (
+        f"Fashion-MNIST, float32, seed {options.seed}; the descent with {STARTS} starts; yardstick the product of two "
+        f"float32 matrices of {SQUARE} x {SQUARE}. Small layers use one core, the yardstick all.\n\n"
+        f"{report(rows)}\n{environment.sentence(setting)}\n"
+    )
     print("\n" + table)
     if options.save:
-        environment.save(
-            environment.RESULTS / options.save, {"environment": environment.describe(), "rows": rows}, table
-        )
+        environment.save(environment.RESULTS / options.save, {"environment": setting, "rows": rows}, table)
 
 
 def parse() -> argparse.Namespace:
