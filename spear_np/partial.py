@@ -5,7 +5,8 @@ Two ways, and for each input the one with the smaller bound:
 - *Weak rest.* With D_f the known columns, weight_grad = D_f X_f + M, M what the others add. Least squares gives
   ``X̂ = D_f⁺ weight_grad = X_f + D_f⁺ M``. If the others are faint, as examples that a trained network is sure of, M
   is small. What is seen of it is the residual ``(1 - D_f D_f⁺) M``; columns in general position hide no more than a
-  modest share of themselves in the span of D_f, for which `HIDDEN_SHARE` allows.
+  modest share of themselves in the span of D_f, for which `HIDDEN_SHARE` allows. Tried where two thirds of the
+  directions are known.
 - *Signs.* The polytope of `polytope.bound_inputs`, whatever the others add.
 """
 
@@ -27,6 +28,10 @@ HIDDEN_SHARE = 4.0
 """How many times larger than the residual the gradients of unknown inputs may be."""
 LARGEST_BOUND = 0.1
 """Bound, as a share of the largest entry of an input, up to which the others count as weak."""
+LARGEST_LEVERAGE = 0.8
+"""Leverage of a row in the fit by the known columns from which it decides the fit alone."""
+LEAST_SHARE = 0.15
+"""Share of the gradients of every unknown combination that must lie on units which an input leaves off."""
 LEAST_AGREEMENT = 0.98
 """Share of the live units on which an estimate must have the signs of its pattern."""
 
@@ -50,7 +55,7 @@ def _weak_rest(factors: Factors, q: Array) -> tuple[HostArray, HostArray]:
     """Least-squares estimates (f, b) in V, and their bounds (f,), infinite where they bound nothing."""
     xp, f = factors.xp, q.shape[0]
     coordinates, nothing = np.zeros(q.shape), np.full(f, np.inf)
-    if factors.bias_grad is None or factors.layer is None:
+    if factors.bias_grad is None or factors.layer is None or f < 2 * (factors.batch_size - f):
         return coordinates, nothing
     columns = factors.columns(q)
     recovery = least_squares_inputs(factors, columns)
@@ -58,7 +63,12 @@ def _weak_rest(factors: Factors, q: Array) -> tuple[HostArray, HostArray]:
     if not bool(xp.all(xp.abs(scale) > 0)):
         return coordinates, nothing
     recovery, columns = recovery / scale[:, None], columns * scale[None, :]
-    reach = xp.abs(recovery)
+    # A row that decides a fit leaves no residual, however much the others add to it: what it would leave if it were not
+    # fitted counts, and where there is such a row nothing is known of the others.
+    leverage = xp.sum(columns * recovery.T, axis=1)
+    if float(xp.max(leverage)) > LARGEST_LEVERAGE:
+        return coordinates, nothing
+    reach = xp.abs(recovery) / (1 - leverage)[None, :]
     largest, rest = factors.device.zeros(f), factors.device.zeros(f)
     for _, (block,) in factors.gradients.blocks("weight_grad", device=factors.device):
         x = recovery @ block
@@ -71,4 +81,20 @@ def _weak_rest(factors: Factors, q: Array) -> tuple[HostArray, HostArray]:
     agree = factors.states(z)[0] == ~factors.zeros(q)
     agreement = to_host(xp.sum(xp.astype(agree, xp.float64), axis=1)) / agree.shape[1]
     weak = (bound <= LARGEST_BOUND * to_host(largest)) & (agreement >= LEAST_AGREEMENT)
+    weak &= _own_share(factors, q, columns, dual) >= LEAST_SHARE
     return to_host(dual).copy(), np.where(weak, bound, np.inf)
+
+
+def _own_share(factors: Factors, q: Array, columns: Array, dual: Array) -> HostArray:
+    """(f,): least share of its energy that a column in the span of the rest has on the units that each input leaves off.
+
+    About a half for columns of other inputs. What lies within the units of one input may be its own: the difference of
+    two inputs with the same pattern, which least squares takes for their mean, is as faint as a faint input.
+    """
+    xp, (f, b) = factors.xp, q.shape
+    rest = (factors.coordinates - columns @ dual) / factors.noise[:, None]
+    left = xp.linalg.svd(xp.take(rest, factors.live, axis=0), full_matrices=False)[0][:, : b - f]
+    off = xp.astype(factors.zeros(q), xp.float64)
+    within = left[None, :, :] * off[:, :, None]
+    gram = xp.matrix_transpose(within) @ within
+    return to_host(xp.min(xp.linalg.eigvalsh(gram), axis=1))

@@ -101,6 +101,10 @@ def test_two_nearly_equal_inputs_are_never_taken_for_their_mean(name: str, seed:
     assert check(AWKWARD[name](np.random.default_rng([seed, 192]))) is None
 
 
+def test_a_row_that_decides_a_fit_is_no_evidence() -> None:
+    assert check(AWKWARD["nearly all units off"](np.random.default_rng([500_487, 192]))) is None
+
+
 @pytest.mark.parametrize("level", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
 def test_noise_breaks_no_promise(level: float) -> None:
     rng = np.random.default_rng(193)
