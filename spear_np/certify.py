@@ -26,7 +26,7 @@ import numpy as np
 from .backend import to_host
 from .certificate import Certificate, Check
 from .disaggregate import MAX_BIAS_RESIDUAL, Disaggregation
-from .factorize import ZERO_SIGMAS, Factors
+from .factorize import ZERO_SIGMAS, Factors, expected_hidden
 from .reconstruct import Reconstruction
 from .result import Status
 from .theory import false_direction_probability
@@ -309,9 +309,9 @@ def false_probabilities(factors: Factors, directions: Array, redundancy: HostArr
     probabilities = []
     for units, rows in zip(to_host(factors.noise_units(directions)), redundancy, strict=True):
         values = units[units > ZERO_SIGMAS]
-        near = np.sum(values < 10 * ZERO_SIGMAS) / (9 * max(len(values), 1))
+        near = expected_hidden(units) / max(len(values), 1)
         # For a normal distribution of median magnitude μ, P(|u| < 6) ≈ 0.538 · 6 / μ.
-        chance = max(0.538 * ZERO_SIGMAS / float(np.median(values)), float(near)) if len(values) else 1.0
+        chance = max(0.538 * ZERO_SIGMAS / float(np.median(values)), near) if len(values) else 1.0
         probabilities.append(false_direction_probability(len(units), int(rows), chance))
     return np.asarray(probabilities)
 

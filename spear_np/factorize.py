@@ -24,6 +24,8 @@ HostArray = np.ndarray[Any, Any]
 
 ZERO_SIGMAS = 6.0
 """An entry is zero if it is below this many standard deviations of its noise: the one definition of zero."""
+NEAR_NOISE = 10
+"""Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
 ROUNDING_SAFETY = 3.0
 """Rounding errors follow the size of the entries, so a direction that sees the large ones sees more noise than
 the average residual tells; measured factors stay below 3 on images."""
@@ -403,6 +405,15 @@ def _row_noise(
     floor = max(ARITHMETIC, coherent) * row_norm
     tiny = float(np.finfo(np.float64).tiny)
     return xp.maximum(xp.maximum(noise, floor), xp.full_like(noise, tiny))
+
+
+def expected_hidden(units: HostArray) -> float:
+    """How many non-zero gradients of a column, `units` (ℓ,) in noise units, the zero test is expected to hide.
+
+    Near zero their density is even: as many in each interval as are seen, on average, in those just above the test.
+    """
+    seen = np.sum((units > ZERO_SIGMAS) & (units < NEAR_NOISE * ZERO_SIGMAS))
+    return float(seen) / (NEAR_NOISE - 1)
 
 
 def expand(factors: Factors, live_mask: Array) -> Array:

@@ -17,7 +17,7 @@ from scipy.optimize import linprog
 
 from .backend import to_host
 from .disaggregate import bias_direction
-from .factorize import ZERO_SIGMAS, Factors
+from .factorize import ZERO_SIGMAS, Factors, expected_hidden
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -28,8 +28,6 @@ MAX_WORK = 2e7
 """Entries of all linear programs together: beyond (tens of seconds) the last directions get no bound."""
 SIGN_SLACK = 1e-6
 """Relative slack on the signs: rounding of the forward pass."""
-NEAR_NOISE = 10
-"""Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
 MAX_HIDDEN = 0.2
 """Gradients expected to be hidden in the noise from which a unit without gradient is not known to be off."""
 EVIDENCE = 20
@@ -107,8 +105,7 @@ def _told(units: HostArray, *, ceiling: bool) -> HostArray:
     has no `ceiling` where it leaves none either.
     """
     on: HostArray = units > ZERO_SIGMAS
-    hidden = np.sum(on & (units < NEAR_NOISE * ZERO_SIGMAS)) / (NEAR_NOISE - 1)
-    return on if ceiling or hidden > MAX_HIDDEN else np.ones_like(on)
+    return on if ceiling or expected_hidden(units) > MAX_HIDDEN else np.ones_like(on)
 
 
 def _pattern_bits(units: int, dimensions: int) -> float:
