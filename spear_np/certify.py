@@ -102,7 +102,9 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     off = _signs(factors, batch, np.full(k, tolerance)).off
     # The dual vectors of the directions, in U-coordinates, are the inputs.
     unique = uniqueness(factors, batch.directions, batch.dual / factors.S, off)
-    bound = _error_bound(factors, choice, batch, unique)
+    bound = noise_bound(
+        factors, batch.recovery, to_host(batch.input_max), to_host(choice.scale_variance), unique
+    )
     signs = _signs(factors, batch, np.clip(bound, tolerance, ROW_TOLERANCE * batch.data_range))
     with_weight = factors.signs_known
     false = false_probabilities(factors, batch.directions, unique.redundancy)
@@ -331,19 +333,28 @@ def _gap(units: Array, active: Array, zero: Array) -> float:
     return float(np.quantile(values, 0.01)) / max(1.0, float(np.max(to_host(zero))))
 
 
-def _error_bound(
-    factors: Factors, choice: Disaggregation, batch: Reconstruction, unique: Uniqueness
+def noise_bound(
+    factors: Factors, recovery: Array, input_max: HostArray, scale_variance: HostArray, unique: Uniqueness
 ) -> HostArray:
     """(k,): six standard deviations of the largest error of each input, in units of the inputs.
 
     First order: ``δX = -E X + R N`` with E the mixing of directions by the noise of their zero rows, which also
     shifts the scales by its row sums, and R N the noise of weight_grad seen through the recovery matrix.
+
+    Parameters
+    ----------
+    recovery : (k, m)
+        Inputs are recovery · weight_grad.
+    input_max, scale_variance : (k,)
+        Largest absolute entry of each input, relative variance of its scale.
+    unique : Uniqueness
+        Of the directions (k, b), asked about the inputs.
     """
-    largest = to_host(batch.input_max) ** 2
+    largest = input_max**2
     with np.errstate(invalid="ignore", over="ignore"):
         mixing = np.where(np.eye(len(largest), dtype=bool), 0.0, unique.mixing)  # its own share is its scale
         mixed = mixing @ largest + mixing.sum(axis=1) * largest
-    scale = to_host(choice.scale_variance) * largest
-    direct = to_host(factors.xp.sum((batch.recovery * factors.noise[None, :]) ** 2, axis=1))
+    scale = scale_variance * largest
+    direct = to_host(factors.xp.sum((recovery * factors.noise[None, :]) ** 2, axis=1))
     bound: HostArray = np.nan_to_num(ZERO_SIGMAS * np.sqrt(mixed + scale + direct), nan=math.inf)
     return bound

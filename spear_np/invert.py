@@ -47,6 +47,8 @@ REDRAWN = 20
 """How often each submatrix of a small layer is drawn on average before the search gives up."""
 GIVE_UP_AFTER = 100
 """Rounds after which a complete choice that is not certified will not be bettered: the zeros do not determine it."""
+MAX_CHANCE = 0.1
+"""Probability of a direction by chance up to which a partial answer relies on it."""
 FORGET_AFTER = 6
 """Complete choices that failed, after which all directions that contradict the layer are forgotten."""
 
@@ -316,7 +318,7 @@ def _round(
                 verdict = certify(factors, choice, reconstruct(factors, choice))
         if verdict is None or not verdict.complete:
             failures += 1
-            pool = _reconsider(factors, pool, latest, forget=failures % FORGET_AFTER == 0)
+            pool = _reconsider(factors, pool, latest, rng, forget=failures % FORGET_AFTER == 0)
     else:
         latest = None
     since_better = 0 if choice is None or choice is not state.choice else state.since_better + 1
@@ -360,16 +362,25 @@ def _exhausted(factors: Factors, state: _State) -> str | None:
     return None
 
 
-def _reconsider(factors: Factors, pool: Pool, latest: Disaggregation, *, forget: bool) -> Pool:
-    """Lower the rank of the worst direction of a choice that failed; at times forget all that contradict the layer.
+def _reconsider(
+    factors: Factors, pool: Pool, latest: Disaggregation, rng: np.random.Generator, *, forget: bool
+) -> Pool:
+    """Lower the rank of the worst direction of a choice that failed; at times forget those that contradict the layer.
 
-    Without it a search can hang on one wrong combination that outranks the directions it is made of.
+    Without it a search can hang on one wrong combination that outranks the directions it is made of. One wrong
+    direction makes others contradict the layer: those that nothing else speaks against stay, unless there are no others.
     """
     if latest.agreement is None:
         return pool
-    if forget:
-        return pool.without(contradicting(latest, pool))
-    return pool.blame(doubtful(factors, latest, pool))
+    if not forget:
+        return pool.blame(doubtful(factors, latest, pool))
+    suspect = np.zeros(len(pool.q), dtype=bool)
+    suspect[contradicting(latest, pool)] = True
+    outside = np.ones_like(suspect)
+    outside[list(pool.basis)] = False
+    if np.any(suspect & ~pool.possible):
+        return pool.without((suspect | outside) & ~pool.possible)
+    return pool.without(outside | (suspect & (rng.random(len(suspect)) < 0.5)))
 
 
 def _absorb(
@@ -407,34 +418,51 @@ def _beats(challenger: Disaggregation, champion: Disaggregation) -> bool:
 
 
 def _hand_out(factors: Factors, state: _State, ended: str | None, run: _Run) -> Inversion:
-    """Return the inputs that are vouched for, of a complete choice or of the directions found."""
+    """Return the inputs that are vouched for, of a complete choice or of the directions found, whichever are more."""
     run.report(
         "verify", batch_size=factors.batch_size, found=len(state.pool.basis), proposals=state.proposals
     )
-    figures: dict[str, Any] = {"proposals": state.proposals, "history": state.history}
+    chosen = _sound(factors, state, ended, run)
+    if chosen is not None and chosen.found == factors.batch_size:
+        return chosen
+    if factors.batch_size < (factors.spectrum.rank or 0):
+        reason = (
+            f"no complete batch of {factors.batch_size} was found, and weight_grad holds {factors.spectrum.rank} inputs: "
+            "nothing bounds what the others add"
+        )
+        return run.inversion(Status.FAILED, reason, factors.batch_size, **_search_figures(state))
+    partial = _partial(factors, state, ended or "", run)
+    return partial if chosen is None or partial.found > chosen.found else chosen
+
+
+def _sound(factors: Factors, state: _State, ended: str | None, run: _Run) -> Inversion | None:
+    """The inputs of the best complete choice that pass the checks of their own; None without any."""
     verdict, choice = state.verdict, state.choice
     if verdict is None or choice is None or not np.any(verdict.sound):
-        return _partial(factors, state, ended or "", run, figures)
+        return None
     batch = reconstruct(factors, choice)
     keep = np.flatnonzero(verdict.sound)
     certificate = verdict.certificate
     if len(keep) < factors.batch_size and factors.signs_known:
         keep, certificate = _rebounded(factors, choice, keep, certificate)
         if not len(keep):
-            return _partial(factors, state, ended or "", run, figures)
+            return None
     rows = run.device.integers(keep)
     xp = factors.xp
-    reason = verdict.reason if ended is None or verdict.complete else f"{ended}: {verdict.reason}"
     return run.inversion(
         verdict.status,
-        reason,
+        verdict.reason if ended is None or verdict.complete else f"{ended}: {verdict.reason}",
         factors.batch_size,
         found=len(keep),
         output_grad=xp.take(batch.output_grad, rows, axis=1),
         recovery=xp.take(batch.recovery, rows, axis=0),
         certificate=certificate.only(keep.tolist()),
-        **figures,
+        **_search_figures(state),
     )
+
+
+def _search_figures(state: _State) -> dict[str, Any]:
+    return {"proposals": state.proposals, "history": state.history}
 
 
 def _rebounded(
@@ -454,14 +482,16 @@ def _rebounded(
     return keep[bounded.which], replace(certificate, error_bound=tuple(bound))
 
 
-def _partial(factors: Factors, state: _State, ended: str, run: _Run, figures: dict[str, Any]) -> Inversion:
+def _partial(factors: Factors, state: _State, ended: str, run: _Run) -> Inversion:
     """Bound the inputs of the directions found so far by the signs of the layer, as far as that goes."""
     xp, b = factors.xp, factors.batch_size
+    figures = _search_figures(state)
     q = factors.device.float64(state.fullest.q[state.fullest.solid])
     reason = f"{ended}: {q.shape[0]} of {b} directions found"
     if 0 < q.shape[0] < b:
         unique = uniqueness(factors, q, q, expand(factors, factors.zeros(q)))
-        sound = np.flatnonzero(unique.unique & (unique.redundancy >= 1))
+        false = false_probabilities(factors, q, unique.redundancy)
+        sound = np.flatnonzero(unique.unique & (unique.redundancy >= 1) & (false <= MAX_CHANCE))
         q = xp.take(q, factors.device.integers(sound), axis=0)
         bounded = partial_inputs(factors, q)
         if len(bounded.which):
@@ -475,9 +505,7 @@ def _partial(factors: Factors, state: _State, ended: str, run: _Run, figures: di
                 zero_count=tuple(int(c) for c in zeros),
                 redundancy=tuple(int(r) for r in unique.redundancy[sound][bounded.which]),
                 sign_agreement=(1.0,) * len(bounded.which),
-                false_probability=tuple(
-                    float(p) for p in false_probabilities(factors, q, unique.redundancy[sound][bounded.which])
-                ),
+                false_probability=tuple(float(p) for p in false[sound][bounded.which]),
                 error_bound=tuple(float(e) for e in bounded.error_bound),
                 caveats=(
                     "the batch is incomplete: bounds rest on the signs of the layer, or on the others being faint",

@@ -2,11 +2,10 @@
 
 Two ways, and for each input the one with the smaller bound:
 
-- *Weak rest.* With D_f the known columns, weight_grad = D_f X_f + M, M what the others add. Least squares gives
-  ``X̂ = D_f⁺ weight_grad = X_f + D_f⁺ M``. If the others are faint, as examples that a trained network is sure of, M
-  is small. What is seen of it is the residual ``(1 - D_f D_f⁺) M``; columns in general position hide no more than a
-  modest share of themselves in the span of D_f, for which `HIDDEN_SHARE` allows. Tried where two thirds of the
-  directions are known.
+- *Weak rest.* With D_f the known columns, weight_grad = D_f X_f + M, M what the others add: small if they are faint,
+  as examples that a trained network is sure of. Least squares gives ``X̂ = D_f⁺ weight_grad = X_f + D_f⁺ M``. What is
+  seen of M is the residual ``(1 - D_f D_f⁺) M``; columns in general position hide no more than a modest share of
+  themselves in the span of D_f, for which `HIDDEN_SHARE` allows. Tried where two thirds of the directions are known.
 - *Signs.* The polytope of `polytope.bound_inputs`, whatever the others add.
 """
 
@@ -16,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from .backend import to_host
-from .factorize import Factors
+from .backend import scatter_columns, to_host
+from .certify import noise_bound
+from .factorize import Factors, expand
 from .polytope import PartialInputs, bound_inputs
-from .reconstruct import least_squares_inputs
+from .uniqueness import uniqueness
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
 
 HIDDEN_SHARE = 4.0
 """How many times larger than the residual the gradients of unknown inputs may be."""
-LARGEST_BOUND = 0.1
+LARGEST_BOUND = 0.3
 """Bound, as a share of the largest entry of an input, up to which the others count as weak."""
 LARGEST_LEVERAGE = 0.8
 """Leverage of a row in the fit by the known columns from which it decides the fit alone."""
@@ -42,13 +42,25 @@ def partial_inputs(factors: Factors, q: Array) -> PartialInputs:
     Needs bias_grad, which scales them, and W, whose signs they must have.
     """
     by_signs = bound_inputs(factors, q)
-    estimate, bound = _weak_rest(factors, q)
-    coordinates, best = estimate, bound.copy()
+    coordinates, best = _weak_rest(factors, q)
     for row, which in enumerate(by_signs.which):
         if not by_signs.error_bound[row] >= best[which]:
             coordinates[which], best[which] = by_signs.coordinates[row], by_signs.error_bound[row]
     known = np.flatnonzero(np.isfinite(best))
+    if len(known):
+        best += _noise_bound(factors, q, factors.device.float64(coordinates))
+        known = known[np.isfinite(best[known])]
     return PartialInputs(known, coordinates[known], best[known])
+
+
+def _noise_bound(factors: Factors, q: Array, coordinates: Array) -> HostArray:
+    """(f,): what the noise of the known directions does to the inputs at `coordinates` (f, b) in V."""
+    unique = uniqueness(factors, q, coordinates / factors.S, expand(factors, factors.zeros(q)))
+    recovery = coordinates @ factors.to_basis.T
+    largest = factors.device.zeros(q.shape[0])
+    for _, (block,) in factors.gradients.blocks("weight_grad", device=factors.device):
+        largest = factors.xp.maximum(largest, factors.xp.max(factors.xp.abs(recovery @ block), axis=1))
+    return noise_bound(factors, recovery, to_host(largest), np.zeros(q.shape[0]), unique)
 
 
 def _weak_rest(factors: Factors, q: Array) -> tuple[HostArray, HostArray]:
@@ -57,17 +69,12 @@ def _weak_rest(factors: Factors, q: Array) -> tuple[HostArray, HostArray]:
     coordinates, nothing = np.zeros(q.shape), np.full(f, np.inf)
     if factors.bias_grad is None or factors.layer is None or f < 2 * (factors.batch_size - f):
         return coordinates, nothing
-    columns = factors.columns(q)
-    recovery = least_squares_inputs(factors, columns)
-    scale = recovery @ factors.bias_grad
-    if not bool(xp.all(xp.abs(scale) > 0)):
+    fit = _fit(factors, factors.columns(q))
+    if fit is None:
         return coordinates, nothing
-    recovery, columns = recovery / scale[:, None], columns * scale[None, :]
+    columns, recovery, leverage = fit
     # A row that decides a fit leaves no residual, however much the others add to it: what it would leave if it were not
-    # fitted counts, and where there is such a row nothing is known of the others.
-    leverage = xp.sum(columns * recovery.T, axis=1)
-    if float(xp.max(leverage)) > LARGEST_LEVERAGE:
-        return coordinates, nothing
+    # fitted counts.
     reach = xp.abs(recovery) / (1 - leverage)[None, :]
     largest, rest = factors.device.zeros(f), factors.device.zeros(f)
     for _, (block,) in factors.gradients.blocks("weight_grad", device=factors.device):
@@ -85,6 +92,25 @@ def _weak_rest(factors: Factors, q: Array) -> tuple[HostArray, HostArray]:
     return to_host(dual).copy(), np.where(weak, bound, np.inf)
 
 
+def _fit(factors: Factors, columns: Array) -> tuple[Array, Array, Array] | None:
+    """Scaled known columns (m, f), recovery (f, m) and leverages (m,) of a fit of weight_grad by `columns` alone.
+
+    All live rows weigh the same: what the others add is no smaller where the noise is. None if single rows decide it.
+    """
+    xp, live, m = factors.xp, factors.live, factors.noise.shape[0]
+    Q, R = xp.linalg.qr(xp.take(columns, live, axis=0))
+    leverage = xp.sum(Q**2, axis=1)
+    recovery = xp.linalg.solve(R, Q.T)
+    scale = recovery @ xp.take(factors.bias_grad, live)
+    if float(xp.max(leverage)) > LARGEST_LEVERAGE or not bool(xp.all(xp.abs(scale) > 0)):
+        return None
+    return (
+        columns * scale[None, :],
+        scatter_columns(recovery / scale[:, None], live, m),
+        scatter_columns(leverage[None, :], live, m)[0, :],
+    )
+
+
 def _own_share(factors: Factors, q: Array, columns: Array, dual: Array) -> HostArray:
     """(f,): least share of its energy that a column in the span of the rest has on the units that each input leaves off.
 
@@ -92,7 +118,7 @@ def _own_share(factors: Factors, q: Array, columns: Array, dual: Array) -> HostA
     two inputs with the same pattern, which least squares takes for their mean, is as faint as a faint input.
     """
     xp, (f, b) = factors.xp, q.shape
-    rest = (factors.coordinates - columns @ dual) / factors.noise[:, None]
+    rest = factors.coordinates - columns @ dual
     left = xp.linalg.svd(xp.take(rest, factors.live, axis=0), full_matrices=False)[0][:, : b - f]
     off = xp.astype(factors.zeros(q), xp.float64)
     within = left[None, :, :] * off[:, :, None]

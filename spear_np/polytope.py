@@ -30,6 +30,9 @@ SIGN_SLACK = 1e-6
 """Relative slack on the signs: rounding of the forward pass."""
 MAX_HIDDEN = 0.2
 """Gradients expected to be hidden in the noise from which a unit without gradient is not known to be off."""
+SURELY_ON = 2
+"""Multiple of the zero test from which a unit is on: a trace of an unknown input that no zero row showed adds less than
+the test to the others."""
 EVIDENCE = 20
 """Bits by which a pattern must be longer than what tells apart the patterns that the layer can produce in the space of
 the unknown inputs: a pattern of no input fits one of them with a probability of 2^-EVIDENCE."""
@@ -100,12 +103,12 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
 def _told(units: HostArray, *, ceiling: bool) -> HostArray:
     """(ℓ,) bool: units whose state the gradient tells, from its size in noise `units` (ℓ,).
 
-    A gradient that stands out of the noise tells that its unit is on. That a unit without one is off can only be said
-    if no gradient is expected to be hidden in the noise, where near zero their density is even, and if the activation
-    has no `ceiling` where it leaves none either.
+    A gradient that stands well out of the noise tells that its unit is on. That a unit without one is off can only be
+    said if no gradient is expected to be hidden in the noise, where near zero their density is even, and if the
+    activation has no `ceiling` where it leaves none either.
     """
-    on: HostArray = units > ZERO_SIGMAS
-    return on if ceiling or expected_hidden(units) > MAX_HIDDEN else np.ones_like(on)
+    on: HostArray = units > SURELY_ON * ZERO_SIGMAS
+    return on if ceiling or expected_hidden(units) > MAX_HIDDEN else on | (units <= ZERO_SIGMAS)
 
 
 def _pattern_bits(units: int, dimensions: int) -> float:

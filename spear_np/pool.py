@@ -20,6 +20,8 @@ MUCH, LITTLE = 0.2, 0.05
 """Shares of the missing directions: a round that finds more needs less effort, one that finds less needs more."""
 LONE = 0.5
 """What it costs a direction to rest on a single row, in shares of the rows."""
+POSSIBLE = 0.5
+"""What a pattern that an input can produce is worth: more than the zeros of faint gradients that noise hides."""
 PENALTY = 0.05
 """What one failed check costs, in shares of the rows."""
 
@@ -139,11 +141,15 @@ class Pool:
         return covered(q, zero_count, self.q[chosen], self.zero_count[chosen], self.angle[chosen])
 
     @property
+    def possible(self) -> HostArray:
+        """(p,) bool: directions that nothing of their own speaks against: not the layer, no lone row."""
+        possible: HostArray = (self.agreement >= SURE) & ~self.lone
+        return possible
+
+    @property
     def solid(self) -> list[int]:
-        """Members of the basis that nothing speaks against: not the layer, no failed check, no lone row."""
-        return [
-            i for i in self.basis if self.agreement[i] >= SURE and not self.penalty[i] and not self.lone[i]
-        ]
+        """Members of the basis that nothing speaks against, no failed check of a whole choice either."""
+        return [i for i in self.basis if self.possible[i] and not self.penalty[i]]
 
     def with_basis(self, basis: tuple[int, ...]) -> Pool:
         """Return the same candidates with another choice of basis."""
@@ -155,11 +161,10 @@ class Pool:
         penalty[indices] += 1
         return replace(self, penalty=penalty)._rebuilt()
 
-    def without(self, indices: list[int]) -> Pool:
-        """Forget the candidates `indices` and every candidate outside the basis, and all blame."""
-        kept = [index for index in self.basis if index not in set(indices)]
-        pool = self._taken(np.asarray(kept, dtype=np.int64))
-        return replace(pool, penalty=np.zeros(len(kept), dtype=np.int64))._rebuilt()
+    def without(self, forgotten: HostArray) -> Pool:
+        """Forget the candidates where `forgotten` (p,) bool, and all blame."""
+        pool = self._taken(np.flatnonzero(~forgotten))
+        return replace(pool, penalty=np.zeros_like(pool.penalty))._rebuilt()
 
     def _taken(self, kept: HostArray) -> Pool:
         """Only the candidates `kept`, without a basis."""
@@ -169,7 +174,7 @@ class Pool:
     def _rebuilt(self) -> Pool:
         """Choose the basis anew and forget the least sparse candidates beyond the number kept."""
         # Zeros and agreement with the layer weigh alike; above `SURE` a pattern counts as possible.
-        agreement = np.where(self.agreement >= SURE, 1.0, self.agreement)
+        agreement = np.where(self.agreement >= SURE, 1.0 + POSSIBLE, self.agreement)
         merit = (
             self.zero_count / self.zero_mask.shape[1] + agreement - PENALTY * self.penalty - LONE * self.lone
         )

@@ -7,6 +7,7 @@ row is then indispensable to the rank of its zero rows, with leverage one among 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,12 @@ HostArray = np.ndarray[Any, Any]
 
 NUMERICALLY_NOTHING = 1e-12
 """Eigenvalue of a Gram matrix of orthonormal columns that float64 cannot tell from zero, with some margin."""
+GRAM_ERROR = 1e-15
+"""Error of a leverage computed from the inverse of a Gram matrix, in units of the norm of that inverse."""
+SVD_ERROR = 1e-14
+"""Singular value, relative to the largest, that float64 cannot tell from zero, with some margin."""
+UNSEEN = 1e-12
+"""Squared share of an input, relative to all of it, that does not count as reached by an open direction."""
 OPEN_ENERGY = 4.0
 """Mean square of the products of a direction with many rows, in noise units, that does not stand out of the noise."""
 BLOCK_NUMBERS = 8_000_000
@@ -69,80 +76,151 @@ def uniqueness(factors: Factors, directions: Array, inputs: Array, off: Array) -
     return Uniqueness(np.concatenate(unique), np.concatenate(redundancy), np.concatenate(mixing, axis=0).T)
 
 
+@dataclass(frozen=True)
+class _Response:
+    """How k directions answer to their zero rows, in the coordinates y = q / S, where noise is the same all round.
+
+    Shapes: r rows, of which each direction uses some, p inputs.
+    """
+
+    leverage: Array
+    """(k, r): of each row among those used."""
+    left: Array
+    """(k, r): mean square, in noise units, with which the other rows resist the direction that this row holds."""
+    pulled: Array
+    """(k, r, b): that direction."""
+    unique: Array
+    """(k,) bool."""
+    mixing: Array
+    """(k, p): variance of the inputs' shares for a unit of noise."""
+    unbounded: Array
+    """(k, p): squared part of the inputs that no row holds."""
+    certain: Array
+    """(k,) bool: whether rounding cannot have changed what counts as held, and by how many rows."""
+
+
 def _uniqueness_block(
     factors: Factors, q: Array, inputs: Array, off: Array
 ) -> tuple[HostArray, HostArray, HostArray]:
     """For directions `q` (k, b) with zero rows `off` (k, ℓ): unique (k,), redundancy (k,), mixing (k, b)."""
     xp = factors.xp
+    answers = _concluded(factors, q, inputs, off, _by_gram)
+    doubtful = np.flatnonzero(~to_host(answers[3]))
+    unique, redundancy, mixing = (to_host(answer) for answer in answers[:3])
+    if len(doubtful):
+        again = factors.device.integers(doubtful)
+        answers = _concluded(factors, xp.take(q, again, axis=0), inputs, xp.take(off, again, axis=0), _by_svd)
+        unique[doubtful], redundancy[doubtful], mixing[doubtful] = (to_host(answer) for answer in answers[:3])
+    return unique, redundancy, mixing
+
+
+def _concluded(
+    factors: Factors, q: Array, inputs: Array, off: Array, respond: Callable[..., _Response]
+) -> tuple[Array, Array, Array, Array]:
+    """Unique (k,), redundancy (k,), mixing (k, p) and certain (k,) as `respond` computes them."""
+    xp = factors.xp
     count = xp.sum(xp.astype(off, xp.int64), axis=1)
-    most = max(1, int(xp.max(count)))
+    most = max(q.shape[1], int(xp.max(count)))
     order = xp.argsort(xp.astype(~off, xp.int8), axis=1, stable=True)[:, :most]
     used = xp.arange(most, device=factors.device.handle)[None, :] < count[:, None]
-    count = xp.astype(xp.maximum(count, xp.ones_like(count)), xp.float64)
     rows = gather(xp, factors.U, order) * xp.astype(used, xp.float64)[:, :, None]
-    H = xp.matrix_transpose(rows) @ rows
-    # Lift the null direction itself, so that what remains is the complement.
-    unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True)
-    project = factors.device.eye(q.shape[1])[None, :, :] - unit[:, :, None] * unit[:, None, :]
-    H = project @ H @ project + unit[:, :, None] * unit[:, None, :]
-    inverse, open_space = _inverse_and_open(factors, H, count)
-    unique = ~xp.any(xp.any(open_space != 0, axis=2), axis=1)
-    pulled = rows @ inverse  # (k, most, b): H⁻¹ u_j, what row j alone could turn
-    leverage = xp.clip(xp.sum(pulled * rows, axis=2), 0.0, 1.0)
-    dispensable = (leverage < 0.5) | ~used
+    count = xp.maximum(count, xp.ones_like(count))
+    noise_energy = OPEN_ENERGY * xp.astype(count, xp.float64)
+    response = respond(factors, q, rows, noise_energy, inputs)
+    dispensable = (response.leverage < 0.5) | ~used | (response.left > noise_energy[:, None])
     spared = xp.all(dispensable, axis=1)
-    if not bool(xp.all(spared)):
-        left = (
-            leverage
-            * (1 - leverage)
-            / xp.maximum(xp.sum((pulled / factors.S) ** 2, axis=2), xp.full_like(leverage, 1e-300))
-        )
-        shared = leverage < 1 - math.sqrt(NUMERICALLY_NOTHING)
-        dispensable = dispensable | (shared & (left > 4 * count[:, None]))
-        spared = xp.all(dispensable, axis=1)
-    ordered = xp.flip(xp.sort(leverage, axis=1), axis=1)
+    ordered = xp.flip(xp.sort(response.leverage, axis=1), axis=1)
     # Removing rows cannot lower the rank while their leverages sum to less than one.
     removable = xp.sum(xp.astype(xp.cumulative_sum(ordered, axis=1) < 1.0, xp.int64), axis=1)
-    removable = xp.minimum(removable, xp.astype(count, xp.int64) - 1)
+    removable = xp.minimum(removable, count - 1)
     redundancy = xp.where(spared, xp.maximum(removable, xp.ones_like(removable)), xp.zeros_like(removable))
-    redundancy = xp.where(unique, redundancy, xp.zeros_like(redundancy))
+    redundancy = xp.where(response.unique, redundancy, xp.zeros_like(redundancy))
     # Directions the zero rows leave open: what reaches an input through them is unbounded, the rest is not.
-    mixing = xp.sum((inputs @ inverse) * inputs, axis=2)
-    unbounded = xp.sum((inputs @ open_space) ** 2, axis=2)
+    unbounded = response.unbounded
     if not bool(xp.all(spared)):
         # What a single row holds in place may be a combination that annuls it by design: no bound through it.
-        turned = xp.where(dispensable[:, :, None], xp.zeros_like(pulled), pulled)
+        turned = xp.where(dispensable[:, :, None], xp.zeros_like(response.pulled), response.pulled)
         length = xp.linalg.vector_norm(turned, axis=2, keepdims=True)
         turned = turned / xp.where(length > 0, length, xp.ones_like(length))
-        unbounded = unbounded + xp.max((turned @ inputs.T) ** 2, axis=1)
-    mixing = mixing * (factors.noise_norm(q) ** 2)[:, None]
-    mixing = xp.where(unbounded > 1e-12 * xp.sum(inputs**2, axis=1)[None, :], math.inf, mixing)
-    return to_host(unique), to_host(redundancy), to_host(mixing)
+        seen = inputs * factors.S
+        unbounded = unbounded + xp.max((turned @ seen.T) ** 2, axis=1)
+    mixing = response.mixing * (factors.noise_norm(q) ** 2)[:, None]
+    size = xp.sum((inputs * factors.S) ** 2, axis=1)[None, :]
+    mixing = xp.where(unbounded > UNSEEN * size, math.inf, mixing)
+    return response.unique, redundancy, mixing, response.certain
 
 
-def _inverse_and_open(factors: Factors, H: Array, count: Array) -> tuple[Array, Array]:
-    """For Gram matrices `H` (k, b, b) of `count` (k,) rows: pseudo-inverses, and what the rows leave open.
+def _by_gram(factors: Factors, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:
+    """From the inverse of the Gram matrices of `rows` (k, r, b): fast, but blind below the root of the rounding."""
+    xp = factors.xp
+    unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True)
+    # Lift the null direction itself, so that what remains is the complement.
+    own = unit[:, :, None] * unit[:, None, :]
+    project = factors.device.eye(q.shape[1])[None, :, :] - own
+    H = project @ (xp.matrix_transpose(rows) @ rows) @ project + own
+    inverse = solve_or_nan(xp, H, xp.broadcast_to(factors.device.eye(H.shape[1])[None, :, :], H.shape))
+    size = xp.linalg.vector_norm(inverse, axis=(1, 2))
+    # ‖H⁻¹‖ bounds the least eigenvalue from below: nothing can be open where it is far above every noise.
+    floor = noise_energy / xp.min(factors.S) ** 2
+    clear = size * xp.maximum(floor, xp.full_like(floor, NUMERICALLY_NOTHING)) < 0.5
+    inverse = xp.where(clear[:, None, None], inverse, xp.zeros_like(inverse))
+    pulled = rows @ inverse  # H⁻¹ u_j, what row j alone could turn
+    leverage = xp.clip(xp.sum(pulled * rows, axis=2), 0.0, 1.0)
+    pulled = pulled / factors.S
+    strength = leverage / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(leverage, 1e-300))
+    left, error = strength * (1 - leverage), (GRAM_ERROR * size)[:, None]
+    known = 1 - leverage > 100 * error
+    sure = (leverage < 0.5) | known | (left + 100 * strength * error < noise_energy[:, None])
+    mixing = xp.sum((inputs @ inverse) * inputs, axis=2)
+    return _Response(
+        leverage=leverage,
+        left=xp.where(known, left, xp.zeros_like(left)),
+        pulled=pulled,
+        unique=clear,
+        mixing=mixing,
+        unbounded=xp.zeros_like(mixing),
+        certain=clear & xp.all(sure, axis=1),
+    )
 
-    Noise alone would give a direction v the energy ``count · ‖v/S‖²``; rounding of the products gives it an energy
-    near eps. Eigenvectors with no more than that are open: they are left out of the pseudo-inverse and are the
-    non-zero columns of the second answer (k, b, b).
+
+def _by_svd(factors: Factors, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:
+    """From the singular values of `rows` (k, r ≥ b, b) in noise units: nothing is squared before it is known.
+
+    Noise alone would give a direction the mean square one over the rows; rounding gives it an energy near that of
+    the largest times the unit roundoff. Singular vectors with no more than that are open.
     """
     xp = factors.xp
-    inverse = solve_or_nan(xp, H, xp.broadcast_to(factors.device.eye(H.shape[1])[None, :, :], H.shape))
-    floor = xp.maximum(OPEN_ENERGY * count / xp.min(factors.S) ** 2, xp.full_like(count, NUMERICALLY_NOTHING))
-    # ‖H⁻¹‖ bounds the least eigenvalue from below: nothing can be open where it is far above every noise.
-    clear = xp.linalg.vector_norm(inverse, axis=(1, 2)) * floor < 0.5
-    open_space = xp.zeros_like(H)
-    if bool(xp.all(clear)):
-        return inverse, open_space
-    values, vectors = xp.linalg.eigh(H)
-    values = xp.maximum(values, xp.full_like(values, 1e-30))
-    noise = xp.sum((vectors / factors.S[None, :, None]) ** 2, axis=1) * count[:, None]
-    open_ = values <= xp.maximum(OPEN_ENERGY * noise, xp.full_like(noise, NUMERICALLY_NOTHING))
-    kept = xp.where(open_, xp.zeros_like(values), 1 / values)
-    return (
-        (vectors * kept[:, None, :]) @ xp.matrix_transpose(vectors),
-        vectors * xp.astype(open_, xp.float64)[:, None, :],
+    y = q / factors.S
+    # A reflection takes y to the first axis: the other axes are its complement.
+    mirror = y / xp.linalg.vector_norm(y, axis=1, keepdims=True)
+    first = mirror[:, :1]
+    mirror = xp.concat(
+        [first + xp.where(first < 0, -xp.ones_like(first), xp.ones_like(first)), mirror[:, 1:]], axis=1
+    )
+    mirror = mirror / xp.linalg.vector_norm(mirror, axis=1, keepdims=True)
+    complement = factors.device.eye(q.shape[1])[None, :, 1:] - 2 * mirror[:, :, None] * mirror[:, None, 1:]
+    left, values, right = xp.linalg.svd((rows * factors.S) @ complement, full_matrices=False)
+    floor = xp.maximum(xp.sqrt(noise_energy), SVD_ERROR * values[:, 0])[:, None]
+    open_ = values <= floor
+    held = xp.astype(~open_, xp.float64)
+    inverse = held / xp.where(open_, xp.ones_like(values), values)
+    left = left * held[:, None, :]
+    hat = left @ xp.matrix_transpose(left)
+    leverage = xp.linalg.diagonal(hat)
+    own = factors.device.eye(hat.shape[1])[None, :, :]
+    pulled = (left * inverse[:, None, :]) @ right
+    strength = 1 / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(leverage, 1e-300))
+    others = xp.sum((hat * (1 - own)) ** 2, axis=2) * strength
+    seen = inputs * factors.S
+    shares = (seen[None, :, :] @ complement) @ xp.matrix_transpose(right)
+    return _Response(
+        leverage=leverage,
+        left=xp.where(others > floor**2, others, xp.zeros_like(others)),
+        pulled=pulled @ xp.matrix_transpose(complement),
+        unique=~xp.any(open_, axis=1),
+        mixing=xp.sum((shares * inverse[:, None, :]) ** 2, axis=2),
+        unbounded=xp.sum((shares * (1 - held)[:, None, :]) ** 2, axis=2),
+        certain=xp.ones_like(open_[:, 0]),
     )
 
 

@@ -238,7 +238,7 @@ class TestBlame:
 
     def test_what_is_forgotten_is_gone_and_blame_with_it(self) -> None:
         pool = Pool.empty(B, LIVE).merge(candidates(np.eye(B), [20, 19, 18, 17])).blame([1])
-        left = pool.without([0])
+        left = pool.without(np.asarray([True, False, False, False]))
         assert as_lines(left.q) == as_lines(pool.q[1:])
         assert not left.penalty.any()
 
@@ -299,7 +299,7 @@ class TestLone:
             assert {
                 as_line(row): bool(mark) for row, mark in zip(changed.q, changed.lone, strict=True)
             } == wanted
-        left = pool.without([0])
+        left = pool.without(np.asarray([True, False, False, False]))
         assert len(left.q) == B - 1
         assert all(wanted[as_line(row)] == mark for row, mark in zip(left.q, left.lone, strict=True))
 
@@ -361,7 +361,7 @@ class TestRounds:
         pool = replace(Pool.empty(B, LIVE), stale=4, effort=3)
         for changed in (
             pool.merge(candidates(np.eye(B), [20, 19, 18, 17])),
-            pool.merge(candidates(np.eye(B), [20, 19, 18, 17])).blame([0]).without([1]),
+            pool.merge(candidates(np.eye(B), [20, 19, 18, 17])).blame([0]).without(np.arange(B) == 1),
             pool.with_basis(()),
         ):
             assert (changed.stale, changed.effort) == (4, 3)
