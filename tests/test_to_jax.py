@@ -62,7 +62,7 @@ class Nnx(nnx.Module):  # type: ignore[misc]
 
 def linen_case(dtype: Any = jnp.float32) -> tuple[Tree, Loss]:
     model = Linen(dtype)
-    params = model.init(jax.random.key(7), jnp.zeros((1, N)))
+    params = jax.jit(model.init)(jax.random.key(7), jnp.zeros((1, N)))
     return params, lambda params, x, y: cross_entropy(model.apply(params, x).astype(jnp.float32), y)
 
 
@@ -108,7 +108,9 @@ CASES = {
 
 
 def gradients_of(loss: Loss, params: Tree, x: Any, y: Any) -> Tree:
-    return nnx.grad(loss)(params, x, y) if isinstance(params, nnx.Module) else jax.grad(loss)(params, x, y)
+    if isinstance(params, nnx.Module):
+        return nnx.jit(nnx.grad(loss))(params, x, y)
+    return jax.jit(jax.grad(loss))(params, x, y)
 
 
 @pytest.mark.parametrize(("case", "names"), CASES.values(), ids=CASES.keys())
@@ -160,7 +162,7 @@ def test_one_step_of_sgd_gives_the_batch_away(case: Callable[[], Any], tmp_path:
 def test_narrow_numbers_stay_narrow(dtype: Any, tmp_path: Path) -> None:
     params, loss = linen_case(dtype)
     x, y = batch()
-    grads = jax.grad(loss)(params, x.astype(dtype), y)
+    grads = gradients_of(loss, params, x.astype(dtype), y)
     after = jax.tree.map(lambda p, g: p - (0.1 * g).astype(dtype), params, grads)
     with RoundWriter(tmp_path / "d.h5") as dump:
         dump.add("gradient", from_gradients(params, grads))
@@ -178,7 +180,7 @@ def test_clients_of_one_round_share_the_model(tmp_path: Path) -> None:
     params, loss = linen_case()
     with RoundWriter(tmp_path / "round.h5") as dump:
         for client in range(2):
-            grads = jax.grad(loss)(params, *batch(seed=client))
+            grads = gradients_of(loss, params, *batch(seed=client))
             dump.add(f"client-{client}", from_gradients(params, grads), client=client)
     with h5py.File(tmp_path / "round.h5") as file:
         one, two = (file[f"records/client-{client}/layers/Dense_0"] for client in range(2))
@@ -188,7 +190,7 @@ def test_clients_of_one_round_share_the_model(tmp_path: Path) -> None:
 
 def test_order_and_activations_can_be_told() -> None:
     params, loss = linen_case()
-    grads = jax.grad(loss)(params, *batch())
+    grads = gradients_of(loss, params, *batch())
     update = from_gradients(
         params, grads["params"], order=["Dense_1", "Dense_0"], activations={"Dense_0": "gelu"}
     )
@@ -214,8 +216,8 @@ def test_other_layers_are_skipped_with_their_reason(tmp_path: Path) -> None:
 
     model = Mixed()
     x, y = batch()
-    params = model.init(jax.random.key(7), x)
-    grads = jax.grad(lambda params: cross_entropy(model.apply(params, x), y))(params)
+    params = jax.jit(model.init)(jax.random.key(7), x)
+    grads = gradients_of(lambda params, x, y: cross_entropy(model.apply(params, x), y), params, x, y)
     update = from_gradients(params, grads)
     assert list(update.layers) == ["Dense_0", "Dense_1"]
     assert {name: reason.partition(":")[0] for name, reason in update.skipped.items()} == {
