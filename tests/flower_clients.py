@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
 from tests.networks import Floats, digit_batch
 
 B = 5
 IDS = (11, 22, 2**64 - 1)
+
+
+def pretend_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give this process what Flower's messages carry: the number of the run that they belong to."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 def network() -> Any:

@@ -30,10 +30,9 @@ from flwr.server import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg as FitAvg
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.task_identity import TaskIdentity
 
 from spear_io.adapters.to_flower import DumpFits, DumpUpdates, RecordingError
-from tests.flower_clients import IDS, B, Clients, client_batch, network, train
+from tests.flower_clients import IDS, B, Clients, client_batch, network, pretend_a_run, train
 
 RATE = 0.1
 LAYERS = ("0", "2", "4")
@@ -41,9 +40,7 @@ LAYERS = ("0", "2", "4")
 
 @pytest.fixture(autouse=True)
 def _in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's messages carry the number of the run that they belong to."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+    pretend_a_run(monkeypatch)
 
 
 def named() -> ArrayRecord:

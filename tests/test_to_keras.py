@@ -17,7 +17,6 @@ from tests.inverting import decibels, inverted
 from tests.networks import digit_batch
 
 ROOT = Path(__file__).parent.parent
-os.environ.setdefault("KERAS_BACKEND", "jax")
 BACKEND = os.environ["KERAS_BACKEND"]
 
 pytest.importorskip(BACKEND, reason=f"the backend of Keras is not installed: pip install {BACKEND}")
