@@ -27,7 +27,7 @@ except ImportError as error:
 import numpy as np
 
 from spear_io.dump import RecordInfo
-from spear_io.dump_writer import LayerArrays
+from spear_io.dump_writer import NO_INFO, LayerArrays
 
 from . import _round
 from ._arrays import Difference, Transposed, check_fit
@@ -95,8 +95,7 @@ def from_gradients(
     given = {id(variable): gradient for variable, gradient in zip(variables, gradients, strict=True)}
     parameters = {id(variable): variable.value for variable in variables}
     _check_shapes(variables, given)
-    info = RecordInfo()
-    return _update(model, given, parameters, info, activations, inputs)
+    return _update(model, given, parameters, NO_INFO, activations, inputs)
 
 
 def from_weights(

@@ -23,39 +23,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 try:
-    import torch
     from torch import nn
 except ImportError as error:
     msg = "PyTorch is not installed: pip install 'spear-np[torch]'"
     raise ImportError(msg) from error
 
 from spear_io.dump import RecordInfo
-from spear_io.dump_writer import NO_INFO, LayerArrays
+from spear_io.dump_writer import NO_INFO
 
 from . import _round
-from ._layers import activations_of, check_names
 from ._round import RecordingError
-from ._torch_observers import linear_layers, observed, owners_of, unusable
-from ._torch_tensors import DTYPES, rows_of, to_numpy
+from ._torch_observers import linear_layers, observed, owners_of
+from ._torch_updates import PRODUCER, Recorder, Tensors, update_of
 
 __all__ = ["Recorder", "RecordingError", "RoundWriter", "from_gradients", "from_weights", "record_gradients"]
-
-PRODUCER = f"torch {torch.__version__}"
-
-Tensors = Mapping[str, torch.Tensor]
-
-
-@dataclass
-class Recorder(_round.Update):
-    """What the layers of a model share; after `record_gradients`, filled when the block ends."""
-
-    producer: str = PRODUCER
-    to_numpy: Any = to_numpy
 
 
 class RoundWriter(_round.RoundWriter):
@@ -165,8 +150,8 @@ def from_gradients(
     """
     if parameters is None:
         parameters = {name: p.detach() for name, p in model.named_parameters()}
-    differences = {name: (gradient, None) for name, gradient in gradients.items()}
-    return _update(model, parameters, differences, NO_INFO, inputs, activations)
+    alone = {name: (gradient, None) for name, gradient in gradients.items()}
+    return update_of(model, parameters, alone, info=NO_INFO, inputs=inputs, activations=activations)
 
 
 def from_weights(
@@ -205,77 +190,4 @@ def from_weights(
     """
     info = RecordInfo(update="weight_delta", learning_rate=learning_rate, local_steps=local_steps)
     differences = {name: (after[name], before[name]) for name in before.keys() & after.keys()}
-    return _update(model, before, differences, info, inputs, activations)
-
-
-def _update(
-    model: nn.Module,
-    parameters: Tensors,
-    differences: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]],
-    info: RecordInfo,
-    inputs: Any,
-    activations: Mapping[str, str] | None,
-) -> Recorder:
-    """Return what `differences`, gradients or (after, before), say about the layers of `model`."""
-    recorder = Recorder(info=info)
-    linear, owners = linear_layers(model), owners_of(model)
-    seen = activations_of(list(linear), activations) if inputs is None else {}
-    true_inputs = {}
-    if inputs is not None:
-        check_names(activations or (), linear, "activations")
-        with observed(linear, keep_inputs=True, copy=False) as observation:
-            _run(model, parameters, inputs)
-        for observer in observation.in_order():
-            seen[observer.name] = (activations or {}).get(observer.name, observer.activation)
-            true_inputs[observer.name] = observer.inputs()
-    paths = {id(module): name for name, module in model.named_modules()}
-    for name, activation in seen.items():
-        path = paths[id(linear[name])]
-        weight, bias = (f"{path}.{leaf}".lstrip(".") for leaf in ("weight", "bias"))
-        reason = unusable(linear[name], owners)
-        if reason is None and (weight not in differences or weight not in parameters):
-            reason = "nothing of it was given"
-        if reason is None and differences[weight][0].dtype not in DTYPES:
-            reason = f"its gradient has dtype {differences[weight][0].dtype}, which a dump cannot hold"
-        if reason is not None:
-            recorder.skipped[name] = reason
-            continue
-        recorder.layers[name] = LayerArrays(
-            weight_grad=_rows(weight, differences, parameters),
-            bias_grad=_rows(bias, differences, parameters) if bias in differences else None,
-            weight=rows_of(parameters[weight]),
-            bias=rows_of(parameters.get(bias)),
-            inputs=true_inputs.get(name),
-            activation=activation,
-        )
-    return recorder
-
-
-def _rows(
-    name: str, differences: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]], parameters: Tensors
-) -> Any:
-    """Return one gradient or difference, found to fit its parameter."""
-    tensor, minus = differences[name]
-    if tensor.shape != parameters[name].shape:
-        msg = (
-            f"{name!r} has shape {tuple(parameters[name].shape)} before and {tuple(tensor.shape)} after: "
-            "hand over what belongs to the same model"
-        )
-        raise RecordingError(msg)
-    if minus is not None and tensor.data_ptr() == minus.data_ptr():
-        msg = (
-            "the weights before and after are the same tensors: keep a copy before the training, "
-            "before = copy.deepcopy(model.state_dict())"
-        )
-        raise RecordingError(msg)
-    return rows_of(tensor, minus)
-
-
-def _run(model: nn.Module, parameters: Tensors, inputs: Any) -> None:
-    """Call `model` with these parameters and inputs, and leave it and the random numbers as they were."""
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    state = {name: p.detach().requires_grad_(name in trained) for name, p in parameters.items()}
-    state |= {name: buffer.clone() for name, buffer in model.named_buffers()}
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-        torch.func.functional_call(model, state, inputs)
+    return update_of(model, before, differences, info=info, inputs=inputs, activations=activations)
