@@ -33,7 +33,7 @@ from ._arrays import Arrays
 from ._flower_rounds import Reply, RoundDumps, stated_rate
 from ._round import RecordingError
 
-__all__ = ["DumpFits", "DumpUpdates", "RecordingError"]
+__all__ = ["DumpFits", "DumpUpdates", "RecordingError", "RoundDumps"]
 
 EXAMPLES = "num-examples"
 """What a reply calls the number of examples it was trained on."""
