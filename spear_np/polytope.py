@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
 
 from .backend import to_host
 from .disaggregate import bias_direction
@@ -123,6 +122,8 @@ def _bounding_box(
 
     `slope` (ℓ, d), `start` (ℓ,), `pattern` (ℓ,) ±1; the `centre` (d,) is the Chebyshev centre unless given.
     """
+    from scipy.optimize import linprog  # slow to import, needed only for what could not be found whole
+
     d = slope.shape[1]
     scale = np.linalg.norm(slope, axis=0)
     if np.any(scale == 0):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.integrate import quad
-from scipy.special import gammaln
-from scipy.stats import binom
 
 
 def hit_probability(m: int, b: int, off_share: float = 0.5) -> float:
@@ -30,7 +27,7 @@ def hit_probability(m: int, b: int, off_share: float = 0.5) -> float:
     z = round(off_share * m)
     if z < b - 1:
         return 0.0
-    log_p = gammaln(z + 1) - gammaln(z - b + 2) - gammaln(m + 1) + gammaln(m - b + 2)
+    log_p = math.lgamma(z + 1) - math.lgamma(z - b + 2) - math.lgamma(m + 1) + math.lgamma(m - b + 2)
     return float(math.exp(log_p))
 
 
@@ -56,6 +53,8 @@ def expected_submatrices_for(m: int, zero_counts: list[int]) -> float:
 
     ``∫ 1 - Π_i (1 - exp(-p_i t)) dt`` with p_i from `hit_probability`.
     """
+    from scipy.integrate import quad  # slow to import, seldom needed
+
     b = len(zero_counts)
     rates = [hit_probability(m, b, z / m) for z in zero_counts]
     if min(rates) == 0:
@@ -88,7 +87,7 @@ def false_direction_probability(rows: int, redundancy: int, chance: float) -> fl
         return 1.0
     if chance <= 0:
         return 0.0
-    ways = gammaln(rows + 1) - gammaln(redundancy + 1) - gammaln(max(rows - redundancy, 0) + 1)
+    ways = math.lgamma(rows + 1) - math.lgamma(redundancy + 1) - math.lgamma(max(rows - redundancy, 0) + 1)
     return float(min(1.0, math.exp(min(0.0, ways + redundancy * math.log(chance)))))
 
 
@@ -107,6 +106,8 @@ def failure_probability(
     submatrices : float
         N, the number of submatrices drawn.
     """
+    from scipy.stats import binom  # slow to import, seldom needed
+
     zeros = np.arange(m + 1)
     share = binom.pmf(zeros, m, off_share)
     hits = np.minimum([hit_probability(m, b, z / m) for z in zeros], 1.0)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 
 from tests.backends import Backend
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # read when Keras is imported
 
 # Machines differ in speed and a test run must mean the same everywhere: no deadlines, the same examples each time.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)

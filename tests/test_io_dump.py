@@ -296,7 +296,7 @@ def test_writer_refuses_what_could_not_be_read(path: Path, changes: dict[str, An
 
 
 def test_large_arrays_are_copied_in_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spear_io.dump_writer.BLOCK_BYTES", 8 * N * 7)  # 7 rows at a time
+    monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 8 * N * 7)  # 7 rows at a time
     data = write_good_dump(path)
     with open_dump(path) as dump:
         np.testing.assert_array_equal(dump.records[0].layers[0].gradients.weight_grad[:], data.weight_grad)

@@ -24,8 +24,11 @@ def test_the_folder_io_is_no_package() -> None:
     assert {path.name for path in (ROOT / "io").iterdir()} <= {"spear_io", "README.md", "__pycache__"}
 
 
-def test_importing_spear_io_stays_light() -> None:
-    assert not imported_with("spear_io") & {"torch", "jax", "cupy", "typer", "rich", "sklearn", "matplotlib"}
+def test_importing_both_stays_light() -> None:
+    loaded = imported_with("spear_np, spear_io")
+    assert {"spear_np", "spear_io", "h5py"} <= loaded
+    assert not loaded & {"torch", "jax", "flax", "keras", "flwr", "cupy", "safetensors", "msgpack"}
+    assert not loaded & {"scipy", "typer", "rich", "sklearn", "matplotlib"}  # slow, and seldom needed
 
 
 def test_the_solver_knows_nothing_of_files() -> None:

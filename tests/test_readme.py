@@ -16,6 +16,7 @@ import typer.main
 import spear_np
 from spear_io import open_dump
 from spear_io.cli import app, main
+from tests.documents import code_blocks, run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,12 +28,9 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/method.md",
     "docs/format.md",
+    "docs/frameworks.md",
     "io/README.md",
 ]
-
-
-def code_blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 FRESH_MACHINE = [block.strip() for block in code_blocks(README, "sh") if block.startswith("python3 -m venv")]
@@ -54,13 +52,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def first_layer(path: Path | str) -> spear_np.Inversion:
     with open_dump(path) as dump:
         return spear_np.invert_layer(dump.records[0].layers[0].gradients)
-
-
-def run(snippet: str, **given: Any) -> dict[str, Any]:
-    """Return the variables that a snippet leaves."""
-    variables = dict(given)
-    exec(compile(snippet, "<snippet of the README>", "exec"), variables)  # noqa: S102  (ours, not a stranger's)
-    return variables
 
 
 def test_the_two_commands_for_a_fresh_machine() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from spear_io import open_dump
+from tests.inverting import decibels, inverted
 from tests.networks import digit_batch
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'spear-np[torch]'")
@@ -21,7 +24,14 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from spear_io.adapters.to_torch import Recorder, RecordingError, RoundWriter, record_gradients
+from spear_io.adapters.to_torch import (
+    Recorder,
+    RecordingError,
+    RoundWriter,
+    from_gradients,
+    from_weights,
+    record_gradients,
+)
 
 M, N, B = 12, 64, 5
 Function = Callable[[Any], Any]
@@ -378,6 +388,234 @@ def test_clients_of_one_round_share_the_model(tmp_path: Path) -> None:
     with open_dump(tmp_path / "round.h5") as opened:
         assert [record.info.client for record in opened.records] == [0, 1, 2]
         assert all(len(record.layers[1].arrays) == 4 for record in opened.records)
+
+
+def wide() -> Any:
+    """A network whose first layer gives batches of five away."""
+    return nn.Sequential(nn.Linear(N, 80), nn.ReLU(), nn.Linear(80, 70), nn.ReLU(), nn.Linear(70, 10))
+
+
+def parameters_of(model: Any) -> dict[str, Any]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def functional_gradients(model: Any, parameters: dict[str, Any], inputs: Any, labels: Any) -> dict[str, Any]:
+    def loss(parameters: dict[str, Any]) -> Any:
+        logits = torch.func.functional_call(model, parameters, (inputs,))
+        return functional.cross_entropy(logits.float(), labels)
+
+    gradients: dict[str, Any] = torch.func.grad(loss)(parameters)
+    return gradients
+
+
+def sgd_step(model: Any, inputs: Any, labels: Any, learning_rate: float) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+    optimizer.zero_grad()
+    functional.cross_entropy(model(inputs), labels).backward()
+    optimizer.step()
+
+
+def test_functional_gradients_are_inverted_exactly(tmp_path: Path) -> None:
+    model = wide()
+    inputs, labels = batch()
+    gradients = functional_gradients(model, parameters_of(model), inputs, labels)
+    update = from_gradients(model, gradients, inputs=inputs)
+    assert [layer.activation for layer in update.layers.values()] == ["relu", "relu", "unknown"]
+    assert np.array_equal(update.layers["2"].inputs, model[:2](inputs).detach())
+    update.write(tmp_path / "d.h5", labels=labels)
+    status, recovered = inverted(tmp_path / "d.h5")["record-0"]
+    assert status == "exact"
+    assert decibels(recovered, inputs.numpy()) > 100
+    with open_dump(tmp_path / "d.h5") as dump:
+        for layer in dump.records[0].layers:
+            assert np.array_equal(layer.arrays["weight_grad"][:], gradients[f"{layer.name}.weight"])
+            assert np.array_equal(layer.arrays["bias_grad"][:], gradients[f"{layer.name}.bias"])
+
+
+def test_without_inputs_a_relu_is_taken_to_follow_all_but_the_last_layer() -> None:
+    model = wide()
+    gradients = functional_gradients(model, parameters_of(model), *batch())
+    update = from_gradients(model, gradients, activations={"2": "gelu"})
+    assert {name: layer.activation for name, layer in update.layers.items()} == {
+        "0": "relu",
+        "2": "gelu",
+        "4": "linear",
+    }
+    with pytest.raises(
+        ValueError, match="`activations` names 'fc', but the fully connected layers are: 0, 2, 4"
+    ):
+        from_gradients(model, gradients, activations={"fc": "relu"})
+
+
+def test_gradients_at_parameters_outside_the_module(tmp_path: Path) -> None:
+    model = wide()
+    moved = {name: p + 0.01 for name, p in parameters_of(model).items()}
+    inputs, labels = batch()
+    gradients = functional_gradients(model, moved, inputs, labels)
+    with RoundWriter(tmp_path / "round.h5") as dump:
+        dump.add("moved", from_gradients(model, gradients, parameters=moved, inputs=inputs))
+        dump.add("again", from_gradients(model, gradients, parameters=moved))
+        dump.add("own", from_gradients(model, gradients))
+    with h5py.File(tmp_path / "round.h5") as file:
+        one, two, other = (file[f"records/{name}/layers/0/weight"] for name in ("moved", "again", "own"))
+        assert np.array_equal(one[:], moved["0.weight"])
+        assert one == two
+        assert one != other
+
+
+def test_what_was_not_given_is_skipped() -> None:
+    model = wide()
+    gradients = functional_gradients(model, parameters_of(model), *batch())
+    del gradients["0.weight"], gradients["2.bias"]
+    update = from_gradients(model, gradients)
+    assert update.skipped == {"0": "nothing of it was given"}
+    assert update.layers["2"].bias_grad is None
+    assert update.layers["2"].bias is not None
+    with pytest.raises(
+        RecordingError, match=r"'4.weight' has shape \(70, 10\), but the parameter has \(10, 70\)"
+    ):
+        from_gradients(model, {"4.weight": gradients["4.weight"].T})
+
+
+def test_looking_at_the_inputs_leaves_everything_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(N, M), nn.BatchNorm1d(M), nn.ReLU(), nn.Dropout(0.5), nn.Linear(M, 10))
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    inputs, _ = batch()
+    with torch.no_grad():
+        update = from_gradients(model, parameters_of(model), inputs=inputs)
+    assert [layer.activation for layer in update.layers.values()] == ["batch_norm", "unknown"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("learning_rate", [None, 0.1])
+def test_one_step_between_two_states_gives_the_batch_away(
+    tmp_path: Path, learning_rate: float | None
+) -> None:
+    model = wide()
+    inputs, labels = batch()
+    before = copy.deepcopy(model.state_dict())
+    sgd_step(model, inputs, labels, 0.1)
+    update = from_weights(
+        model, before, model.state_dict(), learning_rate=learning_rate, local_steps=1, inputs=inputs
+    )
+    update.write(tmp_path / "d.h5", client="c")
+    with h5py.File(tmp_path / "d.h5") as file:
+        record = file["records/record-0"]
+        assert record.attrs["update"] == "weight_delta"
+        assert record.attrs.get("learning_rate") == learning_rate
+        assert (record.attrs["local_steps"], record.attrs["client"]) == (1, "c")
+        stored = record["layers/0/weight_grad"][:]
+        assert np.array_equal(stored, model[0].weight.detach().numpy() - before["0.weight"].numpy())
+        assert np.array_equal(record["layers/0/weight"][:], before["0.weight"])
+    _, recovered = inverted(tmp_path / "d.h5")["record-0"]
+    assert decibels(recovered, inputs.numpy()) > 60
+
+
+def test_two_states_that_are_one_are_refused() -> None:
+    model = wide()
+    before = model.state_dict()  # no copy
+    sgd_step(model, *batch(), 0.1)
+    with pytest.raises(
+        RecordingError, match=r"are the same tensors: .* copy.deepcopy\(model.state_dict\(\)\)"
+    ):
+        from_weights(model, before, model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_narrow_numbers_in_hand_stay_narrow(tmp_path: Path, dtype: Any) -> None:
+    model = wide().to(dtype)
+    inputs, labels = batch()
+    gradients = functional_gradients(model, parameters_of(model), inputs.to(dtype), labels)
+    after = {name: p - 0.1 * gradients[name] for name, p in parameters_of(model).items()}
+    with RoundWriter(tmp_path / "d.h5") as dump:
+        dump.add("gradient", from_gradients(model, gradients))
+        dump.add("difference", from_weights(model, parameters_of(model), after))
+    with open_dump(tmp_path / "d.h5") as opened:
+        layers = {record.name: record.layers[0] for record in opened.records}
+        assert {layer.gradients.precision for layer in layers.values()} == {str(dtype).removeprefix("torch.")}
+        stored = layers["gradient"].arrays["weight_grad"][:]
+        assert np.array_equal(stored, gradients["0.weight"].double())
+        difference = after["0.weight"] - model[0].weight.detach()
+        assert np.array_equal(-layers["difference"].arrays["weight_grad"][:], difference.double())
+
+
+def test_nothing_is_copied_unless_asked_for() -> None:
+    model = wide()
+    inputs, labels = batch()
+    with record_gradients(model, copy=False, keep_inputs=False) as recorder:
+        functional.cross_entropy(model(inputs), labels).backward()
+    handed = from_gradients(model, {name: p.grad for name, p in model.named_parameters()})
+    for update in (recorder, handed):
+        layer = update.layers["0"]
+        assert np.shares_memory(layer.weight_grad[:], model[0].weight.grad.numpy())
+        assert np.shares_memory(layer.bias_grad[:], model[0].bias.grad.numpy())
+        assert np.shares_memory(layer.weight[:], model[0].weight.detach().numpy())
+        assert np.shares_memory(layer.bias[:], model[0].bias.detach().numpy())
+
+
+@pytest.mark.parametrize("way", ["recorded", "gradients", "weights"])
+def test_a_large_model_is_not_held_twice(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 2**18)
+    model = nn.Sequential(nn.Linear(2000, 1000), nn.ReLU(), nn.Linear(1000, 10))
+    size = 4 * 2000 * 1000
+    inputs = torch.rand(2, 2000)
+    before = copy.deepcopy(model.state_dict())
+    with record_gradients(model, copy=False) as update:
+        model(inputs).square().sum().backward()
+    if way == "gradients":
+        update = from_gradients(model, {name: p.grad for name, p in model.named_parameters()})
+    elif way == "weights":
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        update = from_weights(model, before, model.state_dict())
+    tracemalloc.start()
+    try:
+        update.write(tmp_path / "d.h5")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "d.h5").stat().st_size > 2 * size
+    assert peak < size / 10
+
+
+def test_what_changes_before_it_is_written_is_refused(tmp_path: Path) -> None:
+    model = wide()
+    inputs, labels = batch()
+    with record_gradients(model, copy=False) as recorder:
+        functional.cross_entropy(model(inputs), labels).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    with pytest.raises(RecordingError, match="changed after it was handed over"):
+        recorder.write(tmp_path / "d.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_trains_on_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    model = wide()
+    inputs, labels = batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with RoundWriter(tmp_path / "rounds.h5") as dump:
+        for number in range(2):
+            for client in range(2):
+                optimizer.zero_grad()
+                with record_gradients(model, copy=False) as recorder:
+                    functional.cross_entropy(model(inputs), labels).backward()
+                dump.add(f"{number}-{client}", recorder)
+            optimizer.step()
+    with h5py.File(tmp_path / "rounds.h5") as file:
+        weights = {name: record["layers/0/weight"] for name, record in file["records"].items()}
+        assert weights["0-0"] == weights["0-1"]
+        assert weights["1-0"] == weights["1-1"]
+        assert not np.array_equal(weights["0-0"][:], weights["1-0"][:])
+
+
+def test_functional_gradients_leave_nothing_to_record() -> None:
+    model = wide()
+    with record_gradients(model) as recorder:
+        functional_gradients(model, parameters_of(model), *batch())
+    assert recorder.layers == {}
+    assert {reason.partition(":")[0] for reason in recorder.skipped.values()} == {"it has no gradient"}
 
 
 def test_without_pytorch_the_import_says_what_to_install(tmp_path: Path) -> None:

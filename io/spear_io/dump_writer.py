@@ -15,7 +15,7 @@ import numpy as np
 from .atomic import NewFile, new_hdf5
 from .dump import DATASETS, FORMAT, FORMAT_VERSION, RecordInfo
 from .problems import FileError, Place
-from .storage import BLOCK_BYTES, Bfloat16
+from .storage import row_blocks, same_numbers, stored_as
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -152,6 +152,16 @@ class DumpWriter:
             with self._file.writing(place):
                 record.require_group("truth").create_dataset("labels", data=np.asarray(labels))
 
+    def stores_model(self, record: str, layers: Mapping[str, LayerArrays]) -> bool:
+        """Whether an earlier record holds the weights and biases of all these layers, to the last bit."""
+        stored = self._records[record]["layers"]
+        return all(
+            f"{name}/weight" in stored
+            and same_numbers(stored[name]["weight"], layer.weight)
+            and same_numbers(stored[name].get("bias"), layer.bias)
+            for name, layer in layers.items()
+        )
+
     def _link_model(self, group: h5py.Group, model_of: str, place: Place) -> None:
         """Hard-link `weight` and `bias` of the same layer of an earlier record."""
         model = self._records.get(f"{model_of}/layers/{place.layer}")
@@ -165,10 +175,7 @@ class DumpWriter:
     def _write(self, group: h5py.Group, name: str, array: Any, place: Place) -> None:
         """Copy one array into the file by blocks of rows."""
         place = place.at(dataset=name)
-        bfloat16 = isinstance(array, Bfloat16) or np.dtype(array.dtype).name == "bfloat16"
-        if isinstance(array, Bfloat16):
-            array = array.bits
-        dtype = np.dtype(np.uint16) if bfloat16 else np.dtype(array.dtype)
+        array, dtype, bfloat16 = stored_as(array)
         if dtype.name not in FLOATS and not bfloat16:
             msg = f"has dtype {dtype.name}, but must be one of {', '.join(FLOATS)} or bfloat16"
             raise FileError(msg, place, "convert it first")
@@ -177,11 +184,10 @@ class DumpWriter:
             dataset = group.create_dataset(name, shape, dtype, compression=self._compression)
             if bfloat16:
                 dataset.attrs["dtype"] = "bfloat16"
-        rows = max(1, BLOCK_BYTES // (8 * max(1, shape[-1] if len(shape) > 1 else 1)))
-        for start in range(0, shape[0], rows):
-            block = np.asarray(array[start : start + rows])
+        for rows in row_blocks(shape):
+            block = np.asarray(array[rows])
             with self._file.writing(place):
-                dataset[start : start + rows] = block.view(np.uint16) if bfloat16 else block
+                dataset[rows] = block.view(dtype)
 
 
 def write_dump(

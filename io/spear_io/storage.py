@@ -128,6 +128,37 @@ class StoredArray:
         )
 
 
+def stored_as(array: Any) -> tuple[Any, np.dtype[Any], bool]:
+    """Return what slices of `array` give, the dtype they are stored with, and whether that encodes bfloat16."""
+    if isinstance(array, Bfloat16):
+        return array.bits, np.dtype(np.uint16), True
+    dtype = np.dtype(array.dtype)
+    return (array, np.dtype(np.uint16), True) if dtype.name == "bfloat16" else (array, dtype, False)
+
+
+def same_numbers(dataset: h5py.Dataset | None, array: Any) -> bool:
+    """Whether a stored array, or a missing one, holds the numbers of `array` in its precision."""
+    if dataset is None or array is None:
+        return dataset is array
+    array, dtype, bfloat16 = stored_as(array)
+    return (
+        dataset.shape == tuple(array.shape)
+        and dataset.dtype == dtype
+        and ("dtype" in dataset.attrs) == bfloat16
+        and all(
+            np.array_equal(dataset[rows], np.asarray(array[rows]).view(dtype))
+            for rows in row_blocks(dataset.shape)
+        )
+    )
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices of the first axis whose blocks take about `BLOCK_BYTES` as float64."""
+    rows = max(1, BLOCK_BYTES // (8 * max(1, shape[-1] if len(shape) > 1 else 1)))
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))
+
+
 def column_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Yield slices of the last axis whose blocks take about `BLOCK_BYTES` as float64."""
     rows = int(np.prod(shape[:-1], dtype=object)) if len(shape) > 1 else 1

@@ -1,4 +1,4 @@
-"""From a PyTorch training loop to a gradient dump.
+"""From PyTorch to a gradient dump: a training step, gradients of `torch.func`, or two states of the weights.
 
 ::
 
@@ -12,89 +12,38 @@
 Every `nn.Linear` of the model is recorded, wherever it is and however its ReLU is called, with the weights of the
 forward pass and the gradients as they are when the block ends: clip them or add noise inside the block to dump what
 a client really shares. The model itself is left as it was.
+
+Whoever has gradients or weights in hand already::
+
+    from_gradients(model, torch.func.grad(loss)(parameters), inputs=inputs).write("dump.h5")
+    from_weights(model, before, after, learning_rate=0.1, inputs=inputs).write("dump.h5")
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-import numpy as np
+from typing import Any
 
 try:
-    import torch
     from torch import nn
 except ImportError as error:
     msg = "PyTorch is not installed: pip install 'spear-np[torch]'"
     raise ImportError(msg) from error
 
 from spear_io.dump import RecordInfo
-from spear_io.dump_writer import DumpWriter, LayerArrays
-from spear_io.storage import Bfloat16
+from spear_io.dump_writer import NO_INFO
 
-from ._torch_activations import ActivationWatch
+from . import _round
+from ._round import RecordingError
+from ._torch_observers import linear_layers, observed, owners_of
+from ._torch_updates import PRODUCER, Recorder, Tensors, update_of
 
-__all__ = ["Recorder", "RecordingError", "RoundWriter", "record_gradients"]
-
-Array = Any
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+__all__ = ["Recorder", "RecordingError", "RoundWriter", "from_gradients", "from_weights", "record_gradients"]
 
 
-class RecordingError(RuntimeError):
-    """What was recorded is not the gradient of one step; the message says why and what to do."""
-
-
-@dataclass
-class Recorder:
-    """What the layers of a model shared; filled when the block of `record_gradients` ends."""
-
-    layers: dict[str, LayerArrays] = field(default_factory=dict)
-    """The recorded layers by their names in the model, in forward order, as NumPy arrays."""
-    skipped: dict[str, str] = field(default_factory=dict)
-    """The other `nn.Linear` layers, and why there is nothing of them to record."""
-
-    def write(
-        self,
-        path: str | Path,
-        *,
-        record: str = "record-0",
-        labels: Any = None,
-        compression: str | None = None,
-        **info: Any,
-    ) -> None:
-        """Write a dump with this one record.
-
-        Parameters
-        ----------
-        path : path
-            Where; appears whole or not at all.
-        record : str
-            Name of the record.
-        labels : (b,) array or tensor, optional
-            True labels, for reports.
-        compression : str, optional
-            h5py's name of a built-in filter, e.g. "gzip".
-        **info
-            Fields of `spear_io.RecordInfo`, e.g. ``input_shape=(1, 28, 28), input_mean=0.286, input_std=0.353``.
-
-        Raises
-        ------
-        RecordingError
-            If no layer was recorded.
-        FileError
-            If the file cannot be written.
-        """
-        with RoundWriter(path, compression=compression) as dump:
-            dump.add(record, self, labels=labels, **info)
-
-
-class RoundWriter:
+class RoundWriter(_round.RoundWriter):
     """Writes the updates of several clients into one dump; a model that they share is stored once.
 
     ::
@@ -115,45 +64,12 @@ class RoundWriter:
     """
 
     def __init__(self, path: str | Path, *, compression: str | None = None) -> None:
-        self._writer = DumpWriter(path, producer=f"torch {torch.__version__}", compression=compression)
-        self._model_record: str | None = None
-        self._model: Mapping[str, LayerArrays] = {}
-
-    def __enter__(self) -> Self:
-        """Start the file under a temporary name."""
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give the file its name, or leave nothing behind."""
-        self._writer.__exit__(kind, error, trace)
-
-    def add(self, record: str, recorder: Recorder, *, labels: Any = None, **info: Any) -> None:
-        """Write one record; the arguments are those of `Recorder.write`."""
-        layers: Mapping[str, LayerArrays] = recorder.layers
-        if not layers:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in recorder.skipped.items())
-            msg = f"no layer was recorded ({reasons or 'the model has no nn.Linear'})"
-            raise RecordingError(msg)
-        model_of = self._model_record if _same_model(layers, self._model) else None
-        if model_of is not None:
-            layers = {name: replace(layer, weight=None, bias=None) for name, layer in layers.items()}
-        self._writer.add_record(
-            record,
-            layers,
-            info=_info(**info),
-            labels=_on_host(labels),
-            model_of=model_of,
-        )
-        if self._model_record is None:
-            self._model_record, self._model = record, layers
+        super().__init__(path, producer=PRODUCER, compression=compression)
 
 
 @contextmanager
 def record_gradients(
-    model: nn.Module, *, layers: Iterable[str] | None = None, keep_inputs: bool = True
+    model: nn.Module, *, layers: Iterable[str] | None = None, keep_inputs: bool = True, copy: bool = True
 ) -> Iterator[Recorder]:
     """Record what the fully connected layers of `model` share: one forward and backward pass inside the block.
 
@@ -169,6 +85,10 @@ def record_gradients(
         Names of the layers to record, as in `model.named_modules()`. Defaults to every `nn.Linear`.
     keep_inputs : bool
         Whether to keep the true inputs of every layer, so that `spear-np evaluate` can tell how good an inversion is.
+    copy : bool
+        Whether to keep copies. False is for models that do not fit into memory twice: what is written are the tensors
+        themselves, a block of rows at a time, so write them before the next step. What was changed in the meantime is
+        refused; fused optimizers and `.data` hide their changes.
 
     Yields
     ------
@@ -184,20 +104,10 @@ def record_gradients(
         forward passes.
     """
     recorder = Recorder()
-    watch = ActivationWatch()
-    used: list[_Observer] = []
-    with ExitStack() as stack:
-        stack.callback(watch.release)
-        observers = [
-            _Observer(name, module, watch, used, stack, keep_inputs=keep_inputs)
-            for name, module in _choose(model, layers).items()
-        ]
-        stack.enter_context(watch)
+    with observed(linear_layers(model, layers), keep_inputs=keep_inputs, copy=copy) as seen:
         yield recorder
-
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    # Forward order first, then what was not used.
-    for observer in [*used, *(observer for observer in observers if observer not in used)]:
+    owners = owners_of(model)
+    for observer in seen.in_order():
         reason = observer.unusable(owners)
         if reason is None:
             recorder.layers[observer.name] = observer.arrays()
@@ -205,159 +115,79 @@ def record_gradients(
             recorder.skipped[observer.name] = reason
 
 
-def _choose(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Linear]:
-    """Return the layers to record by name."""
-    linear = {
-        name or "linear": module for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    if layers is None:
-        return linear
-    wanted = [layers] if isinstance(layers, str) else list(layers)
-    for name in wanted:
-        if name not in linear:
-            msg = (
-                f"`layers` names {name!r}, but the fully connected layers are: {', '.join(linear) or 'none'}"
-            )
-            raise ValueError(msg)
-    return {name: linear[name] for name in wanted}
+def from_gradients(
+    model: nn.Module,
+    gradients: Tensors,
+    *,
+    parameters: Tensors | None = None,
+    inputs: Any = None,
+    activations: Mapping[str, str] | None = None,
+) -> Recorder:
+    """Return an update of gradients by parameter name, as `torch.func.grad` gives them.
 
+    Nothing is copied: write the update before the training goes on.
 
-class _Observer:
-    """Hooks into one layer until `stack` unwinds, and collects its arrays afterwards.
+    Parameters
+    ----------
+    model : nn.Module
+        Tells which parameters belong to fully connected layers; left as it was.
+    gradients : mapping of tensors
+        By the names of `model.named_parameters()`; what is missing is skipped.
+    parameters : mapping of tensors, optional
+        Where the gradients were taken. Defaults to those of the model.
+    inputs : tensor or tuple, optional
+        What the model was called with. It is called once more with them, to see the order of the layers, what follows
+        each and its true inputs. By default layers come in the order of the model, with a ReLU after all but the last.
+    activations : mapping, optional
+        What follows layers, by name, where it is known better.
 
-    It adds itself to `used` when the layer takes part in a step for the first time.
+    Raises
+    ------
+    ValueError
+        If `activations` names something that is no `nn.Linear` of the model.
+    RecordingError
+        If a gradient does not have the shape of its parameter.
     """
-
-    def __init__(
-        self,
-        name: str,
-        module: nn.Linear,
-        watch: ActivationWatch,
-        used: list[_Observer],
-        stack: ExitStack,
-        *,
-        keep_inputs: bool,
-    ) -> None:
-        self.name = name
-        self._module = module
-        self._watch = watch
-        self._used = used
-        self._stack = stack
-        self._keep_inputs = keep_inputs
-        self._inputs: list[torch.Tensor] = []
-        self._weight: torch.Tensor | None = None
-        self._bias: torch.Tensor | None = None
-        self._accumulating = False
-        handle = module.register_forward_hook(self._after_forward, with_kwargs=True)
-        stack.callback(handle.remove)
-
-    def unusable(self, owners: Counter[int]) -> str | None:
-        """Why there is no gradient of this layer to record; None if there is."""
-        weight = self._parameter("weight")
-        if weight is None:
-            return "its weight is computed from other parameters"
-        if not weight.requires_grad:
-            return "its weight is frozen"
-        if owners[id(weight)] > 1:
-            return "its weight is shared with another module, and so is the gradient"
-        if self._weight is None:
-            return "no forward pass with gradients went through it"
-        if weight.grad is None:
-            return "it has no gradient: none reached it, or it was removed before the end of the block"
-        if weight.grad.dtype not in DTYPES:
-            return f"its gradient has dtype {weight.grad.dtype}, which a dump cannot hold"
-        return None
-
-    def arrays(self) -> LayerArrays:
-        """Copy what was recorded to the host."""
-        weight, bias = self._parameter("weight"), self._parameter("bias")
-        assert weight is not None
-        return LayerArrays(
-            weight_grad=_on_host(weight.grad),
-            bias_grad=None if bias is None else _on_host(bias.grad),
-            weight=_on_host(self._weight),
-            bias=_on_host(self._bias),
-            inputs=_on_host(torch.cat(self._inputs)) if self._inputs else None,
-            activation=self._watch.activation(self.name),
-        )
-
-    def _parameter(self, name: str) -> torch.Tensor | None:
-        """Return a parameter of the layer, not a tensor that a parametrisation computes under its name."""
-        return dict(self._module.named_parameters(recurse=False)).get(name)
-
-    def _after_forward(
-        self, module: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
-    ) -> None:
-        """Note one call: the weights it used, its inputs, and from now on what follows it."""
-        if not output.requires_grad:
-            return  # an evaluation pass, or nothing before or in this layer is trained
-        if self._weight is not None and _in_backward():
-            return  # activation checkpointing runs the same call again
-        weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
-        if self._weight is None:
-            self._used.append(self)
-            # Copies: an optimizer changes parameters in place, perhaps before the block ends.
-            self._weight, self._bias = weight.clone(), None if bias is None else bias.clone()
-            if module.weight.requires_grad:
-                self._stack.callback(module.weight.register_hook(self._before_accumulation).remove)
-        elif not torch.equal(self._weight, weight):
-            msg = (
-                f"the weight of layer {self.name!r} changed between two forward passes: "
-                "record one step at a time, and call optimizer.step() after the block"
-            )
-            raise RecordingError(msg)
-        if self._keep_inputs:
-            inputs = args[0] if args else kwargs["input"]
-            self._inputs.append(inputs.detach().reshape(-1, inputs.shape[-1]).clone())
-        self._watch.watch(output, self.name)
-
-    def _before_accumulation(self, _: torch.Tensor) -> None:
-        """Refuse to add this step's gradient to an earlier one."""
-        earlier = self._module.weight.grad
-        if not self._accumulating and earlier is not None and bool(earlier.any()):
-            msg = (
-                f"layer {self.name!r} still holds the gradient of an earlier step: "
-                "call optimizer.zero_grad() before loss.backward()"
-            )
-            raise RecordingError(msg)
-        self._accumulating = True
+    if parameters is None:
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+    alone = {name: (gradient, None) for name, gradient in gradients.items()}
+    return update_of(model, parameters, alone, info=NO_INFO, inputs=inputs, activations=activations)
 
 
-def _in_backward() -> bool:
-    """Whether autograd is running a backward pass in this thread; PyTorch tells only under a private name."""
-    return bool(torch._C._current_graph_task_id() != -1)
+def from_weights(
+    model: nn.Module,
+    before: Tensors,
+    after: Tensors,
+    *,
+    learning_rate: float | None = None,
+    local_steps: int | None = None,
+    inputs: Any = None,
+    activations: Mapping[str, str] | None = None,
+) -> Recorder:
+    """Return an update of the weights before and after a client trained.
 
+    Nothing is copied: write the update before the training goes on.
 
-def _on_host(values: Any) -> Array:
-    """Copy a tensor to NumPy without changing a bit of it; anything else is returned as it is."""
-    if not isinstance(values, torch.Tensor):
-        return values
-    values = values.detach().to("cpu", copy=True).contiguous()
-    if values.dtype is torch.bfloat16:  # for which NumPy has no type
-        return Bfloat16(values.view(torch.int16).numpy().view(np.uint16))
-    return values.numpy()
+    Parameters
+    ----------
+    model : nn.Module
+        Tells which parameters belong to fully connected layers; left as it was.
+    before, after : mapping of tensors
+        Two state dicts. ``model.state_dict()`` is no copy: ``before = copy.deepcopy(model.state_dict())``.
+    learning_rate : float, optional
+        Of plain SGD. Without it everything but the scale of the gradient is known.
+    local_steps : int, optional
+        How many steps lie between the two.
+    inputs, activations
+        As for `from_gradients`.
 
-
-def _same_model(layers: Mapping[str, LayerArrays], model: Mapping[str, LayerArrays]) -> bool:
-    """Whether every layer has the weights that `model` has under its name."""
-    return all(
-        name in model
-        and _same_numbers(layer.weight, model[name].weight)
-        and _same_numbers(layer.bias, model[name].bias)
-        for name, layer in layers.items()
-    )
-
-
-def _same_numbers(one: Array, other: Array) -> bool:
-    """Whether two arrays, or two missing ones, are the same."""
-    if one is None or other is None:
-        return one is other
-    return one.dtype == other.dtype and np.array_equal(one[:], other[:])
-
-
-def _info(**given: Any) -> RecordInfo:
-    """Return the record's attributes; one figure stands for all channels."""
-    for name in ("input_shape", "input_mean", "input_std"):
-        if given.get(name) is not None:
-            given[name] = tuple(np.atleast_1d(_on_host(given[name])).tolist())
-    return RecordInfo(**given)
+    Raises
+    ------
+    ValueError
+        If `activations` names something that is no `nn.Linear` of the model.
+    RecordingError
+        If the two are the same tensors, or differ in shape.
+    """
+    info = RecordInfo(update="weight_delta", learning_rate=learning_rate, local_steps=local_steps)
+    differences = {name: (after[name], before[name]) for name in before.keys() & after.keys()}
+    return update_of(model, before, differences, info=info, inputs=inputs, activations=activations)

@@ -1,0 +1,121 @@
+"""Parameters and gradients by name, of frameworks that say no more than that, as one update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spear_io.dump import RecordInfo
+from spear_io.dump_writer import NO_INFO, LayerArrays
+
+from ._layers import activations_of, check_names, find_layers
+from ._round import RecordingError, Update
+
+Array = Any
+Arrays = Mapping[str, Array]
+
+
+class Difference:
+    """`after` - `before` in their own precision, computed where it is sliced."""
+
+    def __init__(self, after: Array, before: Array) -> None:
+        self._after, self._before = after, before
+        self.shape = tuple(after.shape)
+        self.dtype = after.dtype
+
+    def __getitem__(self, key: Any) -> Array:
+        return np.asarray(self._after[key]) - np.asarray(self._before[key])
+
+
+class Transposed:
+    """A matrix (n, m) whose columns are read as the rows of (m, n)."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self.shape = tuple(array.shape)[::-1]
+        self.dtype = array.dtype
+
+    def __getitem__(self, rows: slice) -> Array:
+        return np.asarray(self._array[:, rows]).T
+
+
+def differences(before: Arrays, after: Arrays) -> Arrays:
+    """Return `after` - `before` for every name of both.
+
+    Raises
+    ------
+    RecordingError
+        If the names or shapes differ.
+    """
+    check_fit(before, after)
+    return {name: Difference(array, before[name]) for name, array in after.items()}
+
+
+def check_fit(parameters: Arrays, others: Arrays) -> None:
+    """Refuse arrays that belong to no parameter or do not have its shape."""
+    for name, array in others.items():
+        if name not in parameters:
+            msg = f"{name!r} is no parameter: there are {', '.join(parameters) or 'none'}"
+            raise RecordingError(msg)
+        if tuple(array.shape) != tuple(parameters[name].shape):
+            msg = (
+                f"{name!r} has shape {tuple(array.shape)}, but the parameter has {tuple(parameters[name].shape)}: "
+                "hand over what belongs to the same model"
+            )
+            raise RecordingError(msg)
+
+
+def update_of(
+    parameters: Arrays,
+    gradients: Arrays,
+    *,
+    producer: str,
+    order: Sequence[str] | None = None,
+    transposed: bool | None = None,
+    activations: Mapping[str, str] | None = None,
+    inputs: Arrays | None = None,
+    info: RecordInfo = NO_INFO,
+) -> Update:
+    """Return the update of the fully connected layers that are found among the parameters.
+
+    Parameters
+    ----------
+    parameters : mapping of arrays
+        Before the step, by names whose parts are separated by dots.
+    gradients : mapping of arrays
+        Or differences, by the same names; what is missing is skipped.
+    producer : str
+        Program and version.
+    order, transposed
+        See `find_layers`.
+    activations : mapping, optional
+        See `activations_of`.
+    inputs : mapping of (b, n) arrays, optional
+        True inputs by layer, for evaluation only.
+    info : RecordInfo
+        What is known of the update.
+    """
+    check_fit(parameters, gradients)
+    shapes = {name: tuple(array.shape) for name, array in parameters.items()}
+    layers, skipped = find_layers(shapes, order=order, transposed=transposed)
+    names = [layer.layer for layer in layers]
+    follows = activations_of(names, activations)
+    inputs = inputs or {}
+    check_names(inputs, names, "inputs")
+    update = Update(skipped=skipped, info=info, producer=producer)
+    for layer in layers:
+        if layer.weight not in gradients:
+            update.skipped[layer.layer] = "nothing of it was given"
+            continue
+        weight, weight_grad = parameters[layer.weight], gradients[layer.weight]
+        update.layers[layer.layer] = LayerArrays(
+            weight_grad=Transposed(weight_grad) if layer.transposed else weight_grad,
+            bias_grad=None if layer.bias is None else gradients.get(layer.bias),
+            weight=Transposed(weight) if layer.transposed else weight,
+            bias=None if layer.bias is None else parameters[layer.bias],
+            inputs=inputs.get(layer.layer),
+            activation=follows[layer.layer],
+        )
+    return update
