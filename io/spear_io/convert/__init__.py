@@ -100,7 +100,8 @@ def convert(
         source, given = origin.open(stack)
         pairing = pair(given, source.place)
         _check_gradients(pairing, source)
-        settled = _settle(pairing, source, orientation)
+        linear = sorted((one for one in pairing.layers if one.kind == "linear"), key=natural)
+        settled = settle(linear, source, orientation, lambda one: _wanted(one, layers))
         ordered, said = forward_order(
             pairing.layers, {title: one.shape for title, one in settled.items()}, source.in_forward_order
         )
@@ -139,12 +140,6 @@ def _check_gradients(pairing: Pairing, source: Source) -> None:
     raise FileError(msg, source.place, THREE_WAYS)
 
 
-def _settle(pairing: Pairing, source: Source, wanted: Orientation | None) -> dict[str, Settled]:
-    """Return how each fully connected layer lies, by title."""
-    linear = sorted((one for one in pairing.layers if one.kind == "linear"), key=natural)
-    return {one.title: settled for one, settled in zip(linear, settle(linear, source, wanted), strict=True)}
-
-
 def _choose(
     ordered: Sequence[FoundLayer], wanted: Sequence[str], pairing: Pairing, source: Source
 ) -> list[FoundLayer]:
@@ -156,16 +151,22 @@ def _choose(
             raise FileError(msg, source.place, f"there is: {listing(titles)}")
     chosen = []
     for one in ordered:
-        if wanted and one.title not in wanted:
-            pairing.skipped.update({array.name: "was not chosen" for array in one.parts.values()})
-        elif one.kind == "linear" and "weight_grad" not in one.parts:
-            pairing.skipped.update({array.name: "has no gradient" for array in one.parts.values()})
-        else:
+        if _wanted(one, wanted):
             chosen.append(one)
+        else:
+            reason = (
+                "was not chosen" if wanted and one.title not in wanted else "is of a layer without gradient"
+            )
+            pairing.skipped.update({array.name: reason for array in one.parts.values()})
     if not any(one.kind == "linear" for one in chosen):
         msg = f"no fully connected layer with a gradient is left of {listing(wanted)}"
         raise FileError(msg, source.place, "choose another layer with --layer")
     return chosen
+
+
+def _wanted(one: FoundLayer, wanted: Sequence[str]) -> bool:
+    """Whether a layer is written: fully connected ones need a gradient."""
+    return (not wanted or one.title in wanted) and (one.kind != "linear" or "weight_grad" in one.parts)
 
 
 def _activations(

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..problems import FileError, Place, printable
+from ..problems import FileError, Place
 from ..storage import Floats
-from .source import PRECISIONS, NamedArray, Source, check_count, reading
+from .source import PRECISIONS, NamedArray, Source, check_count, reading, unsuitable
 
 NDARRAY = 1
 """Extension type of an array: shape, name of the dtype and bytes, packed once more."""
@@ -50,10 +50,8 @@ def open_flax(path: Path) -> Iterator[Source]:
     for name, leaf in leaves.items():
         if not isinstance(leaf, _Packed):
             continue  # counters, names: what a training state also holds
-        if leaf.precision not in PRECISIONS:
-            skipped[name] = (
-                f"holds {printable(leaf.precision)}, not floating-point numbers of 16, 32 or 64 bits"
-            )
+        if reason := unsuitable(leaf.precision):
+            skipped[name] = reason
         else:
             at = place.at(dataset=name)
             arrays.append(NamedArray(name, leaf.shape, leaf.precision, at, leaf.load))

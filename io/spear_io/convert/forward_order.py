@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from .orientation import chains
 from .pairing import FoundLayer
 
 Sizes = tuple[int, int]
+
+LONGEST_SEARCH = 8
+"""Layers whose orders are all tried."""
 
 
 def natural(layer: FoundLayer) -> list[tuple[int, str]]:
@@ -35,17 +39,15 @@ def forward_order(
     candidates = [list(layers), by_name] if in_forward_order else [by_name]
     for candidate in candidates:
         if _fits(candidate, shapes):
-            said = None if candidate is candidates[0] else "by the numbers in their names"
+            in_file = candidate is candidates[0]
             return (
                 candidate,
-                said and f"the layers are taken {said}: in the order of the file sizes do not fit",
+                None if in_file else "the layers are taken in the order of their names: their sizes fit",
             )
     chain = _only_chain(layers, shapes)
     if chain is not None:
         return chain, "the layers are taken in the only order in which their sizes fit"
-    return candidates[
-        0
-    ], "the sizes of the layers do not fit one after the other: their order is that of the file"
+    return candidates[0], "which layer follows which is not sure: their sizes do not fit one after the other"
 
 
 def _fits(layers: Sequence[FoundLayer], shapes: dict[str, Sizes]) -> bool:
@@ -63,14 +65,18 @@ def _fits(layers: Sequence[FoundLayer], shapes: dict[str, Sizes]) -> bool:
 
 def _only_chain(layers: Sequence[FoundLayer], shapes: dict[str, Sizes]) -> list[FoundLayer] | None:
     """Return the order in which each layer's outputs are the next one's inputs, if there is just one."""
-    if any(layer.title not in shapes for layer in layers):
+    if len(layers) > LONGEST_SEARCH or any(layer.title not in shapes for layer in layers):
         return None
-    inputs = {shapes[layer.title][1]: layer for layer in layers}
-    outputs = {shapes[layer.title][0] for layer in layers}
-    first = [layer for size, layer in inputs.items() if size not in outputs]
-    if len(inputs) < len(layers) or len(first) != 1:
-        return None
-    chain = first
-    while (following := inputs.get(shapes[chain[-1].title][0])) is not None and len(chain) <= len(layers):
-        chain.append(following)
-    return chain if len(chain) == len(layers) else None
+    found = list(islice(_chains([], list(layers), shapes), 2))
+    return found[0] if len(found) == 1 else None
+
+
+def _chains(
+    begun: list[FoundLayer], rest: list[FoundLayer], shapes: dict[str, Sizes]
+) -> Iterator[list[FoundLayer]]:
+    """Yield every order of the layers in which sizes fit."""
+    if not rest:
+        yield begun
+    for layer in rest:
+        if not begun or chains([shapes[begun[-1].title], shapes[layer.title]]):
+            yield from _chains([*begun, layer], [other for other in rest if other is not layer], shapes)

@@ -17,7 +17,7 @@ from ..problems import FileError, Place, listing
 from ..safety import SMALL, size_text
 from .archives import EXPANSION
 from .plain_hdf5 import datasets, open_root
-from .source import NamedArray, Source, check_count, reading, unsuitable_dtype
+from .source import NamedArray, Source, check_count, reading, unsuitable
 
 TAKEN = ("double", "single", "struct")
 """MATLAB's classes that may hold what is wanted."""
@@ -80,7 +80,7 @@ def _take(name: str, value: Any, place: Place, arrays: list[NamedArray], skipped
             _take(f"{name}.{part}", value.flat[0][part], place, arrays, skipped)
     elif value.dtype.hasobject:
         skipped[name] = "holds cells or an array of structures, not a matrix of numbers"
-    elif reason := unsuitable_dtype(value.dtype):
+    elif reason := unsuitable(value.dtype.name):
         skipped[name] = reason
     else:
         at = place.at(dataset=name)

@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 
 from ..problems import FileError, Place
 from .archives import open_archive, read_member
-from .source import NamedArray, Source, check_count, reading, unsuitable_dtype
+from .source import NamedArray, Source, check_count, precision_of, reading, unsuitable
 
 SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"
@@ -38,10 +38,11 @@ def open_npz(path: Path) -> Iterator[Source]:
             with reading(at), archive.open(member) as stream:
                 shape, dtype, size = _read_header(stream, at)
             _check_size(shape, dtype, member.file_size - size, at)
-            if reason := unsuitable_dtype(dtype):
+            if reason := unsuitable(precision_of(dtype)):
                 skipped[name] = reason
             else:
-                arrays.append(NamedArray(name, shape, dtype.name, at, partial(load, member.filename)))
+                numbers = partial(load, member.filename)
+                arrays.append(NamedArray(name, shape, precision_of(dtype), at, numbers))
         yield Source("NumPy .npz", path, tuple(arrays), skipped, in_forward_order=True, producer="numpy")
 
 
@@ -81,11 +82,11 @@ def _files(files: dict[str, Path]) -> tuple[list[NamedArray], dict[str, str]]:
         with reading(place), file.open("rb") as stream:
             shape, dtype, size = _read_header(stream, place)
         _check_size(shape, dtype, file.stat().st_size - size, place)
-        if reason := unsuitable_dtype(dtype):
+        if reason := unsuitable(precision_of(dtype)):
             skipped[name] = reason
         else:
             load = partial(np.load, file, mmap_mode="r", allow_pickle=False)
-            arrays.append(NamedArray(name, shape, dtype.name, place, load))
+            arrays.append(NamedArray(name, shape, precision_of(dtype), place, load))
     return arrays, skipped
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,8 +24,13 @@ class Settled:
     """How that is known."""
 
 
-def settle(layers: Sequence[FoundLayer], source: Source, wanted: Orientation | None) -> list[Settled]:
-    """Return the orientation of each fully connected layer, and why.
+def settle(
+    layers: Sequence[FoundLayer],
+    source: Source,
+    wanted: Orientation | None,
+    needed: Callable[[FoundLayer], bool],
+) -> dict[str, Settled]:
+    """Return how the fully connected layers lie, by title.
 
     The first that says something decides: `wanted`; the length of the bias; the other layers, if all of their
     biases agree; the format; the names of the arrays and the sizes of numbered neighbours, if they do not
@@ -39,16 +44,20 @@ def settle(layers: Sequence[FoundLayer], source: Source, wanted: Orientation | N
         Where they come from.
     wanted : {"mn", "nm"}, optional
         What the user says.
+    needed : callable
+        Whether a layer must be settled; others are left out where nothing decides.
 
     Raises
     ------
     FileError
-        If a bias fits neither side or not what is wanted, or if nothing decides.
+        If a bias fits neither side or not what is wanted, or if nothing decides for a layer that is needed.
     """
-    by_bias = [_by_bias(layer, wanted, source.place) for layer in layers]
-    known = {orientation for orientation in by_bias if orientation is not None}
-    settled: list[Settled] = []
-    for layer, of_bias in zip(layers, by_bias, strict=True):
+    by_bias = {layer.title: _by_bias(layer, wanted, source.place) for layer in layers}
+    known = {orientation for orientation in by_bias.values() if orientation is not None}
+    settled = {}
+    for layer in layers:
+        of_bias = by_bias[layer.title]
+        orientation: Orientation
         if wanted is not None:
             orientation, known_by = wanted, "as given"
         elif of_bias is not None:
@@ -58,8 +67,14 @@ def settle(layers: Sequence[FoundLayer], source: Source, wanted: Orientation | N
         elif source.orientation is not None:
             orientation, known_by = source.orientation, f"convention of {source.producer}"
         else:
-            orientation, known_by = _by_names_and_neighbours(layer, layers, source.place)
-        settled.append(Settled(_sizes(layer, orientation), orientation, known_by))
+            reasons = _by_names_and_neighbours(layer, layers)
+            if len(reasons) == 1:
+                ((orientation, known_by),) = reasons.items()
+            elif needed(layer):
+                raise _question(layer, source.place, contradiction=bool(reasons))
+            else:
+                continue
+        settled[layer.title] = Settled(_sizes(layer, orientation), orientation, known_by)
     return settled
 
 
@@ -83,26 +98,24 @@ def _by_bias(layer: FoundLayer, wanted: Orientation | None, place: Place) -> Ori
     return found
 
 
-def _by_names_and_neighbours(
-    layer: FoundLayer, layers: Sequence[FoundLayer], place: Place
-) -> tuple[Orientation, str]:
-    """Return what names and sizes say together, or ask."""
-    reasons: dict[Orientation, list[str]] = {"mn": [], "nm": []}
+def _by_names_and_neighbours(layer: FoundLayer, layers: Sequence[FoundLayer]) -> dict[Orientation, str]:
+    """Return what speaks for either orientation."""
+    reasons: dict[Orientation, str] = {}
     if len(layer.conventions) == 1:
-        (named,) = layer.conventions
-        reasons[named].append("name of the array")
+        reasons = dict.fromkeys(layer.conventions, "name of the array")
     chained: list[Orientation] = [o for o in MEANING if chains([_sizes(one, o) for one in layers])]
-    if len(chained) == 1 and len(layers) > 1 and _numbered(layers):
-        reasons[chained[0]].append("sizes of its neighbours")
-    said = [orientation for orientation in MEANING if reasons[orientation]]
-    if len(said) == 1:
-        return said[0], ", ".join(reasons[said[0]])
+    if len(chained) == 1 and _numbered(layers):
+        reasons.setdefault(chained[0], "sizes of its neighbours")
+    return reasons
+
+
+def _question(layer: FoundLayer, place: Place, *, contradiction: bool) -> FileError:
+    """Return the error that asks for the orientation."""
     rows, columns = layer.matrix.shape
-    why = "nothing in the file says" if not said else "names and sizes contradict each other on"
-    msg = f"are the {rows} rows or the {columns} columns of '{printable(layer.matrix.name)}' output units? {why}"
-    if said:
-        msg += " it"
-    raise FileError(msg, place, "say it: --orientation mn (rows are output units) or nm (columns are)")
+    why = "its name and its neighbours contradict each other" if contradiction else "nothing in the file says"
+    name = printable(layer.matrix.name)
+    msg = f"are the {rows} rows or the {columns} columns of '{name}' its output units? {why}"
+    return FileError(msg, place, "say it: --orientation mn if rows are output units, nm if columns are")
 
 
 def chains(shapes: Sequence[tuple[int, int]]) -> bool:

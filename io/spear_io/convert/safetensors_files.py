@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..problems import Place
-from .source import NamedArray, Source, check_count, reading
+from .source import NamedArray, Source, check_count, reading, unsuitable
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -35,9 +35,9 @@ def open_safetensors(path: Path) -> Iterator[Source]:
         for name, entry in entries.items():
             if name == "__metadata__":
                 continue
-            precision = DTYPES.get(entry["dtype"])
-            if precision is None:
-                skipped[name] = f"holds {entry['dtype']}, not floating-point numbers of 16, 32 or 64 bits"
+            precision = DTYPES.get(entry["dtype"], entry["dtype"])
+            if reason := unsuitable(precision):
+                skipped[name] = reason
                 continue
             shape = tuple(entry["shape"])
             load = partial(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..problems import FileError, Place, cause
+from ..problems import FileError, Place, cause, printable
 from ..storage import Bfloat16, Floats, from_bfloat16
 
 Orientation = Literal["mn", "nm"]
@@ -138,12 +138,20 @@ def reading(place: Place) -> Iterator[None]:
         raise FileError(msg, place, "the file is damaged or incomplete: copy or export it again") from error
 
 
-def unsuitable_dtype(dtype: np.dtype[Any]) -> str | None:
-    """Why numbers of that dtype cannot be taken; None if they can."""
-    if dtype.hasobject:
+def precision_of(dtype: np.dtype[Any]) -> str:
+    """Return what numbers of that dtype were rounded to, or the name of a dtype that holds none.
+
+    Two bytes without a meaning are bfloat16: what NumPy stores of the extension type of that name.
+    """
+    return "bfloat16" if dtype == np.dtype("V2") else dtype.name
+
+
+def unsuitable(precision: str) -> str | None:
+    """Why an array of what a format calls `precision` cannot be taken; None if it can."""
+    if precision == "object":
         return "holds Python objects, which only unpickling could read"
-    if dtype.name not in PRECISIONS:
-        return f"holds {dtype.name}, not floating-point numbers of 16, 32 or 64 bits"
+    if precision not in PRECISIONS:
+        return f"holds {printable(precision)}, not floating-point numbers of 16, 32 or 64 bits"
     return None
 
 
