@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import hypothesis
 import pytest
 
@@ -10,6 +13,9 @@ from tests.backends import Backend
 # Machines differ in speed and a test run must mean the same everywhere: no deadlines, the same examples each time.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+
+# Keras asks for a TensorFlow unless it is told otherwise.
+os.environ.setdefault("KERAS_BACKEND", "torch" if importlib.util.find_spec("torch") else "jax")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -25,7 +25,7 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 ROLES = {"0": "kernel", "1": "bias"}
 """What the variables of a dense layer are, by their numbers."""
 
-NOT_DENSE = re.compile(r"Embedding|Normalization|LSTM|GRU|RNN|Attention")
+NOT_DENSE = re.compile(r"embedding|normalization|lstm|gru|rnn|attention", re.IGNORECASE)
 """Classes of layers whose matrices only look like those of a dense layer."""
 
 OPTIMIZER_GROUPS = ("optimizer", "optimizer_weights")
@@ -84,8 +84,14 @@ def _numbered(file: h5py.File, place: Place) -> tuple[list[NamedArray], dict[str
         variables[group][number] = array
     renamed = {}
     for group, members in variables.items():
+        kind = group.removesuffix("/vars").rpartition("/")[2]
         shapes = [len(array.shape) for array in members.values()]
-        dense = set(members) <= set(ROLES) and shapes[0] > 1 and shapes[1:] in ([], [1])
+        dense = (
+            not NOT_DENSE.search(kind)
+            and set(members) <= set(ROLES)
+            and shapes[0] > 1
+            and shapes[1:] in ([], [1])
+        )
         name = safety.text(file[group], "name", place) if group else None
         for number, array in members.items():
             renamed[array.name] = f"{name or group}/{ROLES[number] if dense else f'variable {number}'}"
