@@ -53,12 +53,12 @@ def torch_checkpoint(path: Path, precision: str) -> None:
 
 def npz(path: Path, precision: str) -> None:
     """NumPy writes the extension type of bfloat16 as two bytes without a meaning."""
-    array = numbers(precision)
+    array: Any = numbers(precision)
     if precision == "bfloat16":
         ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
         array = array.astype(ml_dtypes.bfloat16)
     with path.open("wb") as stream:
-        np.savez(stream, **{"fc.weight_grad": array})
+        np.savez(stream, weight_grad=array)
 
 
 def hdf5(path: Path, precision: str) -> None:

@@ -22,6 +22,8 @@ from .source import NamedArray, Source, check_count, reading, unsuitable
 TAKEN = ("double", "single", "struct")
 """MATLAB's classes that may hold what is wanted."""
 
+PRECISION = {"double": "float64", "single": "float32"}
+
 HEADER = 128
 """Bytes before the first element of a version 5 file; the last two tell the byte order."""
 
@@ -51,10 +53,10 @@ def open_matlab(path: Path) -> Iterator[Source]:
         variables = whosmat(path)
         _check_variables(variables, path)
         names = [name for name, _, kind in variables if kind in TAKEN]
-        values = loadmat(path, variable_names=names, mat_dtype=True) if names else {}
+        values = loadmat(path, variable_names=names) if names else {}
         for name, _, kind in variables:
             if kind in TAKEN:
-                _take(name, values[name], place, arrays, skipped)
+                _take(name, values[name], place, arrays, skipped, PRECISION.get(kind, "float64"))
             else:
                 skipped[name] = f"holds MATLAB's class {kind}, not floating-point numbers"
     yield Source("MATLAB .mat", path, tuple(arrays), skipped, producer="MATLAB")
@@ -71,20 +73,25 @@ def is_version_4(path: Path) -> bool:
         return False
 
 
-def _take(name: str, value: Any, place: Place, arrays: list[NamedArray], skipped: dict[str, str]) -> None:
-    """Sort a variable in: a matrix of numbers, a scalar structure of them, or something else."""
+def _take(
+    name: str, value: Any, place: Place, arrays: list[NamedArray], skipped: dict[str, str], precision: str
+) -> None:
+    """Sort a variable in: a matrix of numbers, a structure of them, or something else."""
     if not isinstance(value, np.ndarray):
         skipped[name] = f"holds a {type(value).__name__}, not a full matrix of numbers"
     elif value.dtype.names and value.size == 1:
         for part in value.dtype.names:
-            _take(f"{name}.{part}", value.flat[0][part], place, arrays, skipped)
+            _take(f"{name}.{part}", value.flat[0][part], place, arrays, skipped, precision)
     elif value.dtype.hasobject:
         skipped[name] = "holds cells or an array of structures, not a matrix of numbers"
-    elif reason := unsuitable(value.dtype.name):
-        skipped[name] = reason
     else:
-        at = place.at(dataset=name)
-        arrays.append(NamedArray(name, value.shape, value.dtype.name, at, partial(_same, value)))
+        if value.dtype.kind in "iu":  # MATLAB packs numbers without a fraction, whatever their class
+            value = value.astype(precision)
+        if reason := unsuitable(value.dtype.name):
+            skipped[name] = reason
+        else:
+            at = place.at(dataset=name)
+            arrays.append(NamedArray(name, value.shape, value.dtype.name, at, partial(_same, value)))
 
 
 def _same(value: Any) -> Any:

@@ -151,6 +151,8 @@ def _no_layer(layer: FoundLayer, place: Place) -> str | None:
         gradient, weight = (matrix.shape for matrix in matrices)
         msg = f"the gradient of '{printable(layer.title)}' has shape {gradient}, but its weight {weight}"
         raise FileError(msg, place, "give both of the same layer and stored the same way")
+    if 0 in matrices[0].shape:
+        return f"is empty: its shape is {matrices[0].shape}"
     if len(matrices[0].shape) not in KINDS:
         return f"has {len(matrices[0].shape)} dimensions, as no layer that is known"
     vectors = {layer.parts[part].shape for part in ("bias_grad", "bias") if part in layer.parts}
