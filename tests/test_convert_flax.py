@@ -27,7 +27,7 @@ def spear(capsys: pytest.CaptureFixture[str]) -> Command:
 class Linen(linen.Module):  # type: ignore[misc]
     """The output layer is made first, and so has the lower number."""
 
-    @linen.compact
+    @linen.compact  # type: ignore[untyped-decorator]
     def __call__(self, x: Any) -> Any:
         return linen.Dense(10)(linen.relu(linen.Dense(WIDTH)(x)))
 

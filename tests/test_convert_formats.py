@@ -92,13 +92,8 @@ def matlab_4(folder: Path, step: Step) -> list[Any]:
     return [folder / "a"]
 
 
-def matlab_structure(folder: Path, step: Step) -> list[Any]:
-    names = matlab_names(step)
-    parts = {
-        key: {n.removeprefix("d"): names[n] for n in names if n.startswith("d") == grad}
-        for key, grad in (("net", False), ("grads", True))
-    }
-    scipy.io.savemat(folder / "a", parts, appendmat=False)
+def matlab_unpacked(folder: Path, step: Step) -> list[Any]:
+    scipy.io.savemat(folder / "a", matlab_names(step), appendmat=False)
     return [folder / "a"]
 
 
@@ -151,7 +146,7 @@ WRITERS: tuple[Writer, ...] = (
     torch_before_archives,
     matlab_5,
     matlab_4,
-    matlab_structure,
+    matlab_unpacked,
     matlab_73,
     plain_hdf5_names,
     plain_hdf5_map,

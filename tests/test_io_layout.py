@@ -10,6 +10,12 @@ import spear_io
 ROOT = Path(__file__).parent.parent
 
 
+HEAVY = {
+    *("torch", "jax", "flax", "keras", "flwr", "cupy", "safetensors", "msgpack", "ml_dtypes"),
+    *("typer", "rich", "sklearn", "matplotlib"),
+}
+
+
 def imported_with(module: str) -> set[str]:
     code = f"import sys, {module}; print(*sys.modules)"
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'io'}", "PATH": ""}
@@ -25,7 +31,11 @@ def test_the_folder_io_is_no_package() -> None:
 
 
 def test_importing_spear_io_stays_light() -> None:
-    assert not imported_with("spear_io") & {"torch", "jax", "cupy", "typer", "rich", "sklearn", "matplotlib"}
+    assert not imported_with("spear_io") & HEAVY
+
+
+def test_importing_the_converter_loads_no_framework_and_no_format_library() -> None:
+    assert not imported_with("spear_io.cli") & (HEAVY - {"typer", "rich"})
 
 
 def test_the_solver_knows_nothing_of_files() -> None:

@@ -59,7 +59,7 @@ def _opener(path: Path) -> Opener:
     if head.startswith(MATLAB_V73):
         return matlab.open_matlab_v73
     if head.startswith(MATLAB_V5):
-        return matlab.open_matlab
+        return matlab.open_matlab_v5
     if safety.is_hdf5(path):
         return _hdf5_opener(path)
     if head.startswith(b"PK\x03\x04"):
@@ -75,7 +75,7 @@ def _opener(path: Path) -> Opener:
     if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):  # a mapping that is not empty
         return flax_msgpack.open_flax
     if matlab.is_version_4(path):
-        return matlab.open_matlab
+        return matlab.open_matlab_v4
     msg = "empty" if not head else "in no format that is understood"
     raise FileError(msg, place, ADVICE)
 
@@ -83,12 +83,10 @@ def _opener(path: Path) -> Opener:
 def _hdf5_opener(path: Path) -> Opener:
     place = Place(path)
     with safety.open_hdf5(path, advice=ADVICE) as file:
-        known = safety.text(file, "format", place)
-        names = set(safety.member_names(file, place))
-        if known == dump.FORMAT:
+        if safety.attribute(file, "format", place) == dump.FORMAT:
             msg = "a gradient dump already"
             raise FileError(msg, place, "use it as it is: spear-np inspect, spear-np invert")
-        if "model_weights" in names or "layer_names" in file.attrs:
+        if keras_files.is_legacy(file, place):
             return keras_files.open_keras_legacy
         if keras_files.is_keras_3(file, place):
             return keras_files.open_keras_weights

@@ -66,13 +66,21 @@ def open_keras_legacy(path: Path) -> Iterator[Source]:
         yield _source("Keras .h5", path, *_split(arrays, skipped, renamed), layers)
 
 
+def is_legacy(file: h5py.File, place: Place) -> bool:
+    """Whether an HDF5 file is of Keras 2, or of Keras 3 in its manner."""
+    with reading(place):
+        return "model_weights" in safety.member_names(file, place) or "layer_names" in file.attrs
+
+
 def is_keras_3(file: h5py.File, place: Place) -> bool:
     """Whether an HDF5 file has the variables of a Keras model itself at its top, mostly none."""
-    names = set(safety.member_names(file, place))
-    if "vars" not in names or "_layer_checkpoint_dependencies" in names:
-        return "_layer_checkpoint_dependencies" in names
+    names = safety.member_names(file, place)
+    if "_layer_checkpoint_dependencies" in names:
+        return True
+    if "vars" not in names:
+        return False
     variables = safety.subgroup(file, "vars", place)
-    return "layers" in names or (variables is not None and "name" in variables.attrs)
+    return "layers" in names or (variables is not None and safety.text(variables, "name", place) is not None)
 
 
 def _numbered(file: h5py.File, place: Place) -> tuple[list[NamedArray], dict[str, str]]:
@@ -92,7 +100,8 @@ def _numbered(file: h5py.File, place: Place) -> tuple[list[NamedArray], dict[str
             and shapes[0] > 1
             and shapes[1:] in ([], [1])
         )
-        name = safety.text(file[group], "name", place) if group else None
+        with reading(place):
+            name = safety.text(file[group], "name", place) if group else None
         for number, array in members.items():
             renamed[array.name] = f"{name or group}/{ROLES[number] if dense else f'variable {number}'}"
     return _split(arrays, skipped, renamed)
