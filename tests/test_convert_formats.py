@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import safetensors.numpy
 import scipy.io
 
+from spear_io import open_dump
 from tests.convert_files import Step, assert_exact, converted, torch_step
 from tests.io_files import Command, command, leftovers
 
@@ -134,6 +136,31 @@ def plain_hdf5_map(folder: Path, step: Step) -> list[Any]:
         for part, path in paths.items():
             file[path] = arrays[part].T
     return [folder / "a", *(word for part, path in paths.items() for word in ("--map", f"{part}=/{path}"))]
+
+
+def matlab_element(kind: int, content: bytes) -> bytes:
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def matlab_variable(name: bytes, stored: int, numbers: bytes, *shape: int) -> bytes:
+    """A variable of class double whose numbers are stored as another type."""
+    sizes = struct.pack(f"<{len(shape)}i", *shape)
+    parts = (6, struct.pack("<II", 6, 0)), (5, sizes), (1, name), (stored, numbers)
+    return matlab_element(14, b"".join(matlab_element(*part) for part in parts))
+
+
+def test_matlab_packs_numbers_without_a_fraction(spear: Command, tmp_path: Path) -> None:
+    """By hand: MATLAB stores a bias of zeros in bytes, SciPy's writer does not."""
+    gradient = np.random.default_rng(1).standard_normal((3, 5))
+    content = matlab_variable(b"dW", 9, gradient.tobytes(order="F"), 3, 5)
+    content += matlab_variable(b"db", 2, bytes([0, 1, 255]), 3, 1)
+    (tmp_path / "a").write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + content)
+    converted(spear, tmp_path, tmp_path / "a")
+    with open_dump(tmp_path / "dump.h5") as dump:
+        arrays = dump.records[0].layers[0].arrays
+        np.testing.assert_array_equal(arrays["weight_grad"][:], gradient)
+        np.testing.assert_array_equal(arrays["bias_grad"][:], [0.0, 1.0, 255.0])
+        assert arrays["bias_grad"].dtype == np.float64
 
 
 WRITERS: tuple[Writer, ...] = (

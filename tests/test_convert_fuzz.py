@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import h5py
+import msgpack
 import numpy as np
 import pytest
 
@@ -21,7 +24,36 @@ SMALL = {
 }
 STEP = Step(SMALL, SMALL, SMALL, np.zeros((1, 3)))
 
-WRITERS = [writer for writer in formats.WRITERS if writer is not formats.npy_folder]
+
+def npy_file(folder: Path, step: Step) -> list[Any]:
+    np.save(folder / "dW.npy", step.gradients["fc1.weight"])
+    return [folder / "dW.npy", "--orientation", "mn"]
+
+
+def flax_msgpack(folder: Path, step: Step) -> list[Any]:
+    """As Flax packs its arrays, whether it is there or not."""
+    arrays = {
+        name: msgpack.ExtType(1, msgpack.packb((array.shape, array.dtype.name, array.tobytes())))
+        for name, array in step.gradients.items()
+    }
+    (folder / "a").write_bytes(msgpack.packb({"grads": {"fc": arrays}}))
+    return [folder / "a", "--orientation", "mn"]
+
+
+def keras_weights(folder: Path, step: Step) -> list[Any]:
+    """As Keras 3 lays out its layers, whether it is there or not."""
+    with h5py.File(folder / "a", "w") as file:
+        file.create_group("vars").attrs["name"] = "sequential"
+        for number, array in enumerate((step.gradients["fc1.weight"].T, step.gradients["fc1.bias"])):
+            file[f"layers/dense/vars/{number}"] = array
+        file["layers/dense/vars"].attrs["name"] = "first"
+    return [folder / "a", "--gradients"]
+
+
+WRITERS = [
+    *(writer for writer in formats.WRITERS if writer is not formats.npy_folder),
+    *(npy_file, flax_msgpack, keras_weights),
+]
 
 
 @pytest.fixture

@@ -27,16 +27,28 @@ MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 """Types of numbers; those without a fraction are packed into fewer bytes, whatever their class."""
 
-CLASSES = {
-    1: "cell",
-    2: "struct",
-    3: "object",
-    4: "char",
-    5: "sparse",
-    6: "double",
-    7: "single",
-    16: "function",
-}
+CLASSES = dict(
+    enumerate(
+        [
+            "cell",
+            "struct",
+            "object",
+            "char",
+            "sparse",
+            "double",
+            "single",
+            "int8",
+            "uint8",
+            "int16",
+            "uint16",
+            "int32",
+            "uint32",
+            "int64",
+            "uint64",
+        ],
+        1,
+    )
+)
 PRECISION = {"double": "float64", "single": "float32"}
 COMPLEX = 0x08
 
@@ -111,7 +123,7 @@ def _variable(matrix: bytes, order: str) -> Variable:
     (word,) = np.frombuffer(flags, f"{order}u4", 1)
     shape = tuple(int(size) for size in np.frombuffer(sizes, f"{order}i4"))
     code = int(word) & 0xFF
-    kind = CLASSES.get(code, f"number {code}")
+    kind = CLASSES.get(code, "function or object")
     kind = f"complex {kind}" if (int(word) >> 8) & COMPLEX else kind
     numbers = None
     if kind in PRECISION:
