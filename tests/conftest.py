@@ -9,7 +9,8 @@ import pytest
 
 from tests.backends import Backend
 
-os.environ.setdefault("KERAS_BACKEND", "jax")  # read when Keras is imported
+# Keras asks for a TensorFlow unless it is told otherwise before it is imported.
+os.environ.setdefault("KERAS_BACKEND", "jax")
 
 # Machines differ in speed and a test run must mean the same everywhere: no deadlines, the same examples each time.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)

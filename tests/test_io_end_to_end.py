@@ -90,6 +90,31 @@ def test_inspect_forecasts_a_real_batch(spear: Command, tmp_path: Path) -> None:
     assert layer["survey"]["expected_submatrices"] > 1
 
 
+def test_inspect_says_why_a_layer_cannot_be_inverted(spear: Command, tmp_path: Path) -> None:
+    data, full = layer_data(), layer_data(b=70)
+    zero = {"weight_grad": np.zeros_like(data.weight_grad), "bias_grad": np.zeros_like(data.bias_grad)}
+    reasons = {
+        "conv": (LayerArrays(None, kind="conv2d"), "a 'conv2d' layer: only fully connected"),
+        "normalised": (
+            layer_arrays(data, activation="batch_normalization"),
+            "followed by 'batch_normalization'",
+        ),
+        "smooth": (layer_arrays(data, activation="gelu"), "followed by 'gelu': only a ReLU"),
+        "crowded": (layer_arrays(full), "rank"),
+        "silent": (layer_arrays(data, **zero), "zero everywhere"),
+        "good": (layer_arrays(data), None),
+        "head": (layer_arrays(data, activation="none"), "followed by no activation"),
+    }
+    write_dump(tmp_path / "dump.h5", {name: arrays for name, (arrays, _) in reasons.items()})
+    run = spear("inspect", tmp_path / "dump.h5", "--json")
+    (record,) = json.loads(run.out)["records"]
+    for layer in record["layers"]:
+        reason = reasons[layer["layer"]][1]
+        assert layer["problem"] is None if reason is None else reason in layer["problem"]
+    run = spear("inspect", tmp_path / "dump.h5")
+    assert all(reason in run.out for _, reason in reasons.values() if reason)
+
+
 def test_weight_delta_and_packing_do_not_change_the_answer(spear: Command, tmp_path: Path) -> None:
     dump, out = tmp_path / "dump.h5", tmp_path / "out.h5"
     data = layer_data(dtype=np.float64)

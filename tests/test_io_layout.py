@@ -10,6 +10,12 @@ import spear_io
 ROOT = Path(__file__).parent.parent
 
 
+HEAVY = {
+    *("torch", "jax", "flax", "keras", "flwr", "cupy", "safetensors", "msgpack", "ml_dtypes"),
+    *("typer", "rich", "scipy", "sklearn", "matplotlib"),  # slow, and seldom needed
+}
+
+
 def imported_with(module: str) -> set[str]:
     code = f"import sys, {module}; print(*sys.modules)"
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'io'}", "PATH": ""}
@@ -27,8 +33,11 @@ def test_the_folder_io_is_no_package() -> None:
 def test_importing_both_stays_light() -> None:
     loaded = imported_with("spear_np, spear_io")
     assert {"spear_np", "spear_io", "h5py"} <= loaded
-    assert not loaded & {"torch", "jax", "flax", "keras", "flwr", "cupy", "safetensors", "msgpack"}
-    assert not loaded & {"scipy", "typer", "rich", "sklearn", "matplotlib"}  # slow, and seldom needed
+    assert not loaded & HEAVY
+
+
+def test_importing_the_command_loads_no_framework_and_no_format_library() -> None:
+    assert not imported_with("spear_io.cli") & (HEAVY - {"typer", "rich"})
 
 
 def test_the_solver_knows_nothing_of_files() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import typer.main
 
@@ -17,6 +18,7 @@ import spear_np
 from spear_io import open_dump
 from spear_io.cli import app, main
 from tests.documents import code_blocks, run
+from tests.io_files import layer_data
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,6 +31,7 @@ DOCUMENTS = [
     "docs/method.md",
     "docs/format.md",
     "docs/frameworks.md",
+    "docs/convert.md",
     "io/README.md",
 ]
 
@@ -42,9 +45,19 @@ COMMANDS = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder that holds the shipped dump where the README says it is."""
+    """Work in a folder that holds the shipped dump where the README says it is, and files to convert."""
     (tmp_path / "examples").mkdir()
     shutil.copy(ROOT / DUMP, tmp_path / DUMP)
+    data = layer_data()
+    before = {"fc1.weight": data.weight, "fc1.bias": data.bias}
+    gradients = {"fc1.weight": data.weight_grad, "fc1.bias": data.bias_grad}
+    arrays = {
+        "step": before | {f"{name}_grad": gradient for name, gradient in gradients.items()},
+        "before": before,
+        "after": {name: before[name] - gradient for name, gradient in gradients.items()},
+    }
+    for name, named in arrays.items():
+        np.savez(tmp_path / name, allow_pickle=False, **named)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -22,11 +22,13 @@ import typer
 import spear_np
 from spear_np.backend import device_for
 
+from .convert.command import convert
 from .dump import Layer, Record, open_dump
 from .evaluate import evaluate as evaluate_inversion
 from .evaluate import evaluation_notes
 from .interrupt import stop_on_interrupt
 from .inversion import InversionWriter, open_inversion
+from .options import Json
 from .overview import dump_document, record_overview
 from .problems import FileError, cause, printable
 from .progress import progress_bar
@@ -51,7 +53,6 @@ app = typer.Typer(
 )
 
 DumpPath = Annotated[Path, typer.Argument(metavar="DUMP.h5", help="Gradient dump.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DeviceName = Annotated[str, typer.Option("--device", metavar="cpu|gpu|gpu:N", help="Where to compute.")]
 
 
@@ -191,6 +192,9 @@ def evaluate(
         print_evaluation(results)
     status = _exit_status(spear_np.Status(result.status) for result in results)
     raise typer.Exit(3 if any(result.broken_promise for result in results) else status)
+
+
+app.command()(convert)
 
 
 def _exit_status(statuses: Iterable[spear_np.Status]) -> int:

@@ -34,6 +34,9 @@ FORMAT_VERSION = 1
 DATASETS = {"weight_grad": 2, "bias_grad": 1, "weight": 2, "bias": 1}
 """What a linear layer may hold, and in how many dimensions."""
 
+NO_ACTIVATION = ("none", "linear", "identity")
+"""Names of the activation that changes nothing."""
+
 UPDATES = ("gradient", "weight_delta")
 
 
@@ -81,6 +84,11 @@ class Layer:
         """Why this kind of layer cannot be inverted, whatever its numbers are; None if it can."""
         if self.kind != "linear":
             return f"a '{printable(self.kind)}' layer: only fully connected ('linear') layers can be inverted"
+        if self.activation.lower() in NO_ACTIVATION:
+            return (
+                "followed by no activation, as an output layer is: only a ReLU leaves the zeros in the gradient that "
+                "the inversion rests on"
+            )
         if self.activation.lower() not in CEILINGS:
             return (
                 f"followed by '{printable(self.activation)}': only a ReLU leaves the zeros in the gradient that "

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import h5py
 import numpy as np
@@ -69,7 +69,7 @@ def open_untrusted(path: Path, *, kind: str, version: int) -> Iterator[h5py.File
         Newest `format_version` this program knows.
     """
     place = Place(path)
-    with _opened(path, place, kind) as file:
+    with open_hdf5(path, advice=_advice(kind)) as file:
         found = text(file, "format", place)
         if found is None:
             msg = f"an HDF5 file, but not a {kind} file: it has no attribute 'format'"
@@ -88,33 +88,56 @@ def open_untrusted(path: Path, *, kind: str, version: int) -> Iterator[h5py.File
 
 
 @contextmanager
-def _opened(path: Path, place: Place, kind: str) -> Iterator[h5py.File]:
+def open_hdf5(path: Path, *, advice: str, image: BinaryIO | None = None) -> Iterator[h5py.File]:
+    """Open any HDF5 file for reading.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    advice : str
+        What to do if it is none.
+    image : binary file, optional
+        The HDF5 file itself if it lies inside `path`, e.g. in an archive.
+    """
+    place = Place(path)
+    check_readable(path, advice=advice)
+    try:
+        file = h5py.File(path if image is None else image, "r", locking="best-effort")
+    except BlockingIOError as error:
+        msg = "another program is writing this file"
+        raise FileError(msg, place, "wait until it is done") from error
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        if image is None and not is_hdf5(path):
+            msg = "not an HDF5 file"
+            raise FileError(msg, place, advice) from error
+        cut = "truncated" in str(error)
+        msg = "the file is cut off: its end is missing" if cut else f"a damaged HDF5 file ({cause(error)})"
+        raise FileError(msg, place, "copy or export it again") from error
+    with file:
+        yield file
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether the file begins as HDF5 does, perhaps behind a block of another program."""
+    return bool(h5py.is_hdf5(path))
+
+
+def check_readable(path: Path, *, advice: str) -> None:
+    """Refuse what is not there, no regular file, or closed to this user; `advice` says what to give instead."""
+    place = Place(path)
     try:
         if not path.exists():
             msg = "there is no such file"
             raise FileError(msg, place, "check the name")
         if not path.is_file():
             msg = "is a directory" if path.is_dir() else "is not a regular file"
-            raise FileError(msg, place, f"give a {kind} file")
+            raise FileError(msg, place, advice)
         with path.open("rb"):
             pass
     except OSError as error:
         msg = f"cannot be read ({cause(error)})"
         raise FileError(msg, place) from error
-    try:
-        file = h5py.File(path, "r", locking="best-effort")
-    except BlockingIOError as error:
-        msg = "another program is writing this file"
-        raise FileError(msg, place, "wait until it is done") from error
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        if not h5py.is_hdf5(path):
-            msg = "not an HDF5 file"
-            raise FileError(msg, place, _advice(kind)) from error
-        cut = "truncated" in str(error)
-        msg = "the file is cut off: its end is missing" if cut else f"a damaged HDF5 file ({cause(error)})"
-        raise FileError(msg, place, "copy or export it again") from error
-    with file:
-        yield file
 
 
 def _advice(kind: str) -> str:
@@ -131,7 +154,7 @@ def member_names(group: h5py.Group, place: Place) -> list[str]:
 
 def subgroup(group: h5py.Group, name: str, place: Place) -> h5py.Group | None:
     """Return the group `name` inside `group`, or None if there is none."""
-    found = _member(group, name, place)
+    found = member(group, name, place)
     if found is None or isinstance(found, h5py.Group):
         return found
     msg = f"'{printable(name)}' should be a group, but is a {type(found).__name__.lower()}"
@@ -154,7 +177,13 @@ def required_subgroup(group: h5py.Group, name: str, place: Place) -> h5py.Group:
 
 
 def numbers(
-    group: h5py.Group, name: str, place: Place, *, ndim: int, kind: Literal["float", "any"] = "float"
+    group: h5py.Group,
+    name: str,
+    place: Place,
+    *,
+    ndim: int | None,
+    kind: Literal["float", "any"] = "float",
+    opaque_bfloat16: bool = False,
 ) -> StoredArray | None:
     """Return the dataset `name` of `group`, found harmless, or None if there is none.
 
@@ -166,13 +195,15 @@ def numbers(
         Name of the dataset.
     place : Place
         Where `group` is.
-    ndim : int
-        Number of dimensions it must have.
+    ndim : int, optional
+        Number of dimensions it must have; any if None.
     kind : {"float", "any"}
         "any" accepts integers too (labels, counts).
+    opaque_bfloat16 : bool
+        Whether opaque values of two bytes are bfloat16: what h5py makes of the extension type for NumPy.
     """
     place = place.at(dataset=name)
-    dataset = _member(group, name, place)
+    dataset = member(group, name, place)
     if dataset is None:
         return None
     if not isinstance(dataset, h5py.Dataset):
@@ -180,12 +211,16 @@ def numbers(
         raise FileError(msg, place, "export the file again")
     with _damage(place):
         _check_storage(dataset, place)
-        precision, encoded = _number_format(dataset, place, kind)
+        opaque = dataset.id.get_type().get_class() == h5py.h5t.OPAQUE and dataset.dtype.itemsize == 2
+        if opaque and opaque_bfloat16:
+            precision, encoded = "bfloat16", True
+        else:
+            precision, encoded = _number_format(dataset, place, kind)
         _check_size(dataset, place, ndim)
     return StoredArray(dataset, place, precision=precision, encoded=encoded)
 
 
-def _member(group: h5py.Group, name: str, place: Place) -> h5py.Group | h5py.Dataset | h5py.Datatype | None:
+def member(group: h5py.Group, name: str, place: Place) -> h5py.Group | h5py.Dataset | h5py.Datatype | None:
     """Follow a hard link; refuse every other kind before it is followed."""
     links, raw_name = group.id.links, name.encode("utf-8", "surrogateescape")
     with _damage(place):
@@ -248,29 +283,31 @@ def _number_format(dataset: h5py.Dataset, place: Place, kind: Literal["float", "
     raise FileError(msg, place, _WANTED)
 
 
-def _check_size(dataset: h5py.Dataset, place: Place, ndim: int) -> None:
+def _check_size(dataset: h5py.Dataset, place: Place, ndim: int | None) -> None:
     """Refuse shapes that do not fit or that the file cannot hold."""
     shape = dataset.shape
     if shape is None:
         msg = "holds no numbers at all (an empty dataspace)"
         raise FileError(msg, place, "export the file again")
-    if len(shape) != ndim:
+    if ndim is not None and len(shape) != ndim:
         wanted = {1: "one dimension", 2: "two dimensions"}[ndim]
         msg = f"has shape {shape}, but must have {wanted}"
         raise FileError(msg, place, "export the file again")
     claimed = math.prod(shape) * dataset.id.get_type().get_size()
     stored = dataset.id.get_storage_size()
     if claimed > max(SMALL, EXPANSION * stored):
-        msg = f"claims shape {shape}, {_bytes(claimed)}, but only {_bytes(stored)} of it are in the file"
+        msg = (
+            f"claims shape {shape}, {size_text(claimed)}, but only {size_text(stored)} of it are in the file"
+        )
         raise FileError(msg, place, "the file is damaged or made up: export it again")
     if dataset.chunks is not None:
         chunk = math.prod(dataset.chunks) * dataset.id.get_type().get_size()
         if chunk > LARGEST_CHUNK or chunk > max(SMALL, EXPANSION * stored):
-            msg = f"is stored in chunks of {_bytes(chunk)}, which would have to be in memory at once"
+            msg = f"is stored in chunks of {size_text(chunk)}, which would have to be in memory at once"
             raise FileError(msg, place, "store it in chunks of a few megabytes, e.g. with h5repack")
 
 
-def _bytes(count: int) -> str:
+def size_text(count: int) -> str:
     """Return a size as people write it."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
@@ -328,7 +365,7 @@ def attribute(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> Any
             h5py.h5t.ENUM,
         )
         if not readable or size > LARGEST_ATTRIBUTE or len(identity.shape or ()) > 1:
-            msg = f"the attribute '{name}' is of a type or size that nothing here needs ({_bytes(size)})"
+            msg = f"the attribute '{name}' is of a type or size that nothing here needs ({size_text(size)})"
             raise FileError(msg, place, "store a short text, a number or a few numbers")
         value = holder.attrs[name]
     if isinstance(value, h5py.Empty):

@@ -18,7 +18,11 @@ BLOCK_BYTES = 32 * 2**20
 
 def from_bfloat16(bits: Any) -> Floats:
     """Return the float32 numbers whose upper halves are the uint16 `bits`: exact, bfloat16 is a cut float32."""
-    return (np.asarray(bits).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    bits = np.asarray(bits)
+    if bits.dtype.kind == "V":  # opaque bytes
+        bits = bits.view(np.uint16)
+    numbers: Floats = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return numbers
 
 
 class Bfloat16:

@@ -17,10 +17,11 @@ from rich.text import Text
 
 import spear_np
 
+from .convert import Conversion
 from .dump import Dump
 from .evaluate import LayerEvaluation
 from .overview import LayerOverview, RecordOverview
-from .problems import printable
+from .problems import listing, printable
 from .progress import count, duration
 
 STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
@@ -250,3 +251,30 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             _figure(result.max_error, ".1e"),
         )
     console.print(summary)
+
+
+def print_conversion(conversion: Conversion, output: str) -> None:
+    """Print what `spear-np convert` found, what it left out, and what it assumed."""
+    console = _console()
+    table = _table("layer", ">m × n", "type", "followed by", "holds", "stored as", "known by")
+    for layer in conversion.layers:
+        stored = layer.orientation is not None
+        table.add_row(
+            printable(layer.layer),
+            " × ".join(map(str, layer.shape)) if stored else "–",
+            layer.precision if stored else "–",
+            printable(layer.activation),
+            " ".join(layer.datasets) or f"nothing: {layer.kind}",
+            {"mn": "(m, n)", "nm": "(n, m)", None: "–"}[layer.orientation],
+            layer.known_by or "–",
+        )
+    console.print(f"{conversion.format}: record {printable(conversion.record)}", soft_wrap=True)
+    console.print(table)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in conversion.skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        console.print(f"not used, as each {reason}: {listing(names)}", soft_wrap=True)
+    for note in conversion.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)

@@ -1,0 +1,63 @@
+"""PyTorch checkpoints as NumPy arrays: the one place where such a file is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import torch
+except ImportError as error:
+    msg = "PyTorch is not installed: pip install 'spear-np[torch]'"
+    raise ImportError(msg) from error
+
+from spear_io.storage import Bfloat16
+
+__all__ = ["read_tensors"]
+
+DEEPEST = 64
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, by names joined with "/", in its order.
+
+    Only tensors, numbers and plain containers are read (``weights_only=True``): nothing else is unpickled.
+
+    Returns
+    -------
+    dict
+        An array for a dense tensor of float16, float32 or float64, a `Bfloat16` for bfloat16, and for every other
+        tensor a text that says what it is.
+
+    Raises
+    ------
+    Exception
+        Whatever PyTorch raises for a file that it cannot or must not read.
+    """
+    found: dict[str, Any] = {}
+    _collect(torch.load(path, map_location="cpu", weights_only=True), (), found)
+    return found
+
+
+def _collect(value: Any, path: tuple[str, ...], found: dict[str, Any]) -> None:
+    """Sort the tensors in nested containers into `found`."""
+    if isinstance(value, torch.Tensor):
+        found["/".join(path)] = _array(value.detach())
+    elif isinstance(value, dict | list | tuple) and len(path) < DEEPEST:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _collect(item, (*path, str(key)), found)
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    """Return a tensor as NumPy sees it, or what it is if NumPy cannot."""
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return "holds a sparse or quantised tensor"
+    if tensor.dtype is torch.bfloat16:  # for which NumPy has no type
+        return Bfloat16(tensor.contiguous().view(torch.int16).numpy().view(np.uint16))
+    if tensor.dtype in (torch.float16, torch.float32, torch.float64):
+        return tensor.numpy()
+    return (
+        f"holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers of 16, 32 or 64 bits"
+    )

@@ -1,0 +1,252 @@
+"""From what people have on disk to a gradient dump: any file of arrays, its layers found and written.
+
+The file is opened by what is in it, its named arrays are paired into layers, the layers turned so that rows are
+output units and put into forward order, and written. Two models may stand in for a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..dump import DATASETS, RecordInfo
+from ..dump_writer import NO_INFO, DumpWriter, LayerArrays
+from ..problems import FileError, listing, printable
+from .forward_order import forward_order, natural
+from .names import NORMALISATIONS
+from .orientation import Settled, settle
+from .origin import Origin
+from .pairing import FoundLayer, Pairing, Part, pair
+from .source import Orientation, Source
+
+__all__ = ["Conversion", "ConvertedLayer", "Origin", "convert"]
+
+OUTPUT = "none"
+"""The activation of the output layer."""
+
+THREE_WAYS = (
+    "say --gradients if these arrays are gradients, name them so (fc1.weight_grad, grads/fc1/weight), or give two "
+    "models: --before A --after B"
+)
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """What was written of one layer."""
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    """(m, n), or the shape of a kernel that is listed but not stored."""
+    precision: str
+    datasets: tuple[str, ...]
+    activation: str
+    orientation: Orientation | None
+    """How the source stores it; None for what is not stored."""
+    known_by: str
+    """How that is known."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, and what was assumed for it."""
+
+    format: str
+    record: str
+    layers: tuple[ConvertedLayer, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Arrays that were not used, and why."""
+    notes: tuple[str, ...] = ()
+
+
+def convert(
+    origin: Origin,
+    output: Path,
+    *,
+    record: str = "record-0",
+    info: RecordInfo = NO_INFO,
+    layers: Sequence[str] = (),
+    orientation: Orientation | None = None,
+    activation: str | None = None,
+) -> Conversion:
+    """Write a gradient dump of what `origin` holds.
+
+    Parameters
+    ----------
+    origin : Origin
+        Where the gradients are.
+    output : Path
+        The dump; appears whole or not at all.
+    record : str
+        Name of its record.
+    info : RecordInfo
+        What else is known of the update.
+    layers : sequence of str
+        Only these; all if empty.
+    orientation : {"mn", "nm"}, optional
+        How matrices are stored, where the source does not tell.
+    activation : str, optional
+        What follows the chosen layers; without `layers`, all but the last.
+
+    Raises
+    ------
+    FileError
+        If a file cannot be used, holds no gradients, leaves open what is what, or the dump cannot be written.
+    """
+    with ExitStack() as stack:
+        source, given = origin.open(stack)
+        pairing = pair(given, source.place)
+        _check_gradients(pairing, source)
+        linear = sorted((one for one in pairing.layers if one.kind == "linear"), key=natural)
+        settled = settle(linear, source, orientation, lambda one: _wanted(one, layers))
+        ordered, said = forward_order(
+            pairing.layers, {title: one.shape for title, one in settled.items()}, source.in_forward_order
+        )
+        chosen = _choose(ordered, layers, pairing, source)
+        followed_by = _activations(ordered, chosen, source, activation, only_chosen=bool(layers))
+        written = {one.title: _arrays(one, settled.get(one.title), followed_by[one.title]) for one in chosen}
+        _add_inputs(written, pairing)
+        if origin.before is not None:
+            info = replace(info, update="weight_delta")
+        producer = f"{source.producer}, converted from {source.format}"
+        with DumpWriter(output, producer=producer, sources=origin.files) as dump:
+            dump.add_record(record, written, info=info)
+        return Conversion(
+            format=source.format,
+            record=record,
+            layers=tuple(_report(one, written[one.title], settled.get(one.title)) for one in chosen),
+            skipped=dict(source.skipped) | pairing.skipped,
+            notes=tuple(_notes(origin, pairing, source, said)),
+        )
+
+
+def _check_gradients(pairing: Pairing, source: Source) -> None:
+    """Refuse a source without the gradient of any fully connected layer."""
+    if any(one.kind == "linear" and "weight_grad" in one.parts for one in pairing.layers):
+        return
+    skipped = dict(source.skipped) | pairing.skipped
+    if any("weight_grad" in one.parts for one in pairing.layers):
+        msg = f"holds gradients, but of no fully connected layer: {listing(one.title for one in pairing.layers)}"
+        raise FileError(msg, source.place, "only fully connected layers can be inverted")
+    if pairing.layers:
+        msg = f"{source.format} without gradients: it holds the weights of {listing(o.title for o in pairing.layers)}"
+    else:
+        reasons = [f"'{printable(name)}' {reason}" for name, reason in list(skipped.items())[:3]]
+        more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        msg = f"{source.format} without gradients: {'; '.join(reasons) or 'it is empty'}{more}"
+    raise FileError(msg, source.place, THREE_WAYS)
+
+
+def _choose(
+    ordered: Sequence[FoundLayer], wanted: Sequence[str], pairing: Pairing, source: Source
+) -> list[FoundLayer]:
+    """Return the layers to write: those that are wanted, or all; fully connected ones need a gradient."""
+    titles = [one.title for one in ordered]
+    for name in wanted:
+        if name not in titles:
+            msg = f"there is no layer '{printable(name)}'"
+            raise FileError(msg, source.place, f"there is: {listing(titles)}")
+    chosen = []
+    for one in ordered:
+        if _wanted(one, wanted):
+            chosen.append(one)
+        else:
+            reason = (
+                "was not chosen" if wanted and one.title not in wanted else "is of a layer without gradient"
+            )
+            pairing.skipped.update({array.name: reason for array in one.parts.values()})
+    if not any(one.kind == "linear" for one in chosen):
+        msg = f"no fully connected layer with a gradient is left of {listing(wanted)}"
+        raise FileError(msg, source.place, "choose another layer with --layer")
+    return chosen
+
+
+def _wanted(one: FoundLayer, wanted: Sequence[str]) -> bool:
+    """Whether a layer is written: fully connected ones need a gradient."""
+    return (not wanted or one.title in wanted) and (one.kind != "linear" or "weight_grad" in one.parts)
+
+
+def _activations(
+    ordered: Sequence[FoundLayer],
+    chosen: Sequence[FoundLayer],
+    source: Source,
+    wanted: str | None,
+    *,
+    only_chosen: bool,
+) -> dict[str, str]:
+    """Return what follows each layer: what the user says, what the file says, or a ReLU after all but the last."""
+    last = ordered[-1] if len(ordered) > 1 else None
+    followed_by = {}
+    for one in chosen:
+        if wanted is not None and (only_chosen or one is not last):
+            followed_by[one.title] = wanted
+        else:
+            told = source.activations.get(one.matrix.name.rpartition("/")[0])
+            followed_by[one.title] = told or (OUTPUT if one is last else "relu")
+    return followed_by
+
+
+def _arrays(one: FoundLayer, settled: Settled | None, activation: str) -> LayerArrays:
+    """Return what is written of a layer; of one that cannot be inverted, that it is there."""
+    if settled is None:
+        return LayerArrays(None, activation=activation, kind=one.kind)
+
+    def part(name: Part) -> Any:
+        array = one.parts.get(name)
+        if array is None:
+            return None
+        turned = array.T if settled.orientation == "nm" and len(array.shape) == 2 else array
+        return turned.for_dump
+
+    return LayerArrays(
+        part("weight_grad"), part("bias_grad"), part("weight"), part("bias"), activation=activation
+    )
+
+
+def _add_inputs(written: dict[str, LayerArrays], pairing: Pairing) -> None:
+    """Store true inputs with the first layer, if they are its inputs."""
+    if pairing.inputs is None:
+        return
+    title, first = next((t, arrays) for t, arrays in written.items() if arrays.kind == "linear")
+    if len(pairing.inputs.shape) == 2 and pairing.inputs.shape[1] == first.weight_grad.shape[1]:
+        written[title] = replace(first, inputs=pairing.inputs.for_dump)
+    else:
+        pairing.skipped[pairing.inputs.name] = f"is of shape {pairing.inputs.shape}: no inputs of '{title}'"
+
+
+def _report(one: FoundLayer, arrays: LayerArrays, settled: Settled | None) -> ConvertedLayer:
+    return ConvertedLayer(
+        layer=one.title,
+        kind=one.kind,
+        shape=settled.shape if settled else one.matrix.shape,
+        precision=one.matrix.precision,
+        datasets=tuple(part for part in DATASETS if part in one.parts) if settled else (),
+        activation=arrays.activation,
+        orientation=settled.orientation if settled else None,
+        known_by=settled.known_by if settled else "",
+    )
+
+
+def _notes(origin: Origin, pairing: Pairing, source: Source, said: str | None) -> list[str]:
+    """Return what was assumed."""
+    notes = [said] if said else []
+    if origin.before is not None:
+        notes.append(
+            "the update is the model after minus the model before (weight_delta): a multiple of the gradient only if "
+            "it was one step of plain SGD"
+        )
+    if not source.activations:
+        notes.append(
+            "the file does not say what follows a layer: a ReLU is assumed after every layer but the last one of "
+            "several (--activation NAME says otherwise)"
+        )
+        norms = sorted({name for name, reason in pairing.skipped.items() if reason in NORMALISATIONS})
+        if norms:
+            notes.append(
+                f"there are normalisations ({listing(norms[:3])}): a layer with one between it and its ReLU cannot be "
+                "inverted"
+            )
+    return notes

@@ -1,0 +1,117 @@
+"""NumPy's own files: `.npz`, `.npy`, and folders of `.npy`; nothing in them is ever unpickled."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, BinaryIO
+from zipfile import ZipFile
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ..problems import FileError, Place
+from .archives import open_archive, read_member
+from .source import NamedArray, Source, check_count, precision_of, reading, unsuitable
+
+SUFFIX = ".npy"
+MAGIC = b"\x93NUMPY"
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[Source]:
+    """Open an archive of `.npy` members, as `numpy.savez` writes it."""
+    place = Place(path)
+    arrays, skipped = [], {}
+    with open_archive(path) as archive:
+        load = lru_cache(maxsize=1)(partial(_load_member, archive, place))
+        for member in archive.infolist():
+            name = member.filename.removesuffix(SUFFIX)
+            if name == member.filename:
+                skipped[name] = "is no .npy member"
+                continue
+            at = place.at(dataset=name)
+            with reading(at), archive.open(member) as stream:
+                shape, dtype, size = _read_header(stream, at)
+            _check_size(shape, dtype, member.file_size - size, at)
+            if reason := unsuitable(precision_of(dtype)):
+                skipped[name] = reason
+            else:
+                numbers = partial(load, member.filename)
+                arrays.append(NamedArray(name, shape, precision_of(dtype), at, numbers))
+        yield Source("NumPy .npz", path, tuple(arrays), skipped, in_forward_order=True, producer="numpy")
+
+
+@contextmanager
+def open_npy(path: Path) -> Iterator[Source]:
+    """Open a single array; its name is that of the file."""
+    arrays, skipped = _files({path.stem: path})
+    yield Source("NumPy .npy", path, tuple(arrays), skipped, producer="numpy")
+
+
+@contextmanager
+def open_npy_folder(path: Path) -> Iterator[Source]:
+    """Open a folder of `.npy` files; their names are those of the files below it."""
+    files = {}
+    with reading(Place(path)):
+        for folder, _, names in os.walk(path):  # which follows no link to a folder
+            for name in names:
+                if name.endswith(SUFFIX):
+                    file = Path(folder, name)
+                    files[file.relative_to(path).as_posix().removesuffix(SUFFIX)] = file
+                    check_count(len(files), Place(path))
+    arrays, skipped = _files(files)
+    if not files:
+        msg = "a folder without .npy files"
+        raise FileError(msg, Place(path), "give a file, or a folder of one .npy an array")
+    yield Source("folder of NumPy .npy", path, tuple(arrays), skipped, producer="numpy")
+
+
+def _files(files: dict[str, Path]) -> tuple[list[NamedArray], dict[str, str]]:
+    """Return the arrays in `.npy` files by name, and why others cannot be taken."""
+    arrays, skipped = [], {}
+    for name, file in files.items():
+        place = Place(file)
+        if not file.is_file() or file.is_symlink():
+            skipped[name] = "is not a regular file"
+            continue
+        with reading(place), file.open("rb") as stream:
+            shape, dtype, size = _read_header(stream, place)
+        _check_size(shape, dtype, file.stat().st_size - size, place)
+        if reason := unsuitable(precision_of(dtype)):
+            skipped[name] = reason
+        else:
+            load = partial(np.load, file, mmap_mode="r", allow_pickle=False)
+            arrays.append(NamedArray(name, shape, precision_of(dtype), place, load))
+    return arrays, skipped
+
+
+def _read_header(stream: Any, place: Place) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Return shape, dtype and the size of the header of an array, without a byte of its numbers."""
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(stream)
+    if version not in readers:
+        msg = f"a .npy array in format version {version[0]}.{version[1]}, which only structured values need"
+        raise FileError(msg, place, "save plain floating-point numbers")
+    shape, _, dtype = readers[version](stream)
+    return shape, dtype, stream.tell()
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], there: int, place: Place) -> None:
+    """Refuse a header that claims other numbers than there are; pickled objects have no size to claim."""
+    if dtype.hasobject:
+        return
+    claimed = math.prod(shape) * dtype.itemsize
+    if any(size < 0 for size in shape) or claimed != there:
+        msg = f"claims shape {shape} of {dtype.name}, {claimed} bytes, but {there} are there"
+        raise FileError(msg, place, "the file is damaged or made up: export it again")
+
+
+def _load_member(archive: ZipFile, place: Place, name: str) -> Any:
+    """Return one array of an archive, whole; only the one read last is kept."""
+    stream: BinaryIO = read_member(archive, name, place)
+    return npy.read_array(stream, allow_pickle=False)

@@ -1,0 +1,62 @@
+"""Where the gradients come from: one source, with or without the model beside it, or two models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .detect import open_source
+from .difference import updates
+from .mapping import mapped
+from .pairing import Given
+from .source import Source
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What to read; either `source`, or `before` and `after`.
+
+    Parameters
+    ----------
+    source : Path, optional
+        A file or folder of arrays.
+    gradients : bool
+        Whether everything in `source` is a gradient, whatever the names say.
+    model : Path, optional
+        Where the weights are, if not in `source`.
+    before, after : Path, optional
+        The model before and after the step.
+    maps : sequence of str
+        ``[LAYER.]PART=NAME``: which arrays of `source` to take, instead of going by names.
+    """
+
+    source: Path | None = None
+    gradients: bool = False
+    model: Path | None = None
+    before: Path | None = None
+    after: Path | None = None
+    maps: Sequence[str] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is read."""
+        return [path for path in (self.source, self.model, self.before, self.after) if path is not None]
+
+    def open(self, stack: ExitStack) -> tuple[Source, list[Given]]:
+        """Open everything until `stack` unwinds; return the main source, and all arrays with what is known of them."""
+        if self.before is not None and self.after is not None:
+            before, after = (stack.enter_context(open_source(path)) for path in (self.before, self.after))
+            return before, updates(before, after)
+        assert self.source is not None
+        source = stack.enter_context(open_source(self.source))
+        if self.maps:
+            given = mapped(source, self.maps)
+        else:
+            given = [Given(array, gradient=self.gradients) for array in source.arrays]
+        if self.model is not None:
+            model = stack.enter_context(open_source(self.model))
+            given += [Given(array) for array in model.arrays]
+            source = replace(source, activations={**model.activations, **source.activations})
+        return source, given

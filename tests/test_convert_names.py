@@ -1,0 +1,266 @@
+"""Names, positions, orientation, order: what is concluded from what, and when it is asked instead."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spear_io import open_dump
+from spear_io.convert.names import understand
+from tests.convert_files import converted
+from tests.io_files import Command, command
+
+
+@pytest.fixture
+def spear(capsys: pytest.CaptureFixture[str]) -> Command:
+    return command(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "gradient", "title"),
+    [
+        ("fc1.weight.grad", "weight", True, "fc1"),
+        ("fc1.weight_grad", "weight", True, "fc1"),
+        ("fc1_bias_grad", "bias", True, "fc1"),
+        ("grad/fc1/weight", "weight", True, "fc1"),
+        ("grads.fc1.kernel", "weight", True, "fc1"),
+        ("params/Dense_0/kernel", "weight", False, "Dense_0"),
+        ("['params']['Dense_0']['bias']", "bias", False, "Dense_0"),
+        ("layers/0/kernel/value", "weight", False, "layers.0"),
+        ("dW1", "weight", True, "layer_1"),
+        ("db1", "bias", True, "layer_1"),
+        ("W1", "weight", False, "layer_1"),
+        ("b", "bias", False, "layer"),
+        ("W_hidden", "weight", False, "hidden"),
+        ("weight_1", "weight", False, "1"),
+        ("layers.0.weight", "weight", False, "layers.0"),
+        ("0.weight", "weight", False, "0"),
+        ("attn.v.weight", "weight", False, "attn.v"),
+        ("dense/kernel:0", "weight", False, "dense"),
+        ("net.fc1.W", "weight", False, "fc1"),
+    ],
+)
+def test_names_that_are_understood(name: str, role: str, gradient: bool, title: str) -> None:
+    meaning = understand(name)
+    assert (meaning.role, meaning.gradient, meaning.title, meaning.reason) == (role, gradient, title, None)
+
+
+@pytest.mark.parametrize("name", ["arr_10", "10", "param_10", "gradient_10", "grads/10"])
+def test_names_that_are_positions(name: str) -> None:
+    meaning = understand(name)
+    assert (meaning.position, meaning.gradient) == (10, "grad" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        ("fc1.weight.exp_avg", "moment"),
+        ("optimizer/state/0/exp_avg_sq", "moment"),
+        ("m/fc1/kernel", "moment"),
+        ("fc1/kernel/v", "moment"),
+        ("opt_state/0/mu/Dense_0/kernel", "moment"),
+        ("momentum_buffer.fc1.weight", "moment"),
+        ("bn1.weight", "normalisation"),
+        ("bn1.running_mean", "normalisation"),
+        ("encoder.layer_norm.bias", "normalisation"),
+        ("lstm.weight_ih_l0", "recurrent"),
+        ("token_embedding.weight", "embedding"),
+        ("step", "neither weight nor bias"),
+        ("grads", "neither weight nor bias"),
+    ],
+)
+def test_names_that_are_not_used(name: str, fragment: str) -> None:
+    reason = understand(name).reason
+    assert reason is not None
+    assert fragment in reason
+
+
+def ones(*shape: int) -> Any:
+    return np.ones(shape, np.float32)
+
+
+def write(folder: Path, *positional: Any, **named: Any) -> Path:
+    np.savez(folder / "a.npz", *positional, **named)
+    return folder / "a.npz"
+
+
+def found(document: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [(layer["layer"], tuple(layer["shape"]), layer["activation"]) for layer in document["layers"]]
+
+
+def test_positions_with_normalisations_and_convolutions(spear: Command, tmp_path: Path) -> None:
+    arrays = [
+        *(ones(4, 1, 3, 3), ones(4)),  # convolution and its bias
+        *(ones(30, 64), ones(30), ones(30), ones(30)),  # dense, its bias, normalisation
+        *(ones(20, 30), ones(20), ones(20)),  # dense without bias, normalisation
+        *(ones(10, 20), ones(10)),
+    ]
+    document = converted(spear, tmp_path, write(tmp_path, *arrays), "--gradients")
+    assert found(document) == [
+        ("layer_0", (4, 1, 3, 3), "relu"),
+        ("layer_1", (30, 64), "relu"),
+        ("layer_2", (20, 30), "relu"),
+        ("layer_3", (10, 20), "none"),
+    ]
+    assert [layer["datasets"] for layer in document["layers"]] == [
+        [],
+        ["weight_grad", "bias_grad"],
+        ["weight_grad"],
+        ["weight_grad", "bias_grad"],
+    ]
+    assert set(document["skipped"]) == {"arr_4", "arr_5", "arr_7", "arr_8"}
+    run = spear("inspect", tmp_path / "dump.h5", "--json")
+    problems = [layer["problem"] for layer in json.loads(run.out)["records"][0]["layers"]]
+    assert "'conv2d' layer" in problems[0]
+    assert "followed by no activation" in problems[-1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "shape", "known_by"),
+    [
+        ({"a.W_grad": ones(5, 7), "a.b": ones(7)}, (7, 5), "length of the bias"),
+        ({"a.W_grad": ones(5, 7), "a.b": ones(5)}, (5, 7), "length of the bias"),
+        ({"a.kernel_grad": ones(7, 7), "a.b": ones(7)}, (7, 7), "name of the array"),
+        ({"W1_grad": ones(6, 9), "W2_grad": ones(9, 4)}, (9, 6), "sizes of its neighbours"),
+        ({"W1_grad": ones(9, 6), "W2_grad": ones(4, 9)}, (9, 6), "sizes of its neighbours"),
+        ({"a.W_grad": ones(7, 7), "b.W_grad": ones(5, 7), "b.b": ones(5)}, (7, 7), "as the other layers"),
+    ],
+)
+def test_orientation_from_what_is_known(
+    spear: Command, tmp_path: Path, arrays: dict[str, Any], shape: tuple[int, int], known_by: str
+) -> None:
+    document = converted(spear, tmp_path, write(tmp_path, **arrays))
+    first = document["layers"][0]
+    assert (tuple(first["shape"]), first["known_by"]) == (shape, known_by)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fragment"),
+    [
+        ({"dW1": ones(7, 7), "db1": ones(7)}, "nothing in the file says"),
+        ({"dW": ones(7, 5)}, "are the 7 rows or the 5 columns of 'dW' its output units?"),
+        ({"d1.weight_grad": ones(6, 9), "d2.weight_grad": ones(9, 4)}, "contradict each other"),
+    ],
+)
+def test_an_open_question_is_asked_and_a_flag_answers_it(
+    spear: Command, tmp_path: Path, arrays: dict[str, Any], fragment: str
+) -> None:
+    path = write(tmp_path, **arrays)
+    run = spear("convert", path, tmp_path / "dump.h5")
+    assert run.status == 2
+    assert fragment in run.error
+    assert "--orientation mn" in run.error
+    assert not (tmp_path / "dump.h5").exists()
+    for orientation, turn in (("mn", 1), ("nm", -1)):
+        document = converted(spear, tmp_path, path, "--orientation", orientation)
+        matrices = [array.shape[::turn] for array in arrays.values() if array.ndim == 2]
+        assert sorted(tuple(layer["shape"]) for layer in document["layers"]) == sorted(matrices)
+        assert {layer["known_by"] for layer in document["layers"]} == {"as given"}
+
+
+def test_a_bias_that_contradicts_the_flag(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, dW=ones(7, 5), db=ones(7))
+    run = spear("convert", path, tmp_path / "dump.h5", "--orientation", "nm")
+    assert run.status == 2
+    assert "the bias of 'layer' has 7 entries" in run.error
+
+
+def test_numbers_in_names_are_counted_not_spelt(spear: Command, tmp_path: Path) -> None:
+    """Files sorted by name have layer_10 before layer_2, where sizes do not fit."""
+    widths = list(range(30, 18, -1))
+    arrays = {f"layer_{k}.weight": ones(m, n) for k, (n, m) in enumerate(pairwise(widths))}
+    path = write(tmp_path, **dict(sorted(arrays.items())))
+    document = converted(spear, tmp_path, path, "--gradients")
+    assert [layer["layer"] for layer in document["layers"]] == [f"layer_{k}" for k in range(11)]
+    assert any("order of their names" in note for note in document["notes"])
+
+
+def test_names_without_numbers_are_ordered_by_sizes(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"a.weight": ones(10, 8), "b.weight": ones(8, 9), "c.weight": ones(9, 30)})
+    document = converted(spear, tmp_path, path, "--gradients")
+    assert found(document) == [("c", (9, 30), "relu"), ("b", (8, 9), "relu"), ("a", (10, 8), "none")]
+
+
+def test_sizes_that_fit_nowhere_are_said(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"a.weight": ones(10, 8), "b.weight": ones(5, 9)})
+    document = converted(spear, tmp_path, path, "--gradients")
+    assert any("not sure" in note for note in document["notes"])
+
+
+def test_layers_are_chosen_and_their_activation_given(spear: Command, tmp_path: Path) -> None:
+    arrays = {"a.weight": ones(9, 30), "b.weight": ones(8, 9), "c.weight": ones(10, 8)}
+    path = write(tmp_path, **arrays)
+    document = converted(spear, tmp_path, path, "--gradients", "--activation", "gelu")
+    assert [layer["activation"] for layer in document["layers"]] == ["gelu", "gelu", "none"]
+    document = converted(spear, tmp_path, path, "--gradients", "--layer", "c", "--activation", "relu")
+    assert found(document) == [("c", (10, 8), "relu")]
+    assert document["skipped"] == {"a.weight": "was not chosen", "b.weight": "was not chosen"}
+    run = spear("convert", path, tmp_path / "dump.h5", "--gradients", "--layer", "d")
+    assert (run.status, "there is: 'a', 'b', 'c'" in run.error) == (2, True)
+
+
+def test_a_layer_without_a_gradient_is_left_out_but_counts_as_the_last(
+    spear: Command, tmp_path: Path
+) -> None:
+    path = write(tmp_path, **{"a.weight": ones(9, 30), "a.weight_grad": ones(9, 30), "b.weight": ones(8, 9)})
+    document = converted(spear, tmp_path, path)
+    assert found(document) == [("a", (9, 30), "relu")]
+    assert document["skipped"] == {"b.weight": "is of a layer without gradient"}
+
+
+def test_what_is_known_of_the_update_is_stored(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, dW=ones(5, 64), db=ones(5), inputs=ones(3, 64))
+    options = ["--record", "client-3", "--batch-size", 3, "--input-shape", "1,8,8"]
+    converted(spear, tmp_path, path, *options, "--input-mean", "0.5", "--input-std", "0.25")
+    with open_dump(tmp_path / "dump.h5") as dump:
+        (record,) = dump.records
+        assert record.name == "client-3"
+        info = record.info
+        assert (info.batch_size, info.input_shape) == (3, (1, 8, 8))
+        assert (info.input_mean, info.input_std) == ((0.5,), (0.25,))
+        assert record.layers[0].truth is not None
+        assert record.layers[0].truth.shape == (3, 64)
+        assert dump.producer == "numpy, converted from NumPy .npz"
+
+
+def test_the_table_says_what_was_found_and_assumed(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"a.weight_grad": ones(9, 30), "bn.weight": ones(9), "step": np.array(3)})
+    run = spear("convert", path, tmp_path / "dump.h5")
+    assert (run.status, run.err) == (0, "")
+    for fragment in (
+        "9 × 30",
+        "(m, n)",
+        "name of the array",
+        "'step'",
+        "int64",
+        "'bn.weight'",
+        "normalisations",
+        "a ReLU is assumed",
+        str(tmp_path / "dump.h5"),
+    ):
+        assert fragment in run.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["a.npz"], "SOURCE DUMP.h5"),
+        (["--before", "a.npz", "d.h5"], "--before A --after B"),
+        (["--before", "a.npz", "--after", "b.npz", "a.npz", "d.h5"], "--before A --after B DUMP.h5"),
+        (["--before", "a.npz", "--after", "b.npz", "d.h5", "--gradients"], "cannot be combined"),
+        (["a.npz", "d.h5", "--learning-rate", "1"], "two models"),
+        (["--before", "a.npz", "--after", "b.npz", "d.h5", "--learning-rate", "0"], "positive"),
+        (["a.npz", "d.h5", "--input-shape", "8x8"], "separated by commas"),
+        (["a.npz", "d.h5", "--input-std", "0"], "positive"),
+        (["a.npz", "d.h5", "--orientation", "rows"], "'mn', 'nm'"),
+    ],
+)
+def test_bad_usage(spear: Command, arguments: list[str], fragment: str) -> None:
+    run = spear("convert", *arguments)
+    assert run.status == 2
+    assert fragment in run.error

@@ -1,0 +1,161 @@
+"""Two models instead of a gradient: their difference, in the precision that their weights leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import scipy.io
+
+from spear_io import open_dump
+from tests.convert_files import RATE, Arrays, converted, inverted, torch_step, worst_psnr
+from tests.io_files import Command, command
+
+
+@pytest.fixture
+def spear(capsys: pytest.CaptureFixture[str]) -> Command:
+    return command(capsys)
+
+
+def npz(path: Path, arrays: Arrays) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def npz_by_position(path: Path, arrays: Arrays) -> None:
+    """As Flower's server saves the parameters of a round."""
+    with path.open("wb") as stream:
+        np.savez(stream, *arrays.values())
+
+
+def npy_folder(path: Path, arrays: Arrays) -> None:
+    path.mkdir()
+    for name, array in arrays.items():
+        np.save(path / name, array)
+
+
+def safetensors_file(path: Path, arrays: Arrays) -> None:
+    safetensors.numpy.save_file(dict(arrays), path)
+
+
+def matlab(path: Path, arrays: Arrays) -> None:
+    named = {name.replace(".", "_"): array.reshape(len(array), -1) for name, array in arrays.items()}
+    scipy.io.savemat(path, named, appendmat=False)
+
+
+def torch_state_dict(path: Path, arrays: Arrays) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.save({name: torch.tensor(array) for name, array in arrays.items()}, path)
+
+
+FORMATS: tuple[Callable[[Path, Arrays], None], ...] = (
+    npz,
+    npz_by_position,
+    npy_folder,
+    safetensors_file,
+    matlab,
+    torch_state_dict,
+)
+
+
+@pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
+def test_one_step_of_sgd_gives_the_batch_back(
+    spear: Command, tmp_path: Path, write: Callable[[Path, Arrays], None]
+) -> None:
+    step = torch_step()
+    write(tmp_path / "before", step.model)
+    write(tmp_path / "after", step.after)
+    models = ("--before", tmp_path / "before", "--after", tmp_path / "after")
+    document = converted(spear, tmp_path, *models, "--learning-rate", RATE, "--local-steps", 1)
+    assert any("one step of plain SGD" in note for note in document["notes"])
+    assert [layer["activation"] for layer in document["layers"]] == ["relu", "none"]
+    with open_dump(tmp_path / "dump.h5") as dump:
+        info = dump.records[0].info
+        assert (info.update, info.learning_rate, info.local_steps) == ("weight_delta", RATE, 1)
+        gradients = dump.records[0].layers[0].gradients
+        np.testing.assert_array_equal(gradients.weight[:], step.model["fc1.weight"])
+        np.testing.assert_allclose(gradients.weight_grad[:], step.gradients["fc1.weight"], atol=1e-7)
+    status, recovered = inverted(spear, tmp_path)
+    assert status in ("exact", "approximate")
+    assert worst_psnr(recovered, step.images) > 60
+
+
+def test_the_learning_rate_need_not_be_known(spear: Command, tmp_path: Path) -> None:
+    step = torch_step()
+    npz(tmp_path / "before", step.model)
+    npz(tmp_path / "after", step.after)
+    converted(spear, tmp_path, "--before", tmp_path / "before", "--after", tmp_path / "after")
+    _, recovered = inverted(spear, tmp_path)
+    assert worst_psnr(recovered, step.images) > 60
+    run = spear("inspect", tmp_path / "dump.h5", "--json")
+    (record,) = json.loads(run.out)["records"]
+    assert record["info"]["learning_rate"] is None
+    assert any("without learning_rate" in note for note in record["notes"])
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32", "float64"])
+def test_differences_keep_what_the_models_hold(spear: Command, tmp_path: Path, precision: str) -> None:
+    """bfloat16 minus bfloat16 is stored as float32: NumPy could not round it, and nothing is lost."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    generator = torch.Generator().manual_seed(1)
+    before = torch.randn((7, 5), generator=generator, dtype=torch.float64).to(getattr(torch, precision))
+    after = (before.double() + 0.01 * torch.randn((7, 5), generator=generator)).to(before.dtype)
+    torch.save({"fc.weight": before, "fc.bias": before[:, 0]}, tmp_path / "before")
+    torch.save({"fc.weight": after, "fc.bias": after[:, 0]}, tmp_path / "after")
+    converted(spear, tmp_path, "--before", tmp_path / "before", "--after", tmp_path / "after")
+    with open_dump(tmp_path / "dump.h5") as dump:
+        arrays = dump.records[0].layers[0].arrays
+        assert arrays["weight"].precision == precision
+        stored = "float32" if precision == "bfloat16" else precision
+        assert arrays["weight_grad"].precision == stored
+        wanted = (after.to(getattr(torch, stored)) - before.to(getattr(torch, stored))).numpy()
+        np.testing.assert_array_equal(-arrays["weight_grad"][:], wanted)
+
+
+def wrong(folder: Path, **changes: Any) -> tuple[Any, ...]:
+    """Write two states of a model, the second one with other arrays."""
+    step = torch_step()
+    npz(folder / "before", step.model)
+    npz(folder / "after", {name: a for name, a in {**step.after, **changes}.items() if a is not None})
+    return "--before", folder / "before", "--after", folder / "after"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        ({"fc1.weight": None}, "has no array 'fc1.weight', which the model before has"),
+        ({"fc1.weight": np.zeros((64, 80), np.float32)}, "of shape (64, 80), but float32 of shape (80, 64)"),
+        ({"fc1.bias": np.zeros(80)}, "'fc1.bias' is float64 of shape (80,), but float32"),
+    ],
+)
+def test_states_of_different_models(
+    spear: Command, tmp_path: Path, changes: dict[str, Any], fragment: str
+) -> None:
+    (tmp_path / "dump.h5").write_bytes(b"an earlier dump")
+    run = spear("convert", *wrong(tmp_path, **changes), tmp_path / "dump.h5")
+    assert run.status == 2
+    assert fragment in run.error
+    assert "give two states of the same model" in run.error
+    assert (tmp_path / "dump.h5").read_bytes() == b"an earlier dump"
+
+
+def test_two_kinds_of_files(spear: Command, tmp_path: Path) -> None:
+    step = torch_step()
+    npz(tmp_path / "before", step.model)
+    safetensors_file(tmp_path / "after", step.after)
+    run = spear("convert", "--before", tmp_path / "before", "--after", tmp_path / "after", tmp_path / "d.h5")
+    assert run.status == 2
+    assert "is safetensors, but the model before is NumPy .npz" in run.error
+
+
+def test_one_file_twice(spear: Command, tmp_path: Path) -> None:
+    npz(tmp_path / "a", torch_step().model)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    run = spear("convert", "--before", tmp_path / "a", "--after", tmp_path / "b", tmp_path / "d.h5")
+    assert run.status == 2
+    assert "is the model before as well as after" in run.error
