@@ -26,7 +26,7 @@ import numpy as np
 from .backend import to_host
 from .certificate import Certificate, Check
 from .disaggregate import MAX_BIAS_RESIDUAL, Disaggregation
-from .factorize import ZERO_SIGMAS, Factors, expected_hidden
+from .factorize import SURELY_ON, ZERO_SIGMAS, Factors, expected_hidden
 from .reconstruct import Reconstruction
 from .result import Status
 from .theory import false_direction_probability
@@ -87,6 +87,8 @@ class _Signs:
     """(k,) λ over decided units; NaN without W."""
     contradictions: HostArray
     """(k,) int: units with a gradient that the layer leaves off."""
+    blatant: HostArray
+    """(k,) int: those of them where the gradient is there for sure."""
     hidden: HostArray
     """(k,): share of the active units without visible gradient; 0 without W."""
     decided: HostArray
@@ -112,7 +114,11 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     if with_weight:
         # Dropout hides gradients of units that are on; several steps in one update, or weights that are not quite
         # those of the gradient, disturb some signs. None of it makes a direction wrong that chance cannot.
-        in_detail = (signs.contradictions == 0) & ((signs.hidden <= MAX_HIDDEN_ROW) | (false <= MAX_CHANCE))
+        # With fewer directions than weight_grad holds inputs, what the others add is no noise.
+        too_few = factors.batch_size < (factors.spectrum.rank or 0)
+        in_detail = ((signs.contradictions if too_few else signs.blatant) == 0) & (
+            (signs.hidden <= MAX_HIDDEN_ROW) | (false <= MAX_CHANCE)
+        )
         in_outline = (signs.agreement >= NEAR_AGREEMENT) & (unique.redundancy >= 1)
         in_outline |= (signs.agreement >= ROUGH_AGREEMENT) & (false <= MAX_CHANCE)
         sound &= (signs.decided >= MIN_DECIDED_ROW) & (in_detail | in_outline)
@@ -272,6 +278,7 @@ def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _
             off=silent,
             agreement=nothing * math.nan,
             contradictions=nothing.astype(np.int64),
+            blatant=nothing.astype(np.int64),
             hidden=nothing,
             decided=nothing,
             gap=np.asarray(gap),
@@ -296,6 +303,7 @@ def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _
         off=off,
         agreement=1 - wrong / np.maximum(decided, 1),
         contradictions=total(contradiction),
+        blatant=total(contradiction & (units > SURELY_ON * ZERO_SIGMAS)),
         hidden=total(hidden) / np.maximum(total(on & live[:, None]), 1),
         decided=decided / count,
         gap=np.asarray(gap),

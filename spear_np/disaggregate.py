@@ -74,7 +74,8 @@ def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disagg
         improving = False
         for index in sorted(set(range(len(pool.q))) - set(basis)):
             # A wrong direction spoils the λ of its own column and of those it mixes in: try each it could replace.
-            share = np.abs(np.linalg.solve(pool.q[basis].T, pool.q[index]))
+            # An exchange may have left directions that are hardly independent: no plain solve.
+            share = np.abs(np.linalg.lstsq(pool.q[basis].T, pool.q[index], rcond=None)[0])
             agreement = to_host(best.agreement)
             places = np.flatnonzero((share > pool.angle[index]) & (agreement < 1))
             for place in places[np.argsort(agreement[places], kind="stable")][: limit - tried]:

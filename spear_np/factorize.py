@@ -24,6 +24,9 @@ HostArray = np.ndarray[Any, Any]
 
 ZERO_SIGMAS = 6.0
 """An entry is zero if it is below this many standard deviations of its noise: the one definition of zero."""
+SURELY_ON = 2
+"""Multiple of the zero test from which a gradient is there for sure: what a direction that is slightly off adds to the
+zeros, and no zero row shows, stays below the test."""
 NEAR_NOISE = 10
 """Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
 ROUNDING_SAFETY = 3.0

@@ -27,7 +27,7 @@ from .search import Search
 from .search.completion import Completion
 from .search.descent import Descent
 from .search.reduction import reduce_pairs
-from .search.repair import repair_candidates, units_off_last
+from .search.repair import realigned, repair_candidates, units_off_last
 from .search.sampling import Sampling
 from .search.schedule import Schedule
 from .search.signs import SignModel, fit_signs, sign_model
@@ -313,6 +313,7 @@ def _round(
         if latest is None or evaluated is None or not np.array_equal(pool.basis_vectors, evaluated):
             evaluated = pool.basis_vectors
             latest, pool = improve(factors, pool, disaggregate(factors, factors.device.float64(evaluated)))
+            latest = realigned(factors, latest)
             if choice is None or _beats(latest, choice):
                 choice = latest
                 verdict = certify(factors, choice, reconstruct(factors, choice))

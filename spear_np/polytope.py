@@ -16,7 +16,7 @@ import numpy as np
 
 from .backend import to_host
 from .disaggregate import bias_direction
-from .factorize import ZERO_SIGMAS, Factors, expected_hidden
+from .factorize import SURELY_ON, ZERO_SIGMAS, Factors, expected_hidden
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -29,9 +29,6 @@ SIGN_SLACK = 1e-6
 """Relative slack on the signs: rounding of the forward pass."""
 MAX_HIDDEN = 0.2
 """Gradients expected to be hidden in the noise from which a unit without gradient is not known to be off."""
-SURELY_ON = 2
-"""Multiple of the zero test from which a unit is on: a trace of an unknown input that no zero row showed adds less than
-the test to the others."""
 EVIDENCE = 20
 """Bits by which a pattern must be longer than what tells apart the patterns that the layer can produce in the space of
 the unknown inputs: a pattern of no input fits one of them with a probability of 2^-EVIDENCE."""

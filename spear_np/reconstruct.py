@@ -13,7 +13,7 @@ Array = Any
 
 REFINED_FROM = 1e-5
 """Relative noise from which fitting gradients and inputs in turn gains accuracy; below it nothing was seen to change."""
-ALTERNATIONS = 5
+ALTERNATIONS = 10
 BLOCK_NUMBERS = 8_000_000
 
 

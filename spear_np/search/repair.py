@@ -11,37 +11,78 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..disaggregate import Disaggregation, bias_direction
+from ..disaggregate import Disaggregation, bias_direction, disaggregate
 from ..factorize import Factors
 from ..polish import null_space
 from ..pool import Pool
 
 Array = Any
+HostArray = np.ndarray[Any, Any]
+
+REALIGNMENTS = 10
+"""Steps of a realignment, at most."""
+MOST_REALIGNED = 32
+"""Directions that are realigned together, those that disagree most."""
 
 
 def repair_candidates(factors: Factors, pool: Pool, choice: Disaggregation | None) -> Array:
     """Return directions (k, b) for the columns that disagree with the layer, or for a single missing one."""
-    xp, device = factors.xp, factors.device
-    nothing = device.zeros((0, factors.batch_size))
+    nothing = factors.device.zeros((0, factors.batch_size))
     if factors.layer is None or not factors.signs_known:
         return nothing
     if choice is not None and choice.agreement is not None:
         wrong = np.flatnonzero(to_host(choice.agreement) < 1.0)
-        coordinates = xp.take(choice.dual, device.integers(wrong), axis=0)
-    elif len(pool.basis) == factors.batch_size - 1 and factors.bias_grad is not None:
-        coordinates = _last_input(factors, pool)
-    else:
-        return nothing
-    if not coordinates.shape[0]:
-        return nothing
+        return _by_layer(factors, factors.xp.take(choice.dual, factors.device.integers(wrong), axis=0))[0]
+    if len(pool.basis) == factors.batch_size - 1 and factors.bias_grad is not None:
+        return _by_layer(factors, _last_input(factors, pool))[0]
+    return nothing
+
+
+def realigned(factors: Factors, choice: Disaggregation) -> Disaggregation:
+    """Take the directions that disagree with the layer from the layer, as long as the agreement grows.
+
+    Where noise hides which gradients are zero, the layer still tells which units an input leaves off: all of them
+    together determine the direction better than those that look like zeros.
+    """
+    for _ in range(REALIGNMENTS):
+        if choice.agreement is None or choice.mean_agreement() == 1.0:
+            break
+        agreement = to_host(choice.agreement)
+        wrong = np.flatnonzero(agreement < 1.0)
+        wrong = wrong[np.argsort(agreement[wrong], kind="stable")][:MOST_REALIGNED]
+        dual = factors.xp.take(choice.dual, factors.device.integers(wrong), axis=0)
+        q, usable = _by_layer(factors, dual)
+        better = None
+        for count in {1, len(usable)}:
+            candidate = disaggregate(
+                factors, _replaced(factors, choice.q, q[:count, :], wrong[usable[:count]])
+            )
+            if (candidate.mean_agreement() or 0.0) > ((better or choice).mean_agreement() or 0.0):
+                better = candidate
+        if better is None:
+            break
+        choice = better
+    return choice
+
+
+def _replaced(factors: Factors, q: Array, rows: Array, which: HostArray) -> Array:
+    """`q` (b, b) with `rows` (k, b) in the places `which` (k,)."""
+    changed = to_host(q).copy()
+    changed[which] = to_host(rows)
+    return factors.device.float64(changed)
+
+
+def _by_layer(factors: Factors, coordinates: Array) -> tuple[Array, HostArray]:
+    """Directions (k', b) of the inputs at `coordinates` (k, b) in V by the units they leave off, and which they are."""
+    xp = factors.xp
     z = xp.take(factors.layer @ coordinates.T + factors.bias[:, None], factors.live, axis=0).T
-    order = xp.argsort(z, axis=1)
     counts = xp.sum(xp.astype(z < 0, xp.int64), axis=1)
-    usable = xp.nonzero(counts >= factors.batch_size - 1)[0]
-    if not usable.shape[0]:
-        return nothing
-    space = null_space(factors, xp.take(order, usable, axis=0), xp.take(counts, usable))
-    return space.basis[:, 0, :]
+    usable = np.flatnonzero(to_host(counts) >= factors.batch_size - 1)
+    if not len(usable):
+        return factors.device.zeros((0, factors.batch_size)), usable
+    chosen = factors.device.integers(usable)
+    order = xp.argsort(xp.take(z, chosen, axis=0), axis=1)
+    return null_space(factors, order, xp.take(counts, chosen)).basis[:, 0, :], usable
 
 
 def units_off_last(factors: Factors, pool: Pool) -> int | None:
