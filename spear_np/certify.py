@@ -114,14 +114,13 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     if with_weight:
         # Dropout hides gradients of units that are on; several steps in one update, or weights that are not quite
         # those of the gradient, disturb some signs. None of it makes a direction wrong that chance cannot.
-        # With fewer directions than weight_grad holds inputs, what the others add is no noise.
-        too_few = factors.batch_size < (factors.spectrum.rank or 0)
-        in_detail = ((signs.contradictions if too_few else signs.blatant) == 0) & (
-            (signs.hidden <= MAX_HIDDEN_ROW) | (false <= MAX_CHANCE)
-        )
+        in_detail = (signs.blatant == 0) & ((signs.hidden <= MAX_HIDDEN_ROW) | (false <= MAX_CHANCE))
         in_outline = (signs.agreement >= NEAR_AGREEMENT) & (unique.redundancy >= 1)
         in_outline |= (signs.agreement >= ROUGH_AGREEMENT) & (false <= MAX_CHANCE)
         sound &= (signs.decided >= MIN_DECIDED_ROW) & (in_detail | in_outline)
+        if factors.batch_size < (factors.spectrum.rank or 0):
+            # What the others add is no noise: signs that agree, more or less, prove nothing.
+            sound &= false <= MAX_CHANCE
     certificate = Certificate(
         checks=_checks(factors, choice, batch, unique, signs, bound),
         zero_count=tuple(
