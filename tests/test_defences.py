@@ -46,6 +46,19 @@ def test_gaussian_noise(seed: int, level: float, least: float) -> None:
     assert np.min(assert_all_found(answer(data, **noisy), data.inputs)) > least
 
 
+@pytest.mark.parametrize("seed", range(640, 644))
+def test_columns_of_a_network_that_is_sure_of_most_inputs(seed: int) -> None:
+    data = digit_layer(B, width=WIDTH, seed=seed)
+    faint = data.output_grad * 10.0 ** -np.random.default_rng(seed).uniform(0, 5, B)
+    weight_grad = (faint @ data.inputs.astype(np.float64)).astype(np.float32)
+    result = answer(data, weight_grad=weight_grad, bias_grad=faint.sum(axis=1).astype(np.float32))
+    assert result.found == B, result.reason
+    distance = np.abs(np.asarray(result.inputs)[:, None, :] - data.inputs[None]).max(axis=2)
+    assert sorted(distance.argmin(axis=1)) == list(range(B))
+    assert np.all(distance.min(axis=1) <= result.certificate.error_bound)
+    assert np.max(distance.min(axis=1)) < 1e-2
+
+
 @pytest.mark.parametrize(("bits", "least"), [(12, 60), (8, 35)])
 def test_quantisation(bits: int, least: float) -> None:
     # Pixels that are seldom used would leave the rounded gradient with exactly zero columns, and a rank of its own.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +15,7 @@ from spear_np.factorize import Factors, expand
 from spear_np.uniqueness import SPARE, lone_rows, uniqueness
 from tests.backends import Backend
 from tests.layers import digit_layer, factors_of, layer_with_patterns, true_directions
-from tests.networks import Floats
+from tests.networks import Floats, LayerData
 
 B, WIDTH = 5, 100
 
@@ -87,6 +90,43 @@ def lone(factors: Factors, q: Floats, mask: Floats | None = None) -> Floats:
     assert found.shape == (len(q),)
     assert found.dtype == np.bool_
     return found
+
+
+def with_faint_columns(data: LayerData, factors: Sequence[float]) -> LayerData:
+    """Return the layer with the gradients of its first inputs scaled."""
+    scale = np.ones(len(data.inputs))
+    scale[: len(factors)] = factors
+    output_grad = (data.output_grad * scale).astype(np.float32)
+    # As a framework computes it: every row rounded in proportion to its own size.
+    return replace(
+        data,
+        output_grad=output_grad,
+        weight_grad=(output_grad.astype(np.float64) @ data.inputs).astype(np.float32),
+        bias_grad=output_grad.sum(axis=1),
+    )
+
+
+class TestFaintColumns:
+    """Rows on which only faint gradients are left weigh a million times more than all others."""
+
+    @pytest.mark.parametrize("seed", [191, 192, 195, 196])
+    def test_no_direction_is_taken_to_rest_on_such_a_row(self, backend: Backend, seed: int) -> None:
+        data = with_faint_columns(digit_layer(12, width=160, seed=seed), [3e-6, 1e-5, 1e-4])
+        factors = factors_of(data, backend)
+        truth = true_directions(factors, data.inputs)
+        zeros = zeros_of(factors, truth)
+        # Every column is at its zeros with many rows to spare: the singular values in noise units say so.
+        rows = to_host(factors.U) * to_host(factors.S)
+        for mask in zeros:
+            left = [np.delete(rows[mask], i, axis=0) for i in range(int(mask.sum()))]
+            assert min(np.linalg.svd(part, compute_uv=False)[-2] for part in left) > 6 * np.sqrt(mask.sum())
+        assert not lone(factors, truth).any()
+
+    def test_a_mixture_still_rests_on_the_row_it_annuls(self, backend: Backend) -> None:
+        data = with_faint_columns(digit_layer(12, width=160, seed=194), [3e-6, 1e-5, 1e-4])
+        factors = factors_of(data, backend)
+        q = mixtures(factors, true_directions(factors, data.inputs)[3:], 30, seed=194)
+        assert np.all(lone(factors, q))
 
 
 class TestLoneRows:
