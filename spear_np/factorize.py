@@ -63,6 +63,8 @@ class Spectrum:
     """Whether what lies below the rank looks like rounding or independent noise; else the rank rests on a gap alone."""
     alternatives: int = 0
     """How many other readings of the singular values are left to try if this one leads nowhere."""
+    plausible: tuple[int, int] | None = None
+    """Smallest and largest rank that the singular values allow; None without any."""
 
 
 @dataclass(frozen=True)
@@ -287,9 +289,8 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
     rank = rounding_rank(values, live, n, accumulated.used_features)
     spectrum = _spectrum(values, rank, rounding=True)
-    by_rounding = spectrum, A, model, svd
     if rank is not None and spectrum.gap > BEYOND_DOUBT and m > LARGE_LAYER:
-        return [by_rounding]
+        return [(replace(spectrum, plausible=(rank, rank)), A, model, svd)]
     uniform = ones * (largest * unit)
     A_uniform = R.T / uniform[:, None]
     svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
@@ -299,12 +300,25 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     rank = by_gap if random is None or by_gap is None else min(by_gap, random)
     rank = random if rank is None else rank
     of_noise = replace(_spectrum(uniform_values, rank, rounding=False), noise_known=rank == random)
-    additive = of_noise, A_uniform, uniform, svd_uniform
+    interval = _plausible(spectrum, of_noise)
+    spectrum, of_noise = replace(spectrum, plausible=interval), replace(of_noise, plausible=interval)
+    by_rounding, additive = (spectrum, A, model, svd), (of_noise, A_uniform, uniform, svd_uniform)
     if spectrum.rank is None or spectrum.gap <= CLEAR_GAP:
         return [by_rounding if rank is None else additive]
     if rank is None or rank == spectrum.rank:
         return [by_rounding]
     return [(replace(spectrum, alternatives=1), A, model, svd), additive]
+
+
+def _plausible(*readings: Spectrum) -> tuple[int, int] | None:
+    """Smallest and largest rank of some readings, less the singular values that noise might have lifted above it."""
+    ranks = []
+    for spectrum in readings:
+        if spectrum.rank:
+            below = [*spectrum.singular_values, 0.0][spectrum.rank]
+            clear = sum(value > CLEAR_GAP * below for value in spectrum.singular_values[: spectrum.rank])
+            ranks += [max(1, clear), spectrum.rank]
+    return (min(ranks), max(ranks)) if ranks else None
 
 
 def _spectrum(values: HostArray, rank: int | None, *, rounding: bool) -> Spectrum:

@@ -27,6 +27,8 @@ class Survey:
     precision: str
     batch_size: int | None
     """Rank of weight_grad; None if it cannot be told."""
+    plausible_batch_sizes: tuple[int, int] | None
+    """Smallest and largest batch size that the singular values allow; None without any."""
     full_rank: bool
     relative_noise: float
     """Noise of one entry over the root mean square of its row, median over rows; NaN without a rank."""
@@ -62,6 +64,7 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
                 shape=gradients.shape,
                 precision=gradients.precision_name,
                 batch_size=None,
+                plausible_batch_sizes=factors.plausible,
                 full_rank=factors.rank is None,
                 relative_noise=float("nan"),
                 singular_values=factors.singular_values,
@@ -78,6 +81,7 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
             shape=gradients.shape,
             precision=gradients.precision_name,
             batch_size=b,
+            plausible_batch_sizes=factors.spectrum.plausible,
             full_rank=False,
             relative_noise=factors.relative_noise,
             singular_values=factors.spectrum.singular_values,

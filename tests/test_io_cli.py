@@ -62,6 +62,7 @@ SURVEY = spear_np.Survey(
     shape=(M, N),
     precision="float32",
     batch_size=B,
+    plausible_batch_sizes=(B - 1, B),
     full_rank=False,
     relative_noise=3e-8,
     singular_values=(2.0, 1.0, 0.5, 0.25),

@@ -19,6 +19,7 @@ def test_it_tells_rank_noise_and_cost(backend: Backend) -> None:
     assert found.problem is None
     assert 1e-8 < found.relative_noise < 1e-6
     assert found.gap > 100
+    assert found.plausible_batch_sizes == (6, 6)
     assert list(found.singular_values) == sorted(found.singular_values, reverse=True)
     assert len(found.singular_values) == 64
     live = int(np.sum(np.any(data.weight_grad != 0, axis=1)))
@@ -28,6 +29,21 @@ def test_it_tells_rank_noise_and_cost(backend: Backend) -> None:
     assert found.forecast_seconds == pytest.approx(
         found.expected_submatrices * found.seconds_per_million / 1e6
     )
+
+
+def test_noise_near_the_last_singular_value_leaves_an_interval() -> None:
+    data = digit_layer(12, width=120, seed=55)
+    rng = np.random.default_rng(55)
+    for share, most in ((1e-3, 1), (0.5, 12)):
+        values = np.linalg.svd(data.weight_grad.astype(np.float64), compute_uv=False)
+        size = share * values[11] / (np.sqrt(120) + np.sqrt(64))
+        noisy = data.weight_grad + size * rng.standard_normal(data.weight_grad.shape)
+        found = spear_np.survey(spear_np.LayerGradients(noisy.astype(np.float32)))
+        assert found.plausible_batch_sizes is not None
+        least, largest = found.plausible_batch_sizes
+        assert least <= 12 <= largest
+        assert largest - least < most
+        assert (least < largest) == (share > 0.1)
 
 
 def test_a_given_batch_size_is_surveyed() -> None:

@@ -177,9 +177,17 @@ def _record_line(record: RecordOverview) -> Text:
     return Text.assemble((printable(record.record), "bold"), ": ", ", ".join(fact for fact in facts if fact))
 
 
+def _batch_size(survey: spear_np.Survey | None) -> str:
+    """Return the rank, with the interval of those that are plausible too."""
+    if survey is None or (survey.batch_size is None and not survey.full_rank):
+        return "–"
+    least, most = survey.plausible_batch_sizes or (survey.batch_size, survey.batch_size)
+    rank = "full rank" if survey.full_rank else str(survey.batch_size)
+    return rank if least == most else f"{rank} ({least} to {most})"
+
+
 def _overview_row(layer: LayerOverview) -> tuple[str | Text, ...]:
     survey = layer.survey
-    batch = "–" if survey is None or survey.batch_size is None else str(survey.batch_size)
     expected = None if survey is None else survey.expected_submatrices
     forecast = None if survey is None else survey.forecast_seconds
     return (
@@ -189,7 +197,7 @@ def _overview_row(layer: LayerOverview) -> tuple[str | Text, ...]:
         printable(layer.activation),
         " ".join(layer.datasets) or "–",
         "–" if layer.truth_inputs is None else str(layer.truth_inputs),
-        "full rank" if survey is not None and survey.full_rank else batch,
+        _batch_size(survey),
         _figure(None if survey is None else survey.relative_noise, ".1e"),
         _figure(None if survey is None else survey.gap, ".2g"),
         "–" if expected is None else "never" if math.isinf(expected) else count(expected),
