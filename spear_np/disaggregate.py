@@ -142,11 +142,11 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     A = xp.take(columns, factors.live, axis=0) * weights[:, None]
     target = xp.take(factors.bias_grad, factors.live) * weights
     Q, R = xp.linalg.qr(A)
-    scale = xp.linalg.solve(R, (Q.T @ target)[:, None])[:, 0]
+    inverse = inverse_or_pseudoinverse(xp, R)
+    scale = inverse @ (Q.T @ target)
     rest = float(xp.linalg.vector_norm(target - Q @ (Q.T @ target)))
     size = float(xp.linalg.vector_norm(target))
     dof = max(1, A.shape[0] - A.shape[1])
-    inverse = xp.linalg.inv(R)
     # bias_grad carries the relative noise of its rows at least, even if the residual happens to be smaller.
     sigma = max(rest / math.sqrt(dof), factors.relative_noise * size / math.sqrt(A.shape[0]))
     variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, 1e-200))

@@ -17,7 +17,7 @@ import numpy as np
 
 from .backend import Device, scatter_columns, to_host, triangular_factor
 from .errors import InputError
-from .gradients import LayerGradients
+from .gradients import LayerGradients, fits_precision, narrower_precisions
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -154,6 +154,8 @@ class _Accumulated:
     """(m,): squared norms of the rows of W."""
     used_features: int
     """Columns of weight_grad that are not zero throughout: its rank cannot exceed them."""
+    precision: str
+    """What the entries of weight_grad were rounded to, by their digits."""
 
 
 def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool) -> _Accumulated:
@@ -169,11 +171,13 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
     cross: Array | None = None
     squares: Array | None = None
     used = 0
+    narrower = narrower_precisions(gradients.precision_name)
     for columns, blocks in gradients.blocks(*names, device=device):
         for name, block in zip(names, blocks, strict=True):
             if not bool(xp.all(xp.isfinite(block))):
                 msg = f"`{name}` holds NaN or infinity in columns {columns.start} to {columns.stop - 1}"
                 raise InputError(msg)
+        narrower = [name for name in narrower if fits_precision(xp, blocks[0], name)]
         used += int(xp.sum(xp.astype(xp.any(blocks[0] != 0, axis=0), xp.int64)))
         stacked = blocks[0].T if R is None else xp.concat([R, blocks[0].T], axis=0)
         R = stacked if stacked.shape[0] <= m else triangular_factor(xp, stacked)
@@ -183,12 +187,13 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
             norms = xp.sum(blocks[1] ** 2, axis=1)
             squares = norms if squares is None else squares + norms
     assert R is not None  # a matrix has at least one block
-    return _Accumulated(R, cross, squares, used)
+    return _Accumulated(R, cross, squares, used, (narrower or [gradients.precision_name])[0])
 
 
 def spectrum_of(gradients: LayerGradients, device: Device) -> Spectrum:
     """Singular values and rank of weight_grad alone: what `survey` needs."""
-    return _decompose(_accumulate(gradients, device, with_weight=False), gradients, device)[0][0]
+    accumulated = _accumulate(gradients, device, with_weight=False)
+    return _decompose(accumulated, replace(gradients, precision=accumulated.precision), device)[0][0]
 
 
 def factorize(
@@ -211,6 +216,7 @@ def factorize(
         raise InputError(msg)
     vectors = {name: _finite_vector(gradients, name, device) for name in ("bias_grad", "bias")}
     accumulated = _accumulate(gradients, device, with_weight=gradients.weight is not None)
+    gradients = replace(gradients, precision=accumulated.precision)
     readings = _decompose(accumulated, gradients, device)
     spectrum, A, model, svd = readings[min(reading, len(readings) - 1)]
     b = batch_size if batch_size is not None else spectrum.rank

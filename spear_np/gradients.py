@@ -20,6 +20,9 @@ BLOCK_BYTES = 32 * 2**20
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Largest relative rounding error of one stored number, by precision."""
 
+SPLITTABLE = 1e280
+"""Entry up to which the digits of a float64 can be split without overflow."""
+
 CEILINGS = {"relu": math.inf, "relu6": 6.0}
 """Activations that can be inverted: zero below zero, constant above this value, and the identity between."""
 
@@ -60,8 +63,8 @@ class LayerGradients:
     activation : str
         "relu" or "relu6": only they leave zeros in the gradient.
     precision : {"float64", "float32", "float16", "bfloat16"}, optional
-        What the numbers were rounded to. Defaults to the dtype of `weight_grad`; give it when a wider type
-        carries narrower numbers (bfloat16 read as float32).
+        What the numbers were rounded to. Defaults to the dtype of `weight_grad`. A wider type that carries narrower
+        numbers gives itself away when they are read, unless they were scaled since.
 
     Raises
     ------
@@ -133,6 +136,25 @@ class LayerGradients:
         if value is None:
             return device.xp.zeros(self.shape[0], dtype=device.xp.float64, device=device.handle)
         return device.float64(value[:] if not hasattr(value, "ndim") else value)
+
+
+def narrower_precisions(precision: str) -> list[str]:
+    """Precisions with fewer digits than `precision`, the one with fewest first."""
+    roundoff = UNIT_ROUNDOFF[precision]
+    names = [name for name, unit in UNIT_ROUNDOFF.items() if unit > roundoff]
+    return sorted(names, key=lambda name: -UNIT_ROUNDOFF[name])
+
+
+def fits_precision(xp: Any, values: Array, precision: str) -> bool:
+    """Whether no float64 entry of `values` has more digits than `precision` holds, whatever its exponent.
+
+    By splitting off the digits beyond (Dekker 1971, "A floating-point technique for extending the available
+    precision").
+    """
+    if float(xp.max(xp.abs(values))) > SPLITTABLE:
+        return False
+    split = values * (UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["float64"] + 1)
+    return bool(xp.all(split - (split - values) == values))
 
 
 def _dtype_name(dtype: Any) -> str:

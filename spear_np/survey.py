@@ -25,6 +25,7 @@ class Survey:
     shape: tuple[int, int]
     """(m, n)."""
     precision: str
+    """What the numbers were rounded to, by their digits."""
     batch_size: int | None
     """Rank of weight_grad; None if it cannot be told."""
     plausible_batch_sizes: tuple[int, int] | None
@@ -79,7 +80,7 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
         pace = _seconds_per_million(where, b)
         return Survey(
             shape=gradients.shape,
-            precision=gradients.precision_name,
+            precision=factors.gradients.precision_name,
             batch_size=b,
             plausible_batch_sizes=factors.spectrum.plausible,
             full_rank=False,

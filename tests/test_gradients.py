@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from spear_np import InputError, LayerGradients, gradients
+from spear_np import InputError, LayerGradients, gradients, survey
+from spear_np.gradients import fits_precision
 from tests.backends import Backend, assert_array
+from tests.layers import digit_layer
 from tests.networks import Floats
 
 M, N = 6, 10
@@ -131,3 +135,38 @@ def test_anything_that_can_be_sliced_will_do(backend: Backend) -> None:
 def test_a_missing_bias_is_zero(backend: Backend) -> None:
     layer = LayerGradients(backend.array(matrix()))
     assert_array(layer.vector("bias", device=backend.device), np.zeros(M), backend)
+
+
+class TestDigits:
+    """What numbers were rounded to shows in their digits, whatever type carries them."""
+
+    @given(
+        st.lists(st.floats(min_value=-(2.0**100), max_value=2.0**100, width=32), min_size=1, max_size=8),
+        st.sampled_from(["float32", "float16"]),
+    )
+    def test_narrow_numbers_fit_and_others_do_not(self, numbers: list[float], precision: str) -> None:
+        values = np.asarray(numbers)
+        with np.errstate(over="ignore"):
+            narrow = values.astype(precision).astype(np.float64)
+        if precision == "float32":
+            narrow = narrow[np.abs(narrow) > 1e-30]  # below, float32 has fewer digits
+        else:
+            narrow = narrow[np.isfinite(narrow) & (np.abs(narrow) > 1e-4)]
+        if len(narrow):
+            assert fits_precision(np, narrow, precision)
+            digit = 2.0 ** (np.floor(np.log2(np.abs(narrow))) - (24 if precision == "float32" else 11))
+            assert not fits_precision(np, narrow + np.sign(narrow) * digit, precision)
+
+    def test_numbers_beyond_all_splitting_fit_nothing(self) -> None:
+        assert not fits_precision(np, np.asarray([1e300]), "float32")
+
+    @pytest.mark.parametrize("carrier", [np.float32, np.float64])
+    @pytest.mark.parametrize("precision", ["float16", "float32"])
+    def test_the_carrier_changes_nothing(self, precision: str, carrier: type) -> None:
+        data = digit_layer(5, width=80, seed=30)
+        parts = {name: getattr(data, name).astype(precision) for name in ("weight_grad", "bias_grad")}
+        plain = survey(LayerGradients(**parts))
+        carried = survey(LayerGradients(**{name: part.astype(carrier) for name, part in parts.items()}))
+        assert plain.batch_size == carried.batch_size == 5
+        assert plain.precision == carried.precision == precision
+        np.testing.assert_allclose(plain.singular_values, carried.singular_values)
