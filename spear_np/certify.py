@@ -118,9 +118,9 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
         in_outline = (signs.agreement >= NEAR_AGREEMENT) & (unique.redundancy >= 1)
         in_outline |= (signs.agreement >= ROUGH_AGREEMENT) & (false <= MAX_CHANCE)
         sound &= (signs.decided >= MIN_DECIDED_ROW) & (in_detail | in_outline)
-        if factors.batch_size < (factors.spectrum.rank or 0):
-            # What the others add is no noise: signs that agree, more or less, prove nothing.
-            sound &= false <= MAX_CHANCE
+    if factors.spectrum.plausible is not None and factors.batch_size < factors.spectrum.plausible[0]:
+        # What the inputs beyond the batch size add is no noise, and nothing bounds what they change.
+        sound &= False
     certificate = Certificate(
         checks=_checks(factors, choice, batch, unique, signs, bound),
         zero_count=tuple(
@@ -208,6 +208,13 @@ def _checks(
         ),
         Check(
             "gap", float(np.min(signs.gap)), ">=", MIN_GAP, "smallest non-zero entries over the largest zero"
+        ),
+        Check(
+            "rank",
+            float(factors.batch_size),
+            ">=",
+            float(factors.spectrum.rank or 0),
+            "directions, of as many inputs as the singular values show",
         ),
         Check(
             "noise_known",

@@ -30,6 +30,8 @@ LARGEST_BOUND = 0.3
 """Bound, as a share of the largest entry of an input, up to which the others count as weak."""
 LARGEST_LEVERAGE = 0.8
 """Leverage of a row in the fit by the known columns from which it decides the fit alone."""
+LARGEST_PART = 0.5
+"""Share of its energy that a column in the span of the rest may have on one unit."""
 LEAST_SHARE = 0.15
 """Share of the gradients of every unknown combination that must lie on units which an input leaves off."""
 LEAST_AGREEMENT = 0.98
@@ -115,11 +117,14 @@ def _own_share(factors: Factors, q: Array, columns: Array, dual: Array) -> HostA
     """(f,): least share of its energy that a column in the span of the rest has on the units that each input leaves off.
 
     About a half for columns of other inputs. What lies within the units of one input may be its own: the difference of
-    two inputs with the same pattern, which least squares takes for their mean, is as faint as a faint input.
+    two inputs with the same pattern, which least squares takes for their mean, is as faint as a faint input. Nothing is
+    known of the rest, and all shares are zero, where a single unit carries most of a combination: inputs turn on many.
     """
     xp, (f, b) = factors.xp, q.shape
     rest = factors.coordinates - columns @ dual
     left = xp.linalg.svd(xp.take(rest, factors.live, axis=0), full_matrices=False)[0][:, : b - f]
+    if float(xp.max(xp.sum(left**2, axis=1))) > LARGEST_PART:
+        return np.zeros(f)
     off = xp.astype(factors.zeros(q), xp.float64)
     within = left[None, :, :] * off[:, :, None]
     gram = xp.matrix_transpose(within) @ within

@@ -30,8 +30,8 @@ SIGN_SLACK = 1e-6
 MAX_HIDDEN = 0.2
 """Gradients expected to be hidden in the noise from which a unit without gradient is not known to be off."""
 EVIDENCE = 20
-"""Bits by which a pattern must be longer than what tells apart the patterns that the layer can produce in the space of
-the unknown inputs: a pattern of no input fits one of them with a probability of 2^-EVIDENCE."""
+"""Bits by which the information of a pattern must exceed what tells apart the patterns that the layer can produce in the
+space of the unknown inputs: a pattern of no input fits one of them with a probability of 2^-EVIDENCE."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
     for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(live))))):
         others = np.delete(y, index, axis=0)
         told = _told(units[index], ceiling=math.isfinite(factors.gradients.ceiling))
-        if np.sum(told) < _pattern_bits(int(np.sum(told)), d) + EVIDENCE:
-            continue
         pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)[told]
+        if _information(pattern) < _pattern_bits(len(pattern), d) + EVIDENCE:
+            continue
         # Every input sees total · c = 1; the other found directions do not see it at all.
         constraints = np.concatenate([others, weight * total[None, :]])
         start = np.linalg.lstsq(constraints, weight * np.eye(f)[-1], rcond=None)[0]
@@ -105,6 +105,14 @@ def _told(units: HostArray, *, ceiling: bool) -> HostArray:
     """
     on: HostArray = units > SURELY_ON * ZERO_SIGMAS
     return on if ceiling or expected_hidden(units) > MAX_HIDDEN else on | (units <= ZERO_SIGMAS)
+
+
+def _information(pattern: HostArray) -> float:
+    """Bits of a pattern of ±1: its entropy, as what nearly all inputs turn on tells little of one of them."""
+    share = np.mean(pattern > 0)
+    if share in (0.0, 1.0):
+        return 0.0
+    return float(-len(pattern) * (share * np.log2(share) + (1 - share) * np.log2(1 - share)))
 
 
 def _pattern_bits(units: int, dimensions: int) -> float:
