@@ -271,7 +271,7 @@ SOURCES: dict[str, tuple[Breaker, tuple[str, ...]]] = {
     "MATLAB cut off": (truncated(matlab(dW=np.ones((30, 30)))), ("cannot be read",)),
     "MATLAB bomb": (matlab_bomb, ("would unpack to far more", "-v6")),
     "a dump": (a_dump, ("a gradient dump already", "spear-np invert")),
-    "HDF5 without gradients": (hdf5(numbers=SQUARE), ("'numbers' its name says neither",)),
+    "HDF5 without gradients": (hdf5(numbers=SQUARE), ("'numbers' has a name that says neither",)),
     "HDF5 that claims terabytes": (hdf5_claim, ("'dW' claims shape", "TB")),
     "HDF5 that leads elsewhere": (
         hdf5(dW=h5py.ExternalLink("/etc/passwd", "/x"), db=h5py.SoftLink("/dW")),

@@ -15,11 +15,12 @@ from typing import Any
 from ..dump import DATASETS, RecordInfo
 from ..dump_writer import NO_INFO, DumpWriter, LayerArrays
 from ..problems import FileError, listing, printable
-from .forward_order import forward_order, natural
+from .forward_order import forward_order
+from .layers import FoundLayer, Part, natural
 from .names import NORMALISATIONS
 from .orientation import Settled, settle
 from .origin import Origin
-from .pairing import FoundLayer, Pairing, Part, pair
+from .pairing import Pairing, pair
 from .source import Orientation, Source
 
 __all__ = ["Conversion", "ConvertedLayer", "Origin", "convert"]
