@@ -319,10 +319,71 @@ def test_a_layer_without_a_gradient_is_left_out_but_counts_as_the_last(
     assert document["skipped"] == {"b.weight": "is of a layer without gradient"}
 
 
+def test_the_assumed_relu_is_said_where_it_is_assumed(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"a.weight": ones(9, 30), "b.weight": ones(8, 9)})
+    for options, said in (
+        ((), True),
+        (("--layer", "a"), True),
+        (("--layer", "a", "--activation", "relu"), False),
+    ):
+        document = converted(spear, tmp_path, path, "--gradients", *options)
+        assert any("a ReLU is assumed" in note for note in document["notes"]) == said
+
+
+def test_several_updates_in_one_file(spear: Command, tmp_path: Path) -> None:
+    arrays = {
+        f"round{k}/fc.{part}_grad": ones(*shape)
+        for k in (0, 1)
+        for part, shape in (("weight", (5, 7)), ("bias", (5,)))
+    }
+    path = write(tmp_path, **arrays)
+    run = spear("convert", path, tmp_path / "dump.h5")
+    assert run.status == 2
+    assert "holds several updates: 'round0', 'round1'" in run.error
+    document = converted(spear, tmp_path, path, "--layer", "round1.fc")
+    assert found(document) == [("round1.fc", (5, 7), "none")]
+
+
+def test_stages_of_one_model_are_no_updates(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"step1.a.weight_grad": ones(9, 30), "step2.b.weight_grad": ones(8, 9)})
+    assert len(converted(spear, tmp_path, path)["layers"]) == 2
+
+
+def test_an_input_shape_of_another_size(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, dW=ones(5, 64), db=ones(5))
+    run = spear("convert", path, tmp_path / "dump.h5", "--input-shape", "1,8,9")
+    assert run.status == 2
+    assert "the input shape (1, 8, 9) has 72 numbers, but 'layer' takes 64" in run.error
+
+
+def test_moments_beside_gradients_look_like_a_checkpoint(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"fc.weight": ones(5, 7), "optimizer/exp_avg": ones(5, 7)})
+    document = converted(spear, tmp_path, path, "--gradients")
+    assert any(
+        "moments of an optimizer ('optimizer/exp_avg'), as in a checkpoint" in n for n in document["notes"]
+    )
+
+
+def test_a_model_beside_gradients_that_are_not_called_so(spear: Command, tmp_path: Path) -> None:
+    np.savez(tmp_path / "model.npz", **NAMED)
+    run = spear("convert", write(tmp_path, **NAMED), "--model", tmp_path / "model.npz", tmp_path / "dump.h5")
+    assert run.status == 2
+    assert "say --gradients" in run.error
+
+
+def test_a_single_array_is_mapped(spear: Command, tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", ones(5, 7))
+    run = spear("convert", tmp_path / "one.npy", tmp_path / "dump.h5")
+    assert (run.status, "say --map weight_grad=one" in run.error) == (2, True)
+    options = ("--map", "weight_grad=one", "--orientation", "mn")
+    assert found(converted(spear, tmp_path, tmp_path / "one.npy", *options)) == [("layer", (5, 7), "relu")]
+
+
 def test_what_is_known_of_the_update_is_stored(spear: Command, tmp_path: Path) -> None:
     path = write(tmp_path, dW=ones(5, 64), db=ones(5), inputs=ones(3, 64))
     options = ["--record", "client-3", "--batch-size", 3, "--input-shape", "1,8,8"]
-    converted(spear, tmp_path, path, *options, "--input-mean", "0.5", "--input-std", "0.25")
+    document = converted(spear, tmp_path, path, *options, "--input-mean", "0.5", "--input-std", "0.25")
+    assert document["layers"][0]["datasets"] == ["weight_grad", "bias_grad", "inputs"]
     with open_dump(tmp_path / "dump.h5") as dump:
         (record,) = dump.records
         assert record.name == "client-3"
@@ -363,6 +424,7 @@ def test_the_table_says_what_was_found_and_assumed(spear: Command, tmp_path: Pat
         (["--before", "a.npz", "--after", "b.npz", "d.h5", "--learning-rate", "0"], "positive"),
         (["a.npz", "d.h5", "--input-shape", "8x8"], "separated by commas"),
         (["a.npz", "d.h5", "--input-std", "0"], "positive"),
+        (["a.npz", "d.h5", "--activation", " "], "is empty"),
         (["a.npz", "d.h5", "--orientation", "rows"], "'mn', 'nm'"),
     ],
 )

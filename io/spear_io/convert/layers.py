@@ -32,6 +32,8 @@ class FoundLayer:
     """What its name consists of."""
     conventions: set[Orientation] = field(default_factory=set)
     """How arrays of such names usually lie."""
+    without_gradient: str = "is of a layer without gradient"
+    """Why its arrays are not used if it has no gradient."""
 
     @property
     def matrix(self) -> NamedArray:

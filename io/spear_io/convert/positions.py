@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from operator import itemgetter
 
-from ..problems import FileError, Place
+from ..problems import FileError, Place, printable
 from .layers import FoundLayer, natural
 from .names import Meaning
 from .source import NamedArray
@@ -63,10 +63,7 @@ def by_rank(
     orders = [list(model), sorted(model, key=natural)]
     fitting = [order for order in orders if [_shapes(layer) for layer in order] == list(shapes.values())]
     if not fitting:
-        wanted, there = (
-            [", ".join(map(str, one)) for one in each] for each in ((map(_shapes, model)), shapes.values())
-        )
-        msg = f"gradients by position do not fit the model: they have the shapes {'; '.join(there)}, its layers {'; '.join(wanted)}"
+        msg = f"gradients by position do not fit the model: {_misfit(list(shapes.values()), model)}"
         raise FileError(
             msg, place, "give the gradients of all its layers in their order, or under their names"
         )
@@ -80,6 +77,15 @@ def by_rank(
         else (array, meaning)
         for array, meaning in gradients
     ]
+
+
+def _misfit(shapes: Sequence[list[tuple[int, ...]]], model: Sequence[FoundLayer]) -> str:
+    """Return what is wrong, of the order of the file."""
+    if len(shapes) != len(model):
+        return f"they are of {len(shapes)} layers, but it has {len(model)}"
+    number, layer = next((k, one) for k, one in enumerate(model) if _shapes(one) != shapes[k])
+    found, wanted = (" and ".join(map(str, each)) for each in (shapes[number], _shapes(layer)))
+    return f"layer {number + 1} has gradients of shape {found}, but '{printable(layer.title)}' has {wanted}"
 
 
 def _shapes(layer: FoundLayer) -> list[tuple[int, ...]]:
