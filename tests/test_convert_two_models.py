@@ -182,10 +182,11 @@ def test_a_layer_that_did_not_change_is_left_out(spear: Command, tmp_path: Path)
 
 
 def test_what_only_the_model_after_has(spear: Command, tmp_path: Path) -> None:
-    moments = {"optimizer/exp_avg/fc1.weight": np.ones((80, 64), np.float32)}
+    moments = {"optimizer/exp_avg/fc1.weight": np.ones((80, 64)), "optimizer/step": np.array(1.0)}
     document = converted(spear, tmp_path, *wrong(tmp_path, extra=np.ones(3, np.float32), **moments))
     assert document["skipped"]["extra"] == "is only in the model after"
-    assert any("a step of Adam" in note for note in document["notes"])
+    assert document["skipped"]["optimizer/step"] == "is only in the model after"
+    assert any("('optimizer/exp_avg/fc1.weight'): a step of Adam" in note for note in document["notes"])
 
 
 @pytest.mark.parametrize("prefixed", ["before", "after"])

@@ -65,9 +65,11 @@ def only_after(before: Source, after: Source) -> dict[str, str]:
     matched = {array.name for array in _counterparts(before, after).values()}
     meanings = understand_all(array.name for array in after.arrays)
     return dict(after.skipped) | {
-        name: MOMENT if meaning.reason == MOMENT else "is only in the model after"
-        for name, meaning in meanings.items()
-        if name not in matched
+        array.name: MOMENT
+        if meanings[array.name].reason == MOMENT and array.shape
+        else "is only in the model after"
+        for array in after.arrays
+        if array.name not in matched
     }
 
 
