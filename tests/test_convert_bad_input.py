@@ -244,6 +244,24 @@ SOURCES: dict[str, tuple[Breaker, tuple[str, ...]]] = {
         ),
         ("cannot be read",),
     ),
+    "safetensors of one name twice": (
+        of_bytes(
+            safetensors_header(
+                b'{"dW":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+                b'"dW":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+            )
+            + bytes(8)
+        ),
+        ("cannot be read",),
+    ),
+    "objects called gradients": (
+        npz(dW=np.array([{}]), W=np.ones((3, 4))),
+        ("without gradients that can be used: 'dW' holds Python objects",),
+    ),
+    "NaN": (
+        npz(**{"fc.weight_grad": np.full((3, 4), np.nan)}),
+        ("layer 'fc', dataset 'weight_grad': holds NaN at row 0, column 0",),
+    ),
     "safetensors of another size": (
         of_bytes(safetensors_header(b'{"dW":{"dtype":"F32","shape":[9,9],"data_offsets":[0,8]}}') + bytes(8)),
         ("cannot be read",),
@@ -271,7 +289,7 @@ SOURCES: dict[str, tuple[Breaker, tuple[str, ...]]] = {
     "MATLAB cut off": (truncated(matlab(dW=np.ones((30, 30)))), ("cannot be read",)),
     "MATLAB bomb": (matlab_bomb, ("would unpack to far more", "-v6")),
     "a dump": (a_dump, ("a gradient dump already", "spear-np invert")),
-    "HDF5 without gradients": (hdf5(numbers=SQUARE), ("'numbers' its name says neither",)),
+    "HDF5 without gradients": (hdf5(numbers=SQUARE), ("'numbers' has a name that says neither",)),
     "HDF5 that claims terabytes": (hdf5_claim, ("'dW' claims shape", "TB")),
     "HDF5 that leads elsewhere": (
         hdf5(dW=h5py.ExternalLink("/etc/passwd", "/x"), db=h5py.SoftLink("/dW")),
@@ -293,7 +311,7 @@ def test_one_line_and_nothing_written(
     run = spear("convert", source, dump)
     assert run.status == 2
     assert run.out == ""
-    assert run.error.startswith(f"{source}")
+    assert run.error.startswith((f"{source}", f"{dump}"))
     assert run.error.isprintable()
     assert len(run.error) < 1000
     for fragment in fragments:
@@ -333,6 +351,19 @@ def test_a_folder_leads_nowhere_else(spear: Command, tmp_path: Path) -> None:
     run = spear("convert", folder, tmp_path / "dump.h5")
     assert run.status == 2
     assert "'dW' is not a regular file" in run.error
+
+
+@pytest.mark.parametrize("limit", ["LARGEST_FOLDER", "DEEPEST"])
+def test_a_folder_of_too_much(
+    spear: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(f"spear_io.convert.numpy_files.{limit}", 2)
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    np.save(deep / "dW.npy", np.ones((5, 7)))
+    run = spear("convert", tmp_path, tmp_path / "dump.h5")
+    assert run.status == 2
+    assert "a folder of more than" in run.error
 
 
 def test_groups_that_hold_themselves(spear: Command, tmp_path: Path) -> None:

@@ -100,6 +100,26 @@ def test_a_step_between_two_files(spear: Command, tmp_path: Path, suffix: str) -
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_step_of_adam_is_said(spear: Command, tmp_path: Path, suffix: str) -> None:
+    images, labels = digit_batch(BATCH, seed=2)
+    for name, optimizer in (("adam", keras.optimizers.Adam()), ("sgd", keras.optimizers.SGD(0.1))):
+        model = network()
+        model.compile(optimizer, model.loss, jit_compile=False)
+        before = save(model, tmp_path / f"{name}_before{suffix}")
+        model.train_on_batch(images, labels)
+        after = save(model, tmp_path / f"{name}_after{suffix}")
+        document = converted(spear, tmp_path, "--before", before, "--after", after)
+        assert any("a step of Adam" in note for note in document["notes"]) == (name == "adam")
+
+
+def test_a_scale_of_the_inputs_is_said(spear: Command, tmp_path: Path) -> None:
+    dense = [keras.layers.Dense(80, activation="relu"), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Rescaling(2.0, -1.0, name="wide"), *dense])
+    document = converted(spear, tmp_path, save(model, tmp_path / "a.keras"), "--gradients")
+    assert any("another scale first ('wide')" in note for note in document["notes"])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_moments_of_adam_are_no_gradients(spear: Command, tmp_path: Path, suffix: str) -> None:
     model = network()
     model.compile(keras.optimizers.Adam(), "mse", jit_compile=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from spear_io import open_dump
-from spear_io.convert.names import understand
+from spear_io.convert.names import understand, understand_all
 from tests.convert_files import converted
 from tests.io_files import Command, command
 
@@ -43,6 +43,12 @@ def spear(capsys: pytest.CaptureFixture[str]) -> Command:
         ("attn.v.weight", "weight", False, "attn.v"),
         ("dense/kernel:0", "weight", False, "dense"),
         ("net.fc1.W", "weight", False, "fc1"),
+        ("fc.W2", "weight", False, "fc_2"),
+        ("dL_dW1", "weight", True, "layer_1"),
+        ("dLdb1", "bias", True, "layer_1"),
+        ("dL/dW1", "weight", True, "layer_1"),
+        ("fc1/dL_dW", "weight", True, "fc1"),
+        ("mu.weight", "weight", False, "mu"),
     ],
 )
 def test_names_that_are_understood(name: str, role: str, gradient: bool, title: str) -> None:
@@ -61,7 +67,10 @@ def test_names_that_are_positions(name: str) -> None:
     [
         ("fc1.weight.exp_avg", "moment"),
         ("optimizer/state/0/exp_avg_sq", "moment"),
-        ("m/fc1/kernel", "moment"),
+        ("v_dW1", "moment"),
+        ("s_db1", "moment"),
+        ("mdW1", "moment"),
+        ("velocity_W1", "moment"),
         ("fc1/kernel/v", "moment"),
         ("opt_state/0/mu/Dense_0/kernel", "moment"),
         ("momentum_buffer.fc1.weight", "moment"),
@@ -78,6 +87,22 @@ def test_names_that_are_not_used(name: str, fragment: str) -> None:
     reason = understand(name).reason
     assert reason is not None
     assert fragment in reason
+
+
+@pytest.mark.parametrize(
+    ("names", "moments"),
+    [
+        (["fc1/kernel", "m/fc1/kernel"], ["m/fc1/kernel"]),
+        (["m/fc1/kernel", "m/bn/scale", "v/fc1/kernel", "v/bn/scale"], ["m", "v"]),
+        (["params/fc1/kernel", "nu/fc1/kernel"], ["nu"]),
+        (["mu.weight", "mu.bias", "nu.weight", "nu.bias"], []),
+        (["mu.0.weight", "logvar.0.weight"], []),
+        (["v/fc1/kernel", "fc2/kernel"], []),
+    ],
+)
+def test_trees_of_moments_mirror_the_model_or_each_other(names: list[str], moments: list[str]) -> None:
+    skipped = [name for name, meaning in understand_all(names).items() if meaning.reason]
+    assert skipped == [name for name in names if name.startswith(tuple(moments))]
 
 
 def ones(*shape: int) -> Any:
@@ -170,6 +195,87 @@ def test_a_bias_that_contradicts_the_flag(spear: Command, tmp_path: Path) -> Non
     assert "the bias of 'layer' has 7 entries" in run.error
 
 
+@pytest.mark.parametrize("numerator", ["dL_", "dL", "dL/"])
+def test_derivatives_of_the_loss_belong_to_their_weights(
+    spear: Command, tmp_path: Path, numerator: str
+) -> None:
+    arrays = {f"{numerator}dW1": ones(5, 7), f"{numerator}db1": ones(5), "W1": ones(5, 7), "b1": ones(5)}
+    moments = {"v_dW1": ones(5, 7), "s_db1": ones(5)}
+    document = converted(spear, tmp_path, write(tmp_path, **arrays, **moments), "--orientation", "mn")
+    (layer,) = document["layers"]
+    assert layer["layer"] == "layer_1"
+    assert layer["datasets"] == ["weight_grad", "bias_grad", "weight", "bias"]
+    assert set(document["skipped"]) == set(moments)
+
+
+def test_two_layers_of_one_name(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"dW1": ones(5, 7), "db1": ones(5), "layer_1.weight_grad": ones(5, 7)})
+    run = spear("convert", path, tmp_path / "dump.h5")
+    assert run.status == 2
+    assert "two layers would be called 'layer_1': those of 'dW1', 'layer_1.weight_grad'" in run.error
+
+
+def test_a_single_number_is_no_normalisation(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, dW=ones(5, 7), db=ones(5), grad_norm=ones(), loss=ones())
+    document = converted(spear, tmp_path, path)
+    assert document["skipped"] == dict.fromkeys(("grad_norm", "loss"), "is a single number")
+    assert not any("normalisation" in note for note in document["notes"])
+
+
+NAMED = {"fc2.weight": ones(20, 30), "fc2.bias": ones(20), "fc10.weight": ones(10, 20), "fc10.bias": ones(10)}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradients_by_position_are_paired_by_rank(spear: Command, tmp_path: Path, reverse: bool) -> None:
+    """Also if the file with the model is sorted by other than the forward order."""
+    source = write(tmp_path, *NAMED.values())
+    names = ["fc10.weight", "fc10.bias", "fc2.weight", "fc2.bias"] if reverse else NAMED
+    np.savez(tmp_path / "model.npz", **{name: NAMED[name] for name in names})
+    document = converted(spear, tmp_path, source, "--gradients", "--model", tmp_path / "model.npz")
+    assert found(document) == [("fc2", (20, 30), "relu"), ("fc10", (10, 20), "none")]
+    for layer in document["layers"]:
+        assert layer["datasets"] == ["weight_grad", "bias_grad", "weight", "bias"]
+
+
+def test_gradients_by_position_beside_names_that_are_numbers(spear: Command, tmp_path: Path) -> None:
+    """Position 1 is not the layer called 1."""
+    model = {"model/1.weight": ones(20, 30), "model/1.bias": ones(20), "model/3.weight": ones(10, 20)}
+    gradients = {f"grads/{position}": array for position, array in enumerate(model.values())}
+    document = converted(spear, tmp_path, write(tmp_path, **model, **gradients))
+    assert found(document) == [("1", (20, 30), "relu"), ("3", (10, 20), "none")]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fragment"),
+    [
+        (list(NAMED.values())[2:], "do not fit the model"),
+        (list(NAMED.values())[::-1], "do not fit the model"),
+        ([ones(20, 30), ones(10, 20), ones(10)], "do not fit the model"),
+    ],
+)
+def test_gradients_by_position_that_do_not_fit(
+    spear: Command, tmp_path: Path, arrays: list[Any], fragment: str
+) -> None:
+    np.savez(tmp_path / "model.npz", **NAMED)
+    run = spear(
+        "convert",
+        write(tmp_path, *arrays),
+        "--gradients",
+        "--model",
+        tmp_path / "model.npz",
+        tmp_path / "d.h5",
+    )
+    assert (run.status, fragment in run.error) == (2, True)
+
+
+def test_gradients_by_position_that_fit_twice(spear: Command, tmp_path: Path) -> None:
+    names = ("fc10.weight", "fc2.weight")
+    np.savez(tmp_path / "model.npz", **{name: ones(9, 9) for name in names})
+    source = write(tmp_path, ones(9, 9), ones(9, 9))
+    run = spear("convert", source, "--gradients", "--model", tmp_path / "model.npz", tmp_path / "d.h5")
+    assert (run.status, "in the order of the file and in that of their names" in run.error) == (2, True)
+
+
 def test_numbers_in_names_are_counted_not_spelt(spear: Command, tmp_path: Path) -> None:
     """Files sorted by name have layer_10 before layer_2, where sizes do not fit."""
     widths = list(range(30, 18, -1))
@@ -213,10 +319,71 @@ def test_a_layer_without_a_gradient_is_left_out_but_counts_as_the_last(
     assert document["skipped"] == {"b.weight": "is of a layer without gradient"}
 
 
+def test_the_assumed_relu_is_said_where_it_is_assumed(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"a.weight": ones(9, 30), "b.weight": ones(8, 9)})
+    for options, said in (
+        ((), True),
+        (("--layer", "a"), True),
+        (("--layer", "a", "--activation", "relu"), False),
+    ):
+        document = converted(spear, tmp_path, path, "--gradients", *options)
+        assert any("a ReLU is assumed" in note for note in document["notes"]) == said
+
+
+def test_several_updates_in_one_file(spear: Command, tmp_path: Path) -> None:
+    arrays = {
+        f"round{k}/fc.{part}_grad": ones(*shape)
+        for k in (0, 1)
+        for part, shape in (("weight", (5, 7)), ("bias", (5,)))
+    }
+    path = write(tmp_path, **arrays)
+    run = spear("convert", path, tmp_path / "dump.h5")
+    assert run.status == 2
+    assert "holds several updates: 'round0', 'round1'" in run.error
+    document = converted(spear, tmp_path, path, "--layer", "round1.fc")
+    assert found(document) == [("round1.fc", (5, 7), "none")]
+
+
+def test_stages_of_one_model_are_no_updates(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"step1.a.weight_grad": ones(9, 30), "step2.b.weight_grad": ones(8, 9)})
+    assert len(converted(spear, tmp_path, path)["layers"]) == 2
+
+
+def test_an_input_shape_of_another_size(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, dW=ones(5, 64), db=ones(5))
+    run = spear("convert", path, tmp_path / "dump.h5", "--input-shape", "1,8,9")
+    assert run.status == 2
+    assert "the input shape (1, 8, 9) has 72 numbers, but 'layer' takes 64" in run.error
+
+
+def test_moments_beside_gradients_look_like_a_checkpoint(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"fc.weight": ones(5, 7), "optimizer/exp_avg": ones(5, 7)})
+    document = converted(spear, tmp_path, path, "--gradients")
+    assert any(
+        "moments of an optimizer ('optimizer/exp_avg'), as in a checkpoint" in n for n in document["notes"]
+    )
+
+
+def test_a_model_beside_gradients_that_are_not_called_so(spear: Command, tmp_path: Path) -> None:
+    np.savez(tmp_path / "model.npz", **NAMED)
+    run = spear("convert", write(tmp_path, **NAMED), "--model", tmp_path / "model.npz", tmp_path / "dump.h5")
+    assert run.status == 2
+    assert "say --gradients" in run.error
+
+
+def test_a_single_array_is_mapped(spear: Command, tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", ones(5, 7))
+    run = spear("convert", tmp_path / "one.npy", tmp_path / "dump.h5")
+    assert (run.status, "say --map weight_grad=one" in run.error) == (2, True)
+    options = ("--map", "weight_grad=one", "--orientation", "mn")
+    assert found(converted(spear, tmp_path, tmp_path / "one.npy", *options)) == [("layer", (5, 7), "relu")]
+
+
 def test_what_is_known_of_the_update_is_stored(spear: Command, tmp_path: Path) -> None:
     path = write(tmp_path, dW=ones(5, 64), db=ones(5), inputs=ones(3, 64))
     options = ["--record", "client-3", "--batch-size", 3, "--input-shape", "1,8,8"]
-    converted(spear, tmp_path, path, *options, "--input-mean", "0.5", "--input-std", "0.25")
+    document = converted(spear, tmp_path, path, *options, "--input-mean", "0.5", "--input-std", "0.25")
+    assert document["layers"][0]["datasets"] == ["weight_grad", "bias_grad", "inputs"]
     with open_dump(tmp_path / "dump.h5") as dump:
         (record,) = dump.records
         assert record.name == "client-3"
@@ -257,6 +424,7 @@ def test_the_table_says_what_was_found_and_assumed(spear: Command, tmp_path: Pat
         (["--before", "a.npz", "--after", "b.npz", "d.h5", "--learning-rate", "0"], "positive"),
         (["a.npz", "d.h5", "--input-shape", "8x8"], "separated by commas"),
         (["a.npz", "d.h5", "--input-std", "0"], "positive"),
+        (["a.npz", "d.h5", "--activation", " "], "is empty"),
         (["a.npz", "d.h5", "--orientation", "rows"], "'mn', 'nm'"),
     ],
 )

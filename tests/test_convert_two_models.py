@@ -159,3 +159,53 @@ def test_one_file_twice(spear: Command, tmp_path: Path) -> None:
     run = spear("convert", "--before", tmp_path / "a", "--after", tmp_path / "b", tmp_path / "d.h5")
     assert run.status == 2
     assert "is the model before as well as after" in run.error
+
+
+def test_two_equal_models(spear: Command, tmp_path: Path) -> None:
+    npz(tmp_path / "a", torch_step().model)
+    npz(tmp_path / "b", torch_step().model)
+    run = spear("convert", "--before", tmp_path / "a", "--after", tmp_path / "b", tmp_path / "d.h5")
+    assert run.status == 2
+    assert "the two models are equal" in run.error
+
+
+def test_a_layer_that_did_not_change_is_left_out(spear: Command, tmp_path: Path) -> None:
+    """By position, too, where the other layer must keep its place."""
+    step = torch_step()
+    frozen = {name: step.model[name] for name in ("fc1.weight", "fc1.bias")}
+    for write, first, second in ((npz, "fc1.weight", "fc2"), (npz_by_position, "arr_0", "layer_1")):
+        write(tmp_path / "before", step.model)
+        write(tmp_path / "after", {**step.after, **frozen})
+        document = converted(spear, tmp_path, "--before", tmp_path / "before", "--after", tmp_path / "after")
+        assert [(layer["layer"], layer["activation"]) for layer in document["layers"]] == [(second, "none")]
+        assert document["skipped"][first] == "is of a layer that did not change"
+
+
+def test_what_only_the_model_after_has(spear: Command, tmp_path: Path) -> None:
+    moments = {"optimizer/exp_avg/fc1.weight": np.ones((80, 64)), "optimizer/step": np.array(1.0)}
+    document = converted(spear, tmp_path, *wrong(tmp_path, extra=np.ones(3, np.float32), **moments))
+    assert document["skipped"]["extra"] == "is only in the model after"
+    assert document["skipped"]["optimizer/step"] == "is only in the model after"
+    assert any("('optimizer/exp_avg/fc1.weight'): a step of Adam" in note for note in document["notes"])
+
+
+@pytest.mark.parametrize("prefixed", ["before", "after"])
+def test_a_prefix_of_data_parallel(spear: Command, tmp_path: Path, prefixed: str) -> None:
+    step = torch_step()
+    for name, arrays in (("before", step.model), ("after", step.after)):
+        prefix = "module." if name == prefixed else ""
+        npz(tmp_path / name, {prefix + key: array for key, array in arrays.items()})
+    document = converted(spear, tmp_path, "--before", tmp_path / "before", "--after", tmp_path / "after")
+    assert [layer["layer"] for layer in document["layers"]] == ["fc1", "fc2"]
+    assert document["skipped"] == {}
+
+
+def test_a_difference_that_overflows(spear: Command, tmp_path: Path) -> None:
+    for name, value in (("before", -3e38), ("after", 3e38)):
+        npz(tmp_path / name, {"fc.weight": np.full((5, 7), value, np.float32)})
+    (tmp_path / "dump.h5").write_bytes(b"an earlier dump")
+    models = ("--before", tmp_path / "before", "--after", tmp_path / "after")
+    run = spear("convert", *models, tmp_path / "dump.h5")
+    assert run.status == 2
+    assert "dataset 'weight_grad': holds infinity at row 0, column 0" in run.error
+    assert (tmp_path / "dump.h5").read_bytes() == b"an earlier dump"

@@ -313,11 +313,27 @@ def test_column_blocks_cover_every_column_once(monkeypatch: pytest.MonkeyPatch) 
 def test_not_a_number_is_found_in_a_later_block(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 8 * M * 10)
     data = layer_data()
-    weight_grad = data.weight_grad.copy()
-    weight_grad[7, 53] = -np.inf
-    write_dump(path, {"fc1": layer_arrays(data, weight_grad=weight_grad)})
+    write_dump(path, {"fc1": layer_arrays(data)})
+    with h5py.File(path, "r+") as file:
+        file["records/record-0/layers/fc1/weight_grad"][7, 53] = -np.inf
     with (
         open_dump(path) as dump,
         pytest.raises(FileError, match=r"infinity at row 7, column 53; do it again"),
     ):
         check_finite(dump.records[0].layers[0].gradients.weight_grad, "do it again")
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_not_a_number_is_never_written(path: Path, monkeypatch: pytest.MonkeyPatch, encoded: bool) -> None:
+    """In whatever precision, and in a later block of rows."""
+    monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 8 * N * 10)
+    path.write_bytes(b"an earlier dump")
+    data = layer_data()
+    weight_grad = data.weight_grad.copy()
+    weight_grad[53, 7] = -np.inf
+    bits = (weight_grad.view(np.uint32) >> 16).astype(np.uint16)
+    layer = layer_arrays(data, weight_grad=Bfloat16(bits) if encoded else weight_grad)
+    with pytest.raises(FileError, match=r"'weight_grad': holds infinity at row 53, column 7"):
+        write_dump(path, {"fc1": layer})
+    assert path.read_bytes() == b"an earlier dump"
+    assert leftovers(path.parent) == []

@@ -210,12 +210,15 @@ def test_layers_without_truth_are_named(tmp_path: Path) -> None:
 
 
 def test_bad_numbers_are_refused(tmp_path: Path) -> None:
-    truth = random_truth()
-    truth[1, 2] = np.nan
-    with pytest.raises(FileError, match=r"'inputs': holds NaN at row 1, column 2"):
-        evaluated(tmp_path, truth, random_truth())
+    bad = random_truth()
+    bad[1, 2] = np.nan
     with pytest.raises(FileError, match=r"out\.h5.*holds NaN"):
-        evaluated(tmp_path, random_truth(), truth)
+        evaluated(tmp_path, random_truth(), bad)
+    evaluated(tmp_path, random_truth(), random_truth())
+    with h5py.File(tmp_path / "dump.h5", "r+") as file:
+        file["records/record-0/truth/fc1/inputs"][1, 2] = np.nan
+    with pytest.raises(FileError, match=r"dump\.h5.*'inputs': holds NaN at row 1, column 2"):
+        compared(tmp_path / "out.h5", tmp_path / "dump.h5")
 
 
 def compared(out: Path, dump_path: Path) -> tuple[LayerEvaluation, ...]:

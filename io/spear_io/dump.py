@@ -26,7 +26,7 @@ from spear_np.gradients import CEILINGS
 
 from . import safety
 from .problems import FileError, Place, listing, printable
-from .storage import StoredArray, check_finite
+from .storage import FINITE, StoredArray, check_finite
 
 FORMAT = "spear-gradients"
 FORMAT_VERSION = 1
@@ -131,7 +131,7 @@ class Layer:
     def check_finite(self) -> None:
         """Read every dataset of the layer once, by blocks, and refuse NaN and infinity."""
         for array in self.arrays.values():
-            check_finite(array, "every number must be finite: export a step that did not overflow")
+            check_finite(array, FINITE)
 
     @cached_property
     def truth(self) -> StoredArray | None:

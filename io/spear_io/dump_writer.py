@@ -15,7 +15,7 @@ import numpy as np
 from .atomic import NewFile, new_hdf5
 from .dump import DATASETS, FORMAT, FORMAT_VERSION, RecordInfo
 from .problems import FileError, Place
-from .storage import row_blocks, same_numbers, stored_as
+from .storage import FINITE, check_finite_block, from_bfloat16, row_blocks, same_numbers, stored_as
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -124,7 +124,7 @@ class DumpWriter:
         Raises
         ------
         FileError
-            If arrays do not fit together, or the file cannot be written.
+            If arrays do not fit together or hold NaN or infinity, or the file cannot be written.
         """
         place = self.place.at(record=name)
         _check_name(name, place, self._records)
@@ -185,9 +185,11 @@ class DumpWriter:
             if bfloat16:
                 dataset.attrs["dtype"] = "bfloat16"
         for rows in row_blocks(shape):
-            block = np.asarray(array[rows])
+            block = np.asarray(array[rows]).view(dtype)
+            numbers = from_bfloat16(block) if bfloat16 else block
+            check_finite_block(numbers, (rows.start, *[0] * (len(shape) - 1)), place, FINITE)
             with self._file.writing(place):
-                dataset[rows] = block.view(dtype)
+                dataset[rows] = block
 
 
 def write_dump(

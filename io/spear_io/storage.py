@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import h5py
@@ -14,6 +14,10 @@ Floats = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK_BYTES = 32 * 2**20
 """Target size of one block of columns, as float64."""
+
+
+FINITE = "every number must be finite: export a step that did not overflow"
+"""What to do about a NaN or an infinity in a dump."""
 
 
 def from_bfloat16(bits: Any) -> Floats:
@@ -187,14 +191,24 @@ def check_finite(array: StoredArray, advice: str) -> None:
         Naming the first NaN or infinity and its position.
     """
     for columns in column_blocks(array.shape):
-        block = array[..., columns]
-        finite = np.isfinite(block)
-        if finite.all():
-            continue
-        index = tuple(int(i) for i in np.argwhere(~finite)[0])
-        value = "NaN" if np.isnan(block[index]) else "infinity"
-        where = f"entry {columns.start + index[-1]}"
-        if len(index) > 1:
-            where = f"row {index[0]}, column {columns.start + index[-1]}"
-        msg = f"holds {value} at {where}"
-        raise FileError(msg, array.place, advice)
+        corner = (*[0] * (len(array.shape) - 1), columns.start)
+        check_finite_block(array[..., columns], corner, array.place, advice)
+
+
+def check_finite_block(block: Floats, corner: Sequence[int], place: Place, advice: str) -> None:
+    """Refuse the first number of a block that is none; `corner` is the position of its first entry.
+
+    Raises
+    ------
+    FileError
+        Naming the first NaN or infinity and its position.
+    """
+    finite = np.isfinite(block)
+    if finite.all():
+        return
+    first = np.argwhere(~finite)[0]
+    value = "NaN" if np.isnan(block[tuple(first)]) else "infinity"
+    index = [int(offset + i) for offset, i in zip(corner, first, strict=True)]
+    where = f"entry {index[-1]}" if len(index) == 1 else f"row {index[0]}, column {index[-1]}"
+    msg = f"holds {value} at {where}"
+    raise FileError(msg, place, advice)

@@ -15,22 +15,20 @@ from typing import Any
 from ..dump import DATASETS, RecordInfo
 from ..dump_writer import NO_INFO, DumpWriter, LayerArrays
 from ..problems import FileError, listing, printable
-from .forward_order import forward_order, natural
-from .names import NORMALISATIONS
+from .checks import check_gradients, check_input_shape, check_one_update
+from .difference import leave_out_unchanged
+from .forward_order import forward_order
+from .layers import FoundLayer, Part, natural
+from .names import MOMENT, NORMALISATIONS
 from .orientation import Settled, settle
 from .origin import Origin
-from .pairing import FoundLayer, Pairing, Part, pair
+from .pairing import Pairing, pair
 from .source import Orientation, Source
 
 __all__ = ["Conversion", "ConvertedLayer", "Origin", "convert"]
 
 OUTPUT = "none"
 """The activation of the output layer."""
-
-THREE_WAYS = (
-    "say --gradients if these arrays are gradients, name them so (fc1.weight_grad, grads/fc1/weight), or give two "
-    "models: --before A --after B"
-)
 
 
 @dataclass(frozen=True)
@@ -99,16 +97,20 @@ def convert(
     with ExitStack() as stack:
         source, given = origin.open(stack)
         pairing = pair(given, source.place)
-        _check_gradients(pairing, source)
+        if origin.before is not None:
+            leave_out_unchanged(pairing.layers, source.place)
+        check_gradients(pairing, source)
         linear = sorted((one for one in pairing.layers if one.kind == "linear"), key=natural)
         settled = settle(linear, source, orientation, lambda one: _wanted(one, layers))
         ordered, said = forward_order(
             pairing.layers, {title: one.shape for title, one in settled.items()}, source.in_forward_order
         )
         chosen = _choose(ordered, layers, pairing, source)
-        followed_by = _activations(ordered, chosen, source, activation, only_chosen=bool(layers))
+        check_one_update(chosen, source.place)
+        followed_by, assumed = _activations(ordered, chosen, source, activation, only_chosen=bool(layers))
         written = {one.title: _arrays(one, settled.get(one.title), followed_by[one.title]) for one in chosen}
         _add_inputs(written, pairing)
+        check_input_shape(info, chosen[0].title, written[chosen[0].title], source.place)
         if origin.before is not None:
             info = replace(info, update="weight_delta")
         producer = f"{source.producer}, converted from {source.format}"
@@ -119,25 +121,8 @@ def convert(
             record=record,
             layers=tuple(_report(one, written[one.title], settled.get(one.title)) for one in chosen),
             skipped=dict(source.skipped) | pairing.skipped,
-            notes=tuple(_notes(origin, pairing, source, said)),
+            notes=tuple(_notes(origin, pairing, source, said, assumed=assumed)),
         )
-
-
-def _check_gradients(pairing: Pairing, source: Source) -> None:
-    """Refuse a source without the gradient of any fully connected layer."""
-    if any(one.kind == "linear" and "weight_grad" in one.parts for one in pairing.layers):
-        return
-    skipped = dict(source.skipped) | pairing.skipped
-    if any("weight_grad" in one.parts for one in pairing.layers):
-        msg = f"holds gradients, but of no fully connected layer: {listing(one.title for one in pairing.layers)}"
-        raise FileError(msg, source.place, "only fully connected layers can be inverted")
-    if pairing.layers:
-        msg = f"{source.format} without gradients: it holds the weights of {listing(o.title for o in pairing.layers)}"
-    else:
-        reasons = [f"'{printable(name)}' {reason}" for name, reason in list(skipped.items())[:3]]
-        more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-        msg = f"{source.format} without gradients: {'; '.join(reasons) or 'it is empty'}{more}"
-    raise FileError(msg, source.place, THREE_WAYS)
 
 
 def _choose(
@@ -154,9 +139,7 @@ def _choose(
         if _wanted(one, wanted):
             chosen.append(one)
         else:
-            reason = (
-                "was not chosen" if wanted and one.title not in wanted else "is of a layer without gradient"
-            )
+            reason = "was not chosen" if wanted and one.title not in wanted else one.without_gradient
             pairing.skipped.update({array.name: reason for array in one.parts.values()})
     if not any(one.kind == "linear" for one in chosen):
         msg = f"no fully connected layer with a gradient is left of {listing(wanted)}"
@@ -176,17 +159,22 @@ def _activations(
     wanted: str | None,
     *,
     only_chosen: bool,
-) -> dict[str, str]:
-    """Return what follows each layer: what the user says, what the file says, or a ReLU after all but the last."""
+) -> tuple[dict[str, str], bool]:
+    """Return what follows each layer: what the user says, what the file says, or a ReLU after all but the last.
+
+    Also whether that was assumed of any.
+    """
     last = ordered[-1] if len(ordered) > 1 else None
     followed_by = {}
+    assumed = False
     for one in chosen:
         if wanted is not None and (only_chosen or one is not last):
             followed_by[one.title] = wanted
         else:
             told = source.activations.get(one.matrix.name.rpartition("/")[0])
             followed_by[one.title] = told or (OUTPUT if one is last else "relu")
-    return followed_by
+            assumed |= told is None and wanted is None
+    return followed_by, assumed
 
 
 def _arrays(one: FoundLayer, settled: Settled | None, activation: str) -> LayerArrays:
@@ -223,26 +211,42 @@ def _report(one: FoundLayer, arrays: LayerArrays, settled: Settled | None) -> Co
         kind=one.kind,
         shape=settled.shape if settled else one.matrix.shape,
         precision=one.matrix.precision,
-        datasets=tuple(part for part in DATASETS if part in one.parts) if settled else (),
+        datasets=_datasets(one, arrays) if settled else (),
         activation=arrays.activation,
         orientation=settled.orientation if settled else None,
         known_by=settled.known_by if settled else "",
     )
 
 
-def _notes(origin: Origin, pairing: Pairing, source: Source, said: str | None) -> list[str]:
+def _datasets(one: FoundLayer, arrays: LayerArrays) -> tuple[str, ...]:
+    parts = [part for part in DATASETS if part in one.parts]
+    return (*parts, "inputs") if arrays.inputs is not None else tuple(parts)
+
+
+def _notes(origin: Origin, pairing: Pairing, source: Source, said: str | None, *, assumed: bool) -> list[str]:
     """Return what was assumed."""
-    notes = [said] if said else []
+    notes = [*([said] if said else []), *source.notes]
+    moments = [name for name, reason in (dict(source.skipped) | pairing.skipped).items() if reason == MOMENT]
+    if moments and origin.gradients:
+        notes.append(
+            f"there are moments of an optimizer ({listing(moments[:3])}), as in a checkpoint: are its arrays gradients?"
+        )
     if origin.before is not None:
         notes.append(
             "the update is the model after minus the model before (weight_delta): a multiple of the gradient only if "
             "it was one step of plain SGD"
         )
-    if not source.activations:
+        if moments:
+            notes.append(
+                f"there are moments of an optimizer ({listing(moments[:3])}): a step of Adam and its like is no multiple "
+                "of the gradient; the first step of momentum is"
+            )
+    if assumed:
         notes.append(
             "the file does not say what follows a layer: a ReLU is assumed after every layer but the last one of "
             "several (--activation NAME says otherwise)"
         )
+    if not source.activations:
         norms = sorted({name for name, reason in pairing.skipped.items() if reason in NORMALISATIONS})
         if norms:
             notes.append(

@@ -92,6 +92,9 @@ def convert(
     if learning_rate is not None and not 0 < learning_rate < float("inf"):
         msg = f"{learning_rate:g} is not a positive number"
         raise typer.BadParameter(msg, param_hint="--learning-rate")
+    if activation is not None and not activation.strip():
+        msg = "is empty: give a name, none if nothing follows"
+        raise typer.BadParameter(msg, param_hint="--activation")
     info = RecordInfo(
         input_shape=_numbers(input_shape, int, "--input-shape"),
         input_mean=_numbers(input_mean, float, "--input-mean"),

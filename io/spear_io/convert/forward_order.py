@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from .layers import FoundLayer, natural
 from .orientation import chains
-from .pairing import FoundLayer
 
 Sizes = tuple[int, int]
 
 LONGEST_SEARCH = 8
 """Layers whose orders are all tried."""
-
-
-def natural(layer: FoundLayer) -> list[tuple[int, str]]:
-    """Sort key of a name: numbers in it by their value, so that layer_10 comes after layer_2."""
-    parts = re.findall(r"\d+|\D+", " ".join(layer.words))
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def forward_order(

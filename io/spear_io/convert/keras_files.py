@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ from .. import safety
 from ..problems import Place, printable
 from .archives import open_archive, read_member
 from .keras_config import LayerConfig, layer_configs
+from .names import MOMENT
 from .plain_hdf5 import datasets, open_root
 from .source import NamedArray, Source, reading
 
@@ -25,11 +27,16 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 ROLES = {"0": "kernel", "1": "bias"}
 """What the variables of a dense layer are, by their numbers."""
 
+RESCALING = frozenset({"Rescaling", "Normalization"})
+"""Classes of layers that give every input another scale."""
+
+RESCALED = "the model gives its inputs another scale first ({}): what is recovered are the inputs after that"
+
 NOT_DENSE = re.compile(r"embedding|normalization|lstm|gru|rnn|attention", re.IGNORECASE)
 """Classes of layers whose matrices only look like those of a dense layer."""
 
 OPTIMIZER_GROUPS = ("optimizer", "optimizer_weights")
-OPTIMIZER = "is state of the optimizer, no gradient"
+SETTING = "is a setting of the optimizer"
 
 
 @contextmanager
@@ -115,7 +122,7 @@ def _split(
     kept = []
     for array in arrays:
         if _of_optimizer(array.name):
-            skipped[array.name] = OPTIMIZER
+            skipped[array.name] = MOMENT if array.shape else SETTING
         else:
             name = renamed[array.name]
             kept.append(replace(array, name=name) if count[name] == 1 else array)
@@ -141,6 +148,11 @@ def _source(
             skipped[array.name] = f"belongs to a layer of class {printable(kind)}"
         else:
             kept.append(array)
+    rescaling = [
+        f"'{printable(name)}'"
+        for name, layer in takewhile(lambda item: item[1].kind != "Dense", layers.items())
+        if layer.kind in RESCALING
+    ]
     position = {name: number for number, name in enumerate(layers)}
     ordered = bool(layers) and all(_layer(array) in position for array in kept)
     if ordered:
@@ -154,6 +166,7 @@ def _source(
         orientation="nm",
         activations={name: layer.followed_by for name, layer in layers.items()},
         producer="keras",
+        notes=(RESCALED.format(", ".join(rescaling)),) if rescaling else (),
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..problems import FileError, listing, printable
+from .layers import PARTS
 from .names import Meaning, Role, understand
-from .pairing import PARTS, Given
+from .pairing import Given
 from .source import Source
 
 ROLES: dict[str, tuple[Role | None, bool]] = {part: role for role, part in PARTS.items()} | {

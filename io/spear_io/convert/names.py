@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -41,11 +43,22 @@ WRAPPERS = frozenset({"value", "raw", "data"})
 POSITIONAL = frozenset({"arr", "array", "param", "parameter", "tensor", "gradient", "grad", "g"})
 """Words that with a number name nothing but a position: numpy.savez calls arrays arr_0, arr_1, …"""
 
-# A single letter is a moment only at an end of the name: attention has layers called v.
+LOSS = re.compile(
+    r"(?<![a-z])d(L|J|C|loss|cost)[/_.]?(?=d(w|b|weights?|bias|biases|kernel)(?![a-z]))", re.IGNORECASE
+)
+"""The numerator of a derivative, as in dL_dW1, dL/dW1 and dLdW1, which mean dW1."""
+
+MOMENT = "looks like a moment of the optimizer, no gradient"
+
+# A single letter at the beginning may as well be a layer: that is seen beside the other names.
 OPTIMIZER = re.compile(
     r"(^|[^a-z])(exp_avg|exp_avg_sq|momentum|momentums|momentum_buffer|velocity|velocities|moments?|adam|adamw|sgd"
-    r"|optimi[sz]er|opt_state|accumulator)([^a-z]|$)|^(m|v|mu|nu)[./]|[./](m|v|mu|nu)$"
+    r"|optimi[sz]er|opt_state|accumulator)([^a-z]|$)|[./](m|v|mu|nu)$"
+    r"|(^|[^a-z])(m|v|s|mu|nu)_?d(w|b)([^a-z]|$)"
 )
+SIBLINGS = {"m": "v", "v": "m", "mu": "nu", "nu": "mu"}
+"""First words of names of moments, and of the moments that go with them."""
+
 NORMALISATION = re.compile(
     r"(^|[^a-z])(running_(mean|var)|moving_(mean|variance)|num_batches_tracked|batch_stats|gamma|beta|scale"
     r"|(batch|layer|group|rms)_?norm(ali[sz]ation)?|(bn|ln|norm)\d*)([^a-z]|$)"
@@ -54,6 +67,7 @@ RECURRENT = re.compile(r"(^|[^a-z])(lstm|gru|rnn|recurrent|(weight|bias)_(ih|hh)
 EMBEDDING = re.compile(r"(^|[^a-z])(embedding|embeddings|embed|wte|wpe)([^a-z]|$)")
 
 
+UNKNOWN = "has a name that says neither weight nor bias"
 NORMALISATIONS = ("belongs to a normalisation", "is a weight of one dimension, as of a normalisation")
 """Reasons not to use an array: by its name, by its shape."""
 
@@ -76,12 +90,33 @@ class Meaning:
     """Why the array is not used."""
 
 
+def understand_all(names: Iterable[str]) -> dict[str, Meaning]:
+    """Return what names say, each beside the others: trees of moments mirror the model or each other."""
+    names = list(names)
+    paths = {name: name.replace("/", ".") for name in names}
+    below: defaultdict[str, set[str]] = defaultdict(set)
+    for path in paths.values():
+        first, _, rest = path.partition(".")
+        below[first.lower()].add(rest)
+    models = [set(paths.values()), *(rests for first, rests in below.items() if first in ROOTS | GRADIENT)]
+    moments = tuple(
+        f"{first}."
+        for first, second in SIBLINGS.items()
+        if any(understand(rest).layer for rest in below.get(first, ()))  # else it is itself a layer
+        and any(below[first] <= others for others in (below.get(second, set()), *models))
+    )
+    return {
+        name: Meaning(reason=MOMENT) if path.lower().startswith(moments) else understand(name)
+        for name, path in paths.items()
+    }
+
+
 def understand(name: str) -> Meaning:
     """Return what a name says, e.g. of `fc1.weight.grad`, `grads/fc1/kernel`, `dW1`, `arr_0`."""
-    name = re.sub(r":\d+$", "", name)  # TensorFlow's number of an output
+    name = LOSS.sub("", re.sub(r":\d+$", "", name))  # TensorFlow's number of an output
     lower = name.lower()
     for pattern, what in (
-        (OPTIMIZER, "looks like a moment of the optimizer, no gradient"),
+        (OPTIMIZER, MOMENT),
         (RECURRENT, "belongs to a recurrent layer"),
     ):
         if pattern.search(lower):
@@ -118,7 +153,7 @@ def _position(words: list[str]) -> int | None:
 def _leaf(words: list[re.Match[str]], name: str) -> Meaning:
     """Find the word that tells the role: the last, the last before a number, or the first."""
     if not words:
-        return Meaning(reason="its name says neither weight nor bias")
+        return Meaning(reason=UNKNOWN)
     last = words[-1][0]
     if len(words) == 1 and last.lower() == "inputs":
         return Meaning(role="inputs")
@@ -128,7 +163,7 @@ def _leaf(words: list[re.Match[str]], name: str) -> Meaning:
         if found:
             rest = [word for number, word in enumerate(words) if number != position]
             return _meaning(found, rest, name)
-    return Meaning(reason="its name says neither weight nor bias")
+    return Meaning(reason=UNKNOWN)
 
 
 def _meaning(found: re.Match[str], rest: list[re.Match[str]], name: str) -> Meaning:
@@ -138,7 +173,7 @@ def _meaning(found: re.Match[str], rest: list[re.Match[str]], name: str) -> Mean
         (name[before.end() : word.start()] if before and before.end() <= word.start() else "") + word[0]
         for before, word in zip([None, *rest], rest, strict=False)
     )
-    title = re.sub(r"[/\[\]'|]+", ".", title) or "_".join(["layer", *layer])
+    title = "_".join(filter(None, [re.sub(r"[/\[\]'|]+", ".", title) or "layer", found["number"]]))
     convention: dict[str, Orientation] = {"kernel": "nm", "weight": "mn", "weights": "mn"}
     return Meaning(
         role="bias" if leaf.startswith("b") else "weight",

@@ -16,10 +16,13 @@ from numpy.lib import format as npy
 
 from ..problems import FileError, Place
 from .archives import open_archive, read_member
-from .source import NamedArray, Source, check_count, precision_of, reading, unsuitable
+from .source import NamedArray, Source, precision_of, reading, unsuitable
 
 SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"
+
+LARGEST_FOLDER, DEEPEST = 20_000, 16
+"""Entries below a folder, and folders in each other: more is no folder of one model."""
 
 
 @contextmanager
@@ -58,12 +61,16 @@ def open_npy_folder(path: Path) -> Iterator[Source]:
     """Open a folder of `.npy` files; their names are those of the files below it."""
     files = {}
     with reading(Place(path)):
-        for folder, _, names in os.walk(path):  # which follows no link to a folder
+        entries = 0
+        for folder, folders, names in os.walk(path):  # which follows no link to a folder
+            entries += len(folders) + len(names)
+            if entries > LARGEST_FOLDER or len(Path(folder).parts) - len(path.parts) > DEEPEST:
+                msg = f"a folder of more than {LARGEST_FOLDER} entries, or more than {DEEPEST} folders deep"
+                raise FileError(msg, Place(path), "give a folder of one .npy an array, and nothing else")
             for name in names:
                 if name.endswith(SUFFIX):
                     file = Path(folder, name)
                     files[file.relative_to(path).as_posix().removesuffix(SUFFIX)] = file
-                    check_count(len(files), Place(path))
     arrays, skipped = _files(files)
     if not files:
         msg = "a folder without .npy files"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..problems import FileError, Place, printable
-from .pairing import FoundLayer
+from .layers import FoundLayer
 from .source import Orientation, Source
 
 MEANING: dict[Orientation, str] = {"mn": "rows are output units", "nm": "columns are output units"}

@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..problems import FileError
 from .detect import open_source
-from .difference import updates
+from .difference import only_after, updates
 from .mapping import mapped
+from .names import understand
 from .pairing import Given
 from .source import Source
 
@@ -48,9 +50,15 @@ class Origin:
         """Open everything until `stack` unwinds; return the main source, and all arrays with what is known of them."""
         if self.before is not None and self.after is not None:
             before, after = (stack.enter_context(open_source(path)) for path in (self.before, self.after))
-            return before, updates(before, after)
+            given = updates(before, after)
+            return replace(before, skipped=only_after(before, after) | dict(before.skipped)), given
         assert self.source is not None
         source = stack.enter_context(open_source(self.source))
+        if self.model is not None and not (self.gradients or self.maps or _says_gradient(source)):
+            msg = "no array is named as a gradient, and the model is in another file"
+            raise FileError(
+                msg, source.place, "say --gradients: all its arrays are gradients, named as in the model"
+            )
         if self.maps:
             given = mapped(source, self.maps)
         else:
@@ -58,5 +66,12 @@ class Origin:
         if self.model is not None:
             model = stack.enter_context(open_source(self.model))
             given += [Given(array) for array in model.arrays]
-            source = replace(source, activations={**model.activations, **source.activations})
+            activations = {**model.activations, **source.activations}
+            source = replace(source, activations=activations, notes=(*source.notes, *model.notes))
         return source, given
+
+
+def _says_gradient(source: Source) -> bool:
+    return any(
+        understand(name).gradient for name in (*(array.name for array in source.arrays), *source.skipped)
+    )

@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from ..problems import FileError, Place, listing, printable
-from .names import NORMALISATIONS, Meaning, Role, understand
-from .source import NamedArray, Orientation
-
-Part = Literal["weight_grad", "bias_grad", "weight", "bias"]
-
-PARTS: dict[tuple[Role | None, bool], Part] = {
-    ("weight", True): "weight_grad",
-    ("bias", True): "bias_grad",
-    ("weight", False): "weight",
-    ("bias", False): "bias",
-}
-
-KINDS = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
-"""What a layer is, by the dimensions of its kernel."""
-
-
-@dataclass
-class FoundLayer:
-    """The arrays of one layer, as they lie in the source."""
-
-    title: str
-    parts: dict[Part, NamedArray] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
-    """What its name consists of."""
-    conventions: set[Orientation] = field(default_factory=set)
-    """How arrays of such names usually lie."""
-
-    @property
-    def matrix(self) -> NamedArray:
-        """The gradient of the weight, or else the weight."""
-        return self.parts["weight_grad"] if "weight_grad" in self.parts else self.parts["weight"]
-
-    @property
-    def kind(self) -> str:
-        """ "linear", "conv2d", …"""
-        return KINDS[len(self.matrix.shape)]
-
-    @property
-    def vector_length(self) -> int | None:
-        """Entries of the bias or its gradient: the number of output units."""
-        for part in ("bias_grad", "bias"):
-            if part in self.parts:
-                return self.parts[part].shape[0]
-        return None
+from .layers import KINDS, PARTS, FoundLayer
+from .names import NORMALISATIONS, Meaning, understand_all
+from .positions import by_position, by_rank
+from .source import NamedArray
 
 
 @dataclass(frozen=True)
@@ -89,22 +48,51 @@ def pair(given: Iterable[Given], place: Place) -> Pairing:
     Raises
     ------
     FileError
-        If two arrays would have to be the same part of one layer.
+        If two arrays would have to be the same part of one layer, two layers would have one name, or numbered
+        gradients do not fit the model.
     """
     pairing = Pairing()
-    understood = [(one, one.meaning or understand(one.array.name)) for one in given]
-    named = [(one.array, _certain(one, meaning)) for one, meaning in understood if meaning.position is None]
-    for gradient in (False, True):
-        numbered = [
-            (meaning.position, one.array)
-            for one, meaning in understood
-            if meaning.position is not None and (meaning.gradient or one.gradient) == gradient
-        ]
-        arrays = [array for _, array in sorted(numbered, key=lambda pair: pair[0])]
-        named += _by_position(arrays, gradient=gradient)
+    given = list(given)
+    meanings = understand_all(one.array.name for one in given if one.meaning is None)
+    named: list[tuple[NamedArray, Meaning]] = []
+    numbered: dict[bool, list[tuple[int, NamedArray]]] = {False: [], True: []}
+    for one in given:
+        meaning = one.meaning or meanings[one.array.name]
+        gradient = meaning.gradient or one.gradient
+        if math.prod(one.array.shape) == 1 and (meaning.reason or not one.array.shape):
+            meaning = Meaning(reason="is a single number")
+        if meaning.position is None:
+            named.append((one.array, replace(meaning, gradient=gradient)))
+        else:
+            numbered[gradient].append((meaning.position, one.array))
 
     layers: dict[tuple[str, ...], FoundLayer] = {}
-    for array, meaning in named:
+    _sort(named, layers, pairing, place)
+    weights, gradients = (by_position(numbered[which], gradient=which) for which in (False, True))
+    model = [
+        layer for layer in layers.values() if "weight" in layer.parts and len(layer.parts["weight"].shape) > 1
+    ]
+    if model and not weights:
+        gradients = by_rank(gradients, model, place)
+    _sort([*weights, *gradients], layers, pairing, place)
+    for layer in layers.values():
+        reason = _no_layer(layer, place)
+        if reason is None:
+            pairing.layers.append(layer)
+        else:
+            pairing.skipped.update({array.name: reason for array in layer.parts.values()})
+    _check_titles(pairing.layers, place)
+    return pairing
+
+
+def _sort(
+    arrays: Iterable[tuple[NamedArray, Meaning]],
+    layers: dict[tuple[str, ...], FoundLayer],
+    pairing: Pairing,
+    place: Place,
+) -> None:
+    """Put arrays into their layers, or among what is not used."""
+    for array, meaning in arrays:
         if meaning.reason:
             pairing.skipped[array.name] = meaning.reason
         elif meaning.role == "inputs":
@@ -112,18 +100,17 @@ def pair(given: Iterable[Given], place: Place) -> Pairing:
         else:
             layer = layers.setdefault(meaning.layer, FoundLayer(meaning.title, words=meaning.layer))
             _add(layer, array, meaning, place)
-    for layer in layers.values():
-        reason = _no_layer(layer, place)
-        if reason is None:
-            pairing.layers.append(layer)
-        else:
-            pairing.skipped.update({array.name: reason for array in layer.parts.values()})
-    return pairing
 
 
-def _certain(one: Given, meaning: Meaning) -> Meaning:
-    """Return the meaning of a named array with what is known beyond the name."""
-    return replace(meaning, gradient=True) if one.gradient else meaning
+def _check_titles(layers: Sequence[FoundLayer], place: Place) -> None:
+    """Refuse two layers that people would call the same, such as those of `W1` and `layer_1.weight`."""
+    found: dict[str, FoundLayer] = {}
+    for layer in layers:
+        other = found.setdefault(layer.title, layer)
+        if other is not layer:
+            names = listing([other.matrix.name, layer.matrix.name])
+            msg = f"two layers would be called '{printable(layer.title)}': those of {names}"
+            raise FileError(msg, place, "rename the arrays of one, or choose with --map LAYER.PART=NAME")
 
 
 def _add(layer: FoundLayer, array: NamedArray, meaning: Meaning, place: Place) -> None:
@@ -159,30 +146,3 @@ def _no_layer(layer: FoundLayer, place: Place) -> str | None:
     if len(vectors) > 1 or any(len(shape) != 1 for shape in vectors):
         return f"has a bias of shape {' and '.join(map(str, sorted(vectors)))}, as no layer that is known"
     return None
-
-
-def _by_position(arrays: Sequence[NamedArray], *, gradient: bool) -> list[tuple[NamedArray, Meaning]]:
-    """Return what arrays in forward order are: a kernel, its bias, the next kernel, …
-
-    Vectors of the same length after a kernel are its bias, a normalisation (two, or four with its statistics), or
-    both: an odd number begins with the bias.
-    """
-    named: list[tuple[NamedArray, Meaning]] = []
-    runs: defaultdict[int, list[NamedArray]] = defaultdict(list)
-    number = -1
-    for array in arrays:
-        if len(array.shape) >= 2:
-            number += 1
-        runs[number].append(array)
-    for number, run in runs.items():
-        kernel, vectors = (None, run) if number < 0 else (run[0], run[1:])
-        layer, title = (str(number),), f"layer_{number}"
-        if kernel is not None:
-            named.append((kernel, Meaning("weight", gradient, layer, title)))
-        fitting = [v for v in vectors if kernel and len(v.shape) == 1 and v.shape[0] in kernel.shape]
-        for position, vector in enumerate(vectors):
-            if position == 0 and len(fitting) % 2 and vector is fitting[0]:
-                named.append((vector, Meaning("bias", gradient, layer, title)))
-            else:
-                named.append((vector, Meaning(reason="is no kernel or bias, by its position and shape")))
-    return named

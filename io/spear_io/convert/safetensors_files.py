@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def open_safetensors(path: Path) -> Iterator[Source]:
         check_count(len(checked.keys()), place)
     with reading(place), path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        entries = json.loads(stream.read(size))
+        entries = json.loads(stream.read(size), object_pairs_hook=_unique)
         for name, entry in entries.items():
             if name == "__metadata__":
                 continue
@@ -57,3 +58,12 @@ def open_safetensors(path: Path) -> Iterator[Source]:
         skipped,
         producer=f"safetensors ({producer})" if producer else "safetensors",
     )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a header that says two things of one name."""
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        msg = "a name comes more than once in the header"
+        raise ValueError(msg)
+    return entries

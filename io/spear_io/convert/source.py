@@ -119,6 +119,8 @@ class Source:
     activations: Mapping[str, str] = field(default_factory=dict)
     """What follows a layer, by its name, where the file says so."""
     producer: str = ""
+    notes: tuple[str, ...] = ()
+    """What else the file says that people must know."""
 
     @property
     def place(self) -> Place:
