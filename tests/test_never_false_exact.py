@@ -141,6 +141,7 @@ ONCE_BROKEN = (
         935,
     ),
     *(1322, 1363, 1425, 1793, 1890, 2159, 2169, 2209, 2225, 2475, 2534),
+    *(700679, 701069, 701081, 701277, 701496),
 )
 
 
@@ -160,7 +161,8 @@ def test_many_random_layers_break_no_promise(block: int) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_tiny_layers_break_no_promise(dtype: Any) -> None:
-    assert [text for seed in range(20) if (text := check(tiny_case(seed, dtype))) is not None] == []
+    seeds = (*range(20), 701166)
+    assert [text for seed in seeds if (text := check(tiny_case(seed, dtype))) is not None] == []
 
 
 @pytest.mark.slow
