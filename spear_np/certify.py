@@ -211,10 +211,10 @@ def _checks(
         ),
         Check(
             "rank",
-            float(factors.batch_size),
+            float(factors.batch_size - (factors.spectrum.rank or 0)),
             ">=",
-            float(factors.spectrum.rank or 0),
-            "directions, of as many inputs as the singular values show",
+            0.0,
+            "directions beyond the rank that the singular values show",
         ),
         Check(
             "noise_known",
