@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import scatter_columns, to_host
+from .backend import inverse_or_pseudoinverse, scatter_columns, to_host
 from .certify import noise_bound
 from .factorize import Factors, expand
 from .polytope import PartialInputs, bound_inputs
@@ -102,7 +102,7 @@ def _fit(factors: Factors, columns: Array) -> tuple[Array, Array, Array] | None:
     xp, live, m = factors.xp, factors.live, factors.noise.shape[0]
     Q, R = xp.linalg.qr(xp.take(columns, live, axis=0))
     leverage = xp.sum(Q**2, axis=1)
-    recovery = xp.linalg.solve(R, Q.T)
+    recovery = inverse_or_pseudoinverse(xp, R) @ Q.T
     scale = recovery @ xp.take(factors.bias_grad, live)
     if float(xp.max(leverage)) > LARGEST_LEVERAGE or not bool(xp.all(xp.abs(scale) > 0)):
         return None

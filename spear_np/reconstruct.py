@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .backend import scatter_columns, solve_or_nan
+from .backend import inverse_or_pseudoinverse, scatter_columns, solve_or_nan
 from .disaggregate import Disaggregation
 from .factorize import ZERO_SIGMAS, Factors
 
@@ -82,7 +82,7 @@ def least_squares_inputs(factors: Factors, output_grad: Array) -> Array:
     xp = factors.xp
     weights = 1 / xp.take(factors.noise, factors.live)
     Q, R = xp.linalg.qr(xp.take(output_grad, factors.live, axis=0) * weights[:, None])
-    inverse = xp.linalg.solve(R, Q.T) * weights[None, :]
+    inverse = (inverse_or_pseudoinverse(xp, R) @ Q.T) * weights[None, :]
     return scatter_columns(inverse, factors.live, factors.noise.shape[0])
 
 
