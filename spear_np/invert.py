@@ -22,6 +22,7 @@ from .partial import partial_inputs
 from .polish import Directions, polish
 from .pool import Candidates, Pool
 from .reconstruct import reconstruct
+from .refine import refined
 from .result import Inversion, Progress, Round, Status
 from .search import Search
 from .search.completion import Completion
@@ -313,7 +314,7 @@ def _round(
         if latest is None or evaluated is None or not np.array_equal(pool.basis_vectors, evaluated):
             evaluated = pool.basis_vectors
             latest, pool = improve(factors, pool, disaggregate(factors, factors.device.float64(evaluated)))
-            latest = realigned(factors, latest)
+            latest = refined(factors, realigned(factors, latest))
             if choice is None or _beats(latest, choice):
                 choice = latest
                 verdict = certify(factors, choice, reconstruct(factors, choice))

@@ -26,6 +26,8 @@ BLOCK_NUMBERS = 8_000_000
 """Entries of one gathered block (64 MB in float64)."""
 NULL_BLOCK = 3
 """Null vectors followed at once: tells nullity 1 from 2 from more."""
+EXTENSIONS = 3
+"""Times that a direction is looked at for further zero rows."""
 MAX_NULLITY = 12
 MAX_RESOLVED = 8
 """Null spaces of several dimensions resolved in one block."""
@@ -94,7 +96,7 @@ def polish(
         sparse = _promising(factors, xp.concat(resolved, axis=0), pool)
         more, _ = _snap(factors, sparse, widths, margin=margin)
         q = xp.concat([q, more], axis=0)
-    return _collect(factors, q)
+    return _collect(factors, _extended(factors, q))
 
 
 def _promising(factors: Factors, candidates: Array, pool: Pool) -> Array:
@@ -344,6 +346,34 @@ def _resolve(factors: Factors, space: Array, rng: np.random.Generator) -> Array:
     best = best[zeros[best] >= r + 1]
     chosen = best[distinct(to_host(vectors)[best], PARALLEL, 3 * r)]
     return xp.take(q, device.integers(chosen), axis=0)
+
+
+def _extended(factors: Factors, q: Array) -> Array:
+    """Directions `q` (k, b) with every zero row that noise may have turned them away from.
+
+    Faint gradients are hardly seen on most rows: there a direction may take some of them on without leaving its noise,
+    and miss the few rows that would forbid it because nothing else is left on them. Such a row is off by no more than
+    the noise of the direction itself explains. It is taken for a zero if all others stay zeros with it.
+    """
+    xp = factors.xp
+    for _ in range(EXTENSIONS if q.shape[0] else 0):
+        units = factors.noise_units(q)
+        zeros = units < ZERO_SIGMAS
+        counts = xp.sum(xp.astype(zeros, xp.int64), axis=1)
+        space = null_space(factors, _sorted_smallest(xp, units, int(xp.max(counts))), counts)
+        # A share of another direction in this one has the variance 1 / (count · energy), and noise has the energy one.
+        others = xp.clip(space.energy[:, 1:], 1.0, None) * xp.astype(counts, xp.float64)[:, None]
+        doubt = xp.sum((space.basis[:, 1:, :] @ factors.U.T) ** 2 / others[:, :, None], axis=1)
+        wide = zeros | (units < ZERO_SIGMAS * xp.sqrt(1 + doubt))
+        more = xp.sum(xp.astype(wide, xp.int64), axis=1)
+        if not bool(xp.any(more > counts)):
+            break
+        order = xp.argsort(xp.astype(~wide, xp.int8), axis=1, stable=True)[:, : int(xp.max(more))]
+        turned = null_space(factors, order, more).basis[:, 0, :]
+        kept = xp.all(factors.zeros(turned) | ~zeros, axis=1) & (more > counts)
+        grown = xp.sum(xp.astype(factors.zeros(turned), xp.int64), axis=1) > counts
+        q = xp.where((kept & grown)[:, None], turned, q)
+    return q
 
 
 def _collect(factors: Factors, q: Array) -> Directions:

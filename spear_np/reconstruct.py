@@ -13,7 +13,6 @@ Array = Any
 
 REFINED_FROM = 1e-5
 """Relative noise from which fitting gradients and inputs in turn gains accuracy; below it nothing was seen to change."""
-ALTERNATIONS = 10
 BLOCK_NUMBERS = 8_000_000
 
 
@@ -51,30 +50,28 @@ def reconstruct(factors: Factors, choice: Disaggregation) -> Reconstruction:
     than rounding, ∂L/∂Z on its support and the inputs are fitted in turn: the maximum-likelihood answer under Gaussian
     noise, with the support estimated anew each time.
     """
-    columns = factors.columns(choice.q)
-    deviation = factors.noise[:, None] * factors.noise_norm(choice.q)[None, :]
-    off = _off(factors, columns, deviation, choice.dual)
-    output_grad = factors.xp.where(off, 0.0, columns)
-    recovery = least_squares_inputs(factors, output_grad)
+    off = zero_support(factors, choice.q, choice.dual)
+    output_grad = factors.xp.where(off, 0.0, factors.columns(choice.q))
     if factors.relative_noise > REFINED_FROM:
-        for _ in range(ALTERNATIONS):
-            dual = recovery @ factors.coordinates
-            off = _off(factors, columns, deviation, dual)
-            fitted = _least_squares_gradients(factors, dual, ~off)
-            if not bool(factors.xp.all(factors.xp.isfinite(fitted))):
-                break  # inputs that depend on each other: no more is known of them
+        fitted = _least_squares_gradients(factors, choice.dual, ~off)
+        if bool(factors.xp.all(factors.xp.isfinite(fitted))):  # else inputs depend on each other
             output_grad = fitted
-            recovery = least_squares_inputs(factors, output_grad)
-    return measure(factors, choice.q, choice.dual, output_grad, deviation, recovery)
+    recovery = least_squares_inputs(factors, output_grad)
+    return measure(factors, choice.q, choice.dual, output_grad, recovery)
 
 
-def _off(factors: Factors, columns: Array, deviation: Array, dual: Array) -> Array:
-    """(m, k) bool: units without gradient in `columns` (m, k), and off by the layer for inputs `dual` (k, b) in V."""
+def zero_support(factors: Factors, q: Array, dual: Array) -> Array:
+    """(m, k) bool: units without gradient in the directions `q` (k, b), and off for the inputs `dual` (k, b) in V."""
     xp = factors.xp
-    silent = xp.abs(columns) <= ZERO_SIGMAS * deviation
+    silent = xp.abs(factors.columns(q)) <= ZERO_SIGMAS * _deviation(factors, q)
     if factors.layer is None or not factors.signs_known:
         return xp.zeros_like(silent)
     return silent & factors.states(factors.layer @ dual.T + factors.bias[:, None])[1]
+
+
+def _deviation(factors: Factors, q: Array) -> Array:
+    """(m, k): standard deviation of the entries of ``factors.columns(q)``."""
+    return factors.noise[:, None] * factors.noise_norm(q)[None, :]
 
 
 def least_squares_inputs(factors: Factors, output_grad: Array) -> Array:
@@ -113,7 +110,7 @@ def _least_squares_gradients(factors: Factors, dual: Array, support: Array) -> A
 
 
 def measure(
-    factors: Factors, directions: Array, dual: Array, output_grad: Array, deviation: Array, recovery: Array
+    factors: Factors, directions: Array, dual: Array, output_grad: Array, recovery: Array
 ) -> Reconstruction:
     """Read weight_grad and weight once more: range of the inputs, pre-activations, residuals."""
     xp, gradients = factors.xp, factors.gradients
@@ -136,7 +133,7 @@ def measure(
         directions=directions,
         dual=dual,
         output_grad=output_grad,
-        deviation=deviation,
+        deviation=_deviation(factors, directions),
         recovery=recovery,
         input_max=largest,
         input_norm=xp.sqrt(squares),

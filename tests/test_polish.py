@@ -16,6 +16,7 @@ from tests.layers import digit_layer, factors_of, layer_with_patterns, true_dire
 from tests.networks import Floats, LayerData
 from tests.pools import frozen, pool_of
 from tests.test_factorize import rounded
+from tests.test_partial import fainter
 from tests.test_sampling import angles
 
 WIDTH = 120
@@ -79,6 +80,28 @@ class TestSnapping:
         before = angles(np.asarray(few), truth).diagonal()
         after = angles(polished(factors, np.asarray(few)).q, truth).min(axis=0)
         assert np.median(before) > 3 * np.median(after)
+
+    @pytest.mark.parametrize("seed", [111, 114, 116, 117])
+    @pytest.mark.parametrize("share", [1e-5, 1e-4, 1e-3])
+    def test_a_faint_input_on_few_units_of_its_own_does_not_stick(
+        self, backend: Backend, seed: int, share: float
+    ) -> None:
+        """Beside gradients 1e5 times larger it drowns on most units: only those that it has for itself forbid it."""
+        data = fainter(digit_layer(10, width=150, seed=seed), 1e-5, 2)
+        factors = factors_of(data, backend)
+        truth = true_directions(factors, data.inputs)
+        silent = data.output_grad[backend.host(factors.live)] == 0
+        back = []
+        for strong in range(3):
+            mixture = mixed(truth, (strong, 1.0), (9, share))
+            assert not np.all(
+                backend.host(factors.zeros(factors.device.float64(mixture)))[0][silent[:, strong]]
+            )
+            found = polished(factors, mixture)
+            near = angles(found.q, truth[[strong]])[:, 0] < 10 * share
+            assert np.all(found.zero_mask[near][:, silent[:, strong]])
+            back.append(np.any(near))
+        assert np.mean(back) > 0.5  # some mixtures come apart into other directions
 
     def test_what_comes_back_is_described(self, backend: Backend) -> None:
         data = digit_layer(6, width=WIDTH, seed=85)
