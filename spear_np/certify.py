@@ -30,7 +30,7 @@ from .factorize import SURELY_ON, ZERO_SIGMAS, Factors, expected_hidden
 from .reconstruct import Reconstruction
 from .result import Status
 from .theory import false_direction_probability
-from .uniqueness import Uniqueness, uniqueness
+from .uniqueness import Uniqueness, sharpened, uniqueness
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -104,9 +104,11 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     off = _signs(factors, batch, np.full(k, tolerance)).off
     # The dual vectors of the directions, in U-coordinates, are the inputs.
     unique = uniqueness(factors, batch.directions, batch.dual / factors.S, off)
+    unique = sharpened(factors, batch.directions, off, unique)
+    residual = _residual(factors, batch)
     bound = noise_bound(
         factors, batch.recovery, to_host(batch.input_max), to_host(choice.scale_variance), unique
-    )
+    ) * max(1.0, residual)  # what is left of weight_grad is noise too, whatever it comes from
     signs = _signs(factors, batch, np.clip(bound, tolerance, ROW_TOLERANCE * batch.data_range))
     with_weight = factors.signs_known
     false = false_probabilities(factors, batch.directions, unique.redundancy)
@@ -122,7 +124,7 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
         # What the inputs beyond the batch size add is no noise, and nothing bounds what they change.
         sound &= False
     certificate = Certificate(
-        checks=_checks(factors, choice, batch, unique, signs, bound),
+        checks=_checks(factors, choice, batch, unique, signs, bound, residual),
         zero_count=tuple(
             int(c) for c in to_host(factors.xp.sum(factors.xp.astype(off, factors.xp.int64), axis=0))
         ),
@@ -164,10 +166,9 @@ def _checks(
     unique: Uniqueness,
     signs: _Signs,
     bound: HostArray,
+    residual: float,
 ) -> tuple[Check, ...]:
     with_weight = factors.signs_known
-    live_residual = to_host(factors.xp.take(batch.residual, factors.live))
-    residual = math.sqrt(float(np.mean(live_residual**2)))
     scale_known = choice.bias_residual is not None
     relative = float(np.max(bound)) / batch.data_range if batch.data_range > 0 else math.inf
     return (
@@ -245,6 +246,12 @@ def _checks(
             "largest possible error of an input, share of the data range",
         ),
     )
+
+
+def _residual(factors: Factors, batch: Reconstruction) -> float:
+    """Root mean square, over the live rows, of what the batch leaves of weight_grad, in units of its noise."""
+    live = to_host(factors.xp.take(batch.residual, factors.live))
+    return math.sqrt(float(np.mean(live**2)))
 
 
 def _caveats(factors: Factors) -> tuple[str, ...]:
@@ -370,5 +377,7 @@ def noise_bound(
         mixed = mixing @ largest + mixing.sum(axis=1) * largest
     scale = scale_variance * largest
     direct = to_host(factors.xp.sum((recovery * factors.noise[None, :]) ** 2, axis=1))
-    bound: HostArray = np.nan_to_num(ZERO_SIGMAS * np.sqrt(mixed + scale + direct), nan=math.inf)
+    # Noise of no known kind may be as coherent as its largest singular value.
+    sigmas = ZERO_SIGMAS * factors.spectrum.excess
+    bound: HostArray = np.nan_to_num(sigmas * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf)
     return bound

@@ -39,7 +39,7 @@ BEYOND_DOUBT = 100.0
 LARGE_LAYER = 1000
 """Units from which a second decomposition takes so long that it is not tried for the sake of another rank beside one
 that is beyond doubt."""
-WIDE_GAP = 8.0
+WIDE_GAP = 5.0
 """Drop in the singular values that tells the rank whatever the noise is."""
 CLEAR_GAP = 3.0
 """Drop in the singular values that noise alone does not show; a rank without it is doubted."""
@@ -61,6 +61,9 @@ class Spectrum:
     """Whether rounding alone explains the noise."""
     noise_known: bool = True
     """Whether what lies below the rank looks like rounding or independent noise; else the rank rests on a gap alone."""
+    excess: float = 1.0
+    """How many times larger than independent noise allows the first singular value below the rank is, where the noise is
+    of no known kind."""
     alternatives: int = 0
     """How many other readings of the singular values are left to try if this one leads nowhere."""
     plausible: tuple[int, int] | None = None
@@ -305,7 +308,9 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     by_gap = gap_rank(uniform_values, gradients.unit_roundoff)
     rank = by_gap if random is None or by_gap is None else min(by_gap, random)
     rank = random if rank is None else rank
-    of_noise = replace(_spectrum(uniform_values, rank, rounding=False), noise_known=rank == random)
+    of_noise = _spectrum(uniform_values, rank, rounding=False)
+    if rank is not None and rank != random:
+        of_noise = replace(of_noise, noise_known=False, excess=_excess(uniform_values, rank, live, n))
     interval = _plausible(spectrum, of_noise)
     spectrum, of_noise = replace(spectrum, plausible=interval), replace(of_noise, plausible=interval)
     by_rounding, additive = (spectrum, A, model, svd), (of_noise, A_uniform, uniform, svd_uniform)
@@ -406,6 +411,12 @@ def _edge(values: HostArray, rank: int, m: int, n: int) -> float:
     return sigma * (math.sqrt(m - rank) + math.sqrt(n - rank))
 
 
+def _excess(values: HostArray, rank: int, m: int, n: int) -> float:
+    """How many times larger ``values[rank]`` is than independent noise with the energy of those below it allows."""
+    edge = _edge(values, rank + 1, m, n)
+    return max(1.0, float(values[rank]) / edge) if edge > 0 else 1.0
+
+
 def _row_noise(
     residual: Array, model: Array, row_norm: Array, dof: int, spectrum: Spectrum, unit_roundoff: float
 ) -> Array:
@@ -420,8 +431,8 @@ def _row_noise(
     typical = float(np.median(ratios[to_host(row_norm) > 0])) if dof > 0 else 1.0
     prior = 10.0
     noise = xp.sqrt((dof * measured**2 + prior * (typical * model) ** 2) / (dof + prior))
-    if spectrum.rounding:
-        noise = ROUNDING_SAFETY * noise
+    # Noise of no known kind may be as coherent as its largest singular value.
+    noise = (ROUNDING_SAFETY if spectrum.rounding else spectrum.excess) * noise
     # Rounding is a function of the entry: over constant regions of the inputs it does not average out but points
     # along the row space, where the residual cannot see it. At worst it is the unit roundoff times the row.
     coherent = max(1.0, 2 * typical) * unit_roundoff / ZERO_SIGMAS if spectrum.rounding else 0.0

@@ -32,7 +32,7 @@ from .search.repair import realigned, repair_candidates, units_off_last
 from .search.sampling import Sampling
 from .search.schedule import Schedule
 from .search.signs import SignModel, fit_signs, sign_model
-from .uniqueness import lone_rows, uniqueness
+from .uniqueness import lone_rows, sharpened, uniqueness
 
 Array = Any
 SearchFactory = Callable[[Factors, SignModel | None], Search]
@@ -491,7 +491,8 @@ def _partial(factors: Factors, state: _State, ended: str, run: _Run) -> Inversio
     q = factors.device.float64(state.fullest.q[state.fullest.solid])
     reason = f"{ended}: {q.shape[0]} of {b} directions found"
     if 0 < q.shape[0] < b:
-        unique = uniqueness(factors, q, q, expand(factors, factors.zeros(q)))
+        off = expand(factors, factors.zeros(q))
+        unique = sharpened(factors, q, off, uniqueness(factors, q, q, off))
         false = false_probabilities(factors, q, unique.redundancy)
         sound = np.flatnonzero(unique.unique & (unique.redundancy >= 1) & (false <= MAX_CHANCE))
         q = xp.take(q, factors.device.integers(sound), axis=0)

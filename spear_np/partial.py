@@ -17,6 +17,7 @@ import numpy as np
 
 from .backend import inverse_or_pseudoinverse, scatter_columns, to_host
 from .certify import noise_bound
+from .disaggregate import HIDDEN_SHARE
 from .factorize import Factors, expand
 from .polytope import PartialInputs, bound_inputs
 from .uniqueness import uniqueness
@@ -24,8 +25,6 @@ from .uniqueness import uniqueness
 Array = Any
 HostArray = np.ndarray[Any, Any]
 
-HIDDEN_SHARE = 4.0
-"""How many times larger than the residual the gradients of unknown inputs may be."""
 LARGEST_BOUND = 0.3
 """Bound, as a share of the largest entry of an input, up to which the others count as weak."""
 LARGEST_LEVERAGE = 0.8

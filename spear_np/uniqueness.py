@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ UNSEEN = 1e-12
 OPEN_ENERGY = 4.0
 """Mean square of the products of a direction with many rows, in noise units, that does not stand out of the noise."""
 BLOCK_NUMBERS = 8_000_000
+ENOUGH = 4
+"""Rows to spare that leave nothing to chance: fewer are counted again, more sharply."""
 SPARE = 2
 """Zero rows beyond b - 1 that a direction needs to be relied on before the batch is whole."""
 
@@ -154,10 +156,10 @@ def _by_gram(factors: Factors, q: Array, rows: Array, noise_energy: Array, input
     """From the inverse of the Gram matrices of `rows` (k, r, b): fast, but blind below the root of the rounding."""
     xp = factors.xp
     unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True)
-    # Lift the null direction itself, so that what remains is the complement.
-    own = unit[:, :, None] * unit[:, None, :]
-    project = factors.device.eye(q.shape[1])[None, :, :] - own
-    H = project @ (xp.matrix_transpose(rows) @ rows) @ project + own
+    # What noise leaves of the rows along the direction itself is no resistance to anything else.
+    rows = rows - (rows @ unit[:, :, None]) * unit[:, None, :]
+    # Lift the direction, so that what remains is its complement.
+    H = xp.matrix_transpose(rows) @ rows + unit[:, :, None] * unit[:, None, :]
     inverse = solve_or_nan(xp, H, xp.broadcast_to(factors.device.eye(H.shape[1])[None, :, :], H.shape))
     size = xp.linalg.vector_norm(inverse, axis=(1, 2))
     # ‖H⁻¹‖ bounds the least eigenvalue from below: nothing can be open where it is far above every noise.
@@ -222,6 +224,38 @@ def _by_svd(factors: Factors, q: Array, rows: Array, noise_energy: Array, inputs
         unbounded=xp.sum((shares * (1 - held)[:, None, :]) ** 2, axis=2),
         certain=xp.ones_like(open_[:, 0]),
     )
+
+
+def sharpened(factors: Factors, q: Array, off: Array, unique: Uniqueness) -> Uniqueness:
+    """`unique` of the directions `q` (k, b) with zero rows `off` (m, k), where few rows were found to spare looked at again.
+
+    The rank survives the loss of the rows R if the largest eigenvalue of their part of the projector on the rows' span
+    stays below one: at most the largest sum, over a row of it, of the magnitudes in R (Gershgorin), where the sum of
+    the leverages is the trace. That takes the whole projector of each direction.
+    """
+    few = np.flatnonzero((unique.redundancy >= 1) & (unique.redundancy < ENOUGH))
+    redundancy = unique.redundancy.copy()
+    for index in few.tolist() if factors.batch_size > 1 else ():
+        used = factors.xp.nonzero(factors.xp.take(off[:, index], factors.live))[0]
+        rows = factors.xp.take(factors.U, used, axis=0)
+        redundancy[index] = max(redundancy[index], _removable(factors, q[index, :], rows))
+    return replace(unique, redundancy=redundancy)
+
+
+def _removable(factors: Factors, q: Array, rows: Array) -> int:
+    """How many of `rows` (r, b), any of them, may go without leaving another null vector than `q` (b,): a lower bound."""
+    xp = factors.xp
+    unit = q / xp.linalg.vector_norm(q)
+    left, values, _ = xp.linalg.svd(rows - (rows @ unit)[:, None] * unit[None, :], full_matrices=False)
+    left = left[:, : factors.batch_size - 1]
+    magnitude = xp.abs(left @ left.T)
+    leverage = xp.linalg.diagonal(magnitude)
+    others = xp.flip(
+        xp.sort(magnitude - leverage[:, None] * factors.device.eye(rows.shape[0]), axis=1), axis=1
+    )
+    largest = xp.max(leverage[:, None] + xp.cumulative_sum(others, axis=1), axis=0)
+    safe = float(values[factors.batch_size - 2]) > SVD_ERROR * float(values[0])
+    return 1 + int(xp.sum(xp.astype(largest < 1.0, xp.int64))) if safe else 0
 
 
 def lone_rows(factors: Factors, q: Array, zero_mask: HostArray) -> HostArray:
