@@ -370,5 +370,7 @@ def noise_bound(
         mixed = mixing @ largest + mixing.sum(axis=1) * largest
     scale = scale_variance * largest
     direct = to_host(factors.xp.sum((recovery * factors.noise[None, :]) ** 2, axis=1))
-    bound: HostArray = np.nan_to_num(ZERO_SIGMAS * np.sqrt(mixed + scale + direct), nan=math.inf)
+    bound: HostArray = np.nan_to_num(
+        ZERO_SIGMAS * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
+    )
     return bound
