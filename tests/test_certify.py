@@ -14,7 +14,7 @@ import pytest
 import spear_np
 from spear_np import Certificate, Check, Status
 from spear_np.backend import to_host
-from spear_np.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, certify, noise_bound
+from spear_np.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, _verdict, certify, noise_bound
 from spear_np.disaggregate import disaggregate
 from spear_np.factorize import Factors, expand, factorize
 from spear_np.reconstruct import reconstruct
@@ -344,6 +344,15 @@ class TestBounds:
         unique = Uniqueness(np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), mixing)
         bound = noise_bound(factors, batch.recovery, batch.input_max, np.zeros(3), unique)
         assert np.isinf(bound).tolist() == [True, False, False]
+
+    @pytest.mark.parametrize("wrong", [0, 2])
+    def test_inputs_that_nothing_bounds_are_not_said_to_be_found(self, wrong: int) -> None:
+        factors = factors_of(digit_layer(3, width=60, seed=183), Backend.NUMPY, bias_grad=None)
+        checks = (Check("gap", 9.0, ">=", 3.0, ""), Check("bias_residual", None, "<=", 100.0, ""))
+        verdict = _verdict(Certificate(checks), np.arange(3) >= wrong, factors, with_weight=False)
+        assert verdict.status is Status.APPROXIMATE
+        assert verdict.reason.startswith("directions for all" if wrong else "all inputs found")
+        assert (f"nothing tells whether {wrong} of them are right" in verdict.reason) == bool(wrong)
 
 
 class TestTheCertificateAsData:
