@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,8 +18,9 @@ from spear_np.disaggregate import disaggregate
 from spear_np.reconstruct import reconstruct
 from spear_np.scale import _half_line, _most_agreed, checked_range, choose_scale
 from tests.backends import Backend, assert_lives_on
+from tests.io_files import Command, command, layer_arrays
 from tests.layers import digit_layer, factors_of, true_directions, with_bias
-from tests.networks import Floats, LayerData
+from tests.networks import Floats, LayerData, digit_batch
 
 NORMALISED = ((0 - 0.305) / 0.376, (1 - 0.305) / 0.376)
 
@@ -234,3 +237,31 @@ class TestPattern:
         value = slope * number + start
         if abs(value) > 1e-9:
             assert (low <= number <= high) == (value > 0)
+
+
+class TestCommand:
+    @pytest.fixture
+    def spear(self, capsys: pytest.CaptureFixture[str]) -> Command:
+        return command(capsys)
+
+    def test_the_option_gives_inputs_a_scale_and_the_file_says_so(
+        self, spear: Command, tmp_path: Path
+    ) -> None:
+        from spear_io import write_dump
+
+        inputs, _ = digit_batch(4, seed=430)
+        data = bias_free(4, seed=430)
+        np.testing.assert_array_equal(data.inputs, inputs)
+        dump, out, plain = (tmp_path / name for name in ("dump.h5", "out.h5", "plain.h5"))
+        write_dump(dump, {"fc1": layer_arrays(data, bias_grad=None, bias=None)})
+        run = spear("invert", dump, "-o", out, "--data-range", 0, 1)
+        assert run.status == 0
+        assert "the largest that the data range 0 to 1" in " ".join(run.out.split())
+        assert spear("invert", dump, "-o", plain).status == 0
+        with h5py.File(out) as file, h5py.File(plain) as other:
+            (layer,), (unscaled,) = (f["records/record-0/layers"].values() for f in (file, other))
+            assert layer.attrs["data_range"].tolist() == [0, 1]
+            assert not layer.attrs["scale_known"]
+            np.testing.assert_allclose(layer["inputs"][:].max(axis=1), 1, atol=1e-6)
+            assert "data_range" not in unscaled.attrs
+        assert spear("evaluate", out, dump).status == 0
