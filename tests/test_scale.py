@@ -186,6 +186,15 @@ class TestPattern:
         assert "the middle of what their activation patterns allow" in said(result)
         assert "range" not in said(result)
 
+    @pytest.mark.parametrize("seed", range(431, 435))
+    def test_it_leads_to_batches_that_zeros_alone_do_not_determine(self, seed: int) -> None:
+        data = digit_layer(16, width=120, seed=seed)
+        result = answer(data, data_range=(0, 1), time_limit=20)
+        rows = np.asarray(result.inputs)
+        truth = partners(rows, data)
+        cosine = np.sum(rows * truth, axis=1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(truth, axis=1)
+        assert np.all(cosine > 1 - 1e-8)
+
     def test_an_input_that_does_not_reach_the_end_is_told_by_its_pattern(self) -> None:
         data = digit_layer(4, width=120, seed=427)
         data = replace(data, inputs=data.inputs * np.array([[1], [0.5], [0.2], [0.1]], dtype=np.float32))
