@@ -145,7 +145,11 @@ def _verdict(certificate: Certificate, sound: HostArray, factors: Factors, *, wi
         return Verdict(certificate, Status.EXACT, "every check of the certificate holds", sound, with_weight)
     names = ", ".join(check.name.replace("_", " ") for check in failed)
     if missing and not failed:
-        reason = f"all inputs found, but without {' and '.join(missing)} exactness cannot be certified"
+        without = f"without {' and '.join(missing)}"
+        reason = f"all inputs found, but {without} exactness cannot be certified"
+        if not np.all(sound):
+            wrong = int(np.sum(~sound))
+            reason = f"directions for all inputs were found, but {without} nothing tells whether {wrong} of them are right"
         return Verdict(certificate, Status.APPROXIMATE, reason, np.ones_like(sound), with_weight)
     if bool(np.all(sound)):
         reason = f"all inputs found, but these checks do not hold: {names}"

@@ -24,6 +24,7 @@ from .pool import Candidates, Pool
 from .reconstruct import reconstruct
 from .refine import refined
 from .result import Inversion, Progress, Round, Status
+from .scale import DataRange, checked_range, choose_scale
 from .search import Search
 from .search.completion import Completion
 from .search.descent import Descent
@@ -89,6 +90,7 @@ def invert(
     activation: str = "relu",
     precision: str | None = None,
     batch_size: int | None = None,
+    data_range: DataRange | None = None,
     method: str | SearchFactory = "auto",
     seed: int = 0,
     device: str | None = None,
@@ -115,6 +117,10 @@ def invert(
         What the numbers were rounded to, if narrower than their dtype.
     batch_size : int, optional
         Overrides the rank read off the singular values.
+    data_range : (low, high), optional
+        Range of the entries of the inputs as the layer sees them, as (0, 1) for pixels. Used only where the scale of the
+        inputs is otherwise unknown, because `bias_grad` is missing: each input is then handed out at the largest scale
+        that the range allows, see `spear_np.scale`. Where `bias_grad` gives the scale it changes nothing.
     method : {"auto", "descent", "sampling"} or callable
         Where candidate directions come from; "sampling" is the published search. A callable receives the factors of
         the layer and its `SignModel` (None without W) and returns a `spear_np.search.Search` of your own.
@@ -152,6 +158,7 @@ def invert(
     return invert_layer(
         gradients,
         batch_size=batch_size,
+        data_range=data_range,
         method=method,
         seed=seed,
         device=device,
@@ -166,6 +173,7 @@ def invert_layer(
     gradients: LayerGradients,
     *,
     batch_size: int | None = None,
+    data_range: DataRange | None = None,
     method: str | SearchFactory = "auto",
     seed: int = 0,
     device: str | None = None,
@@ -180,7 +188,9 @@ def invert_layer(
         raise InputError(msg)
     budget = Budget(time_limit, max_proposals, stop or (lambda: False))
     where = device_for(device, gradients.weight_grad)
-    run = _Run(gradients, where, method, seed, budget, callback or (lambda _: None))
+    run = _Run(
+        gradients, where, method, seed, budget, callback or (lambda _: None), checked_range(data_range)
+    )
     with where.activate():
         first, alternatives = _read(run, batch_size, reading=0)
         if not alternatives or first.status in (Status.EXACT, Status.APPROXIMATE):
@@ -250,6 +260,7 @@ class _Run:
     seed: int
     budget: Budget
     callback: Callable[[Progress], None]
+    data_range: DataRange | None = None
 
     def report(self, stage: str, **figures: Any) -> None:
         self.callback(Progress(stage, self.budget.seconds, self.budget.time_limit, **figures))
@@ -275,6 +286,7 @@ class _Run:
             scale_known=self.gradients.bias_grad is not None,
             gradients=self.gradients,
             where=self.device,
+            data_range=self.data_range,
             **(empty | figures),
         )
 
@@ -449,15 +461,23 @@ def _sound(factors: Factors, state: _State, ended: str | None, run: _Run) -> Inv
         keep, certificate = _rebounded(factors, choice, keep, certificate)
         if not len(keep):
             return None
-    rows = run.device.integers(keep)
-    xp = factors.xp
+    xp, device = factors.xp, run.device
+    reason = verdict.reason if ended is None or verdict.complete else f"{ended}: {verdict.reason}"
+    factor = device.float64(np.ones(factors.batch_size))
+    scaling = choose_scale(factors, choice.q, batch, certificate.error_bound, run.data_range)
+    if scaling is not None:
+        factor = device.float64(scaling.factor)
+        certificate = scaling.applied(certificate, to_host(batch.input_max))
+        if scaling.contradicting:
+            reason += f"; the activation patterns of {scaling.contradicting} of them contradict every scale"
+    rows = device.integers(keep)
     return run.inversion(
         verdict.status,
-        verdict.reason if ended is None or verdict.complete else f"{ended}: {verdict.reason}",
+        reason,
         factors.batch_size,
         found=len(keep),
-        output_grad=xp.take(batch.output_grad, rows, axis=1),
-        recovery=xp.take(batch.recovery, rows, axis=0),
+        output_grad=xp.take(batch.output_grad / factor[None, :], rows, axis=1),
+        recovery=xp.take(batch.recovery * factor[:, None], rows, axis=0),
         certificate=certificate.only(keep.tolist()),
         **_search_figures(state),
     )

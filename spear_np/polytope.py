@@ -75,8 +75,8 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
     d = b - f
     for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(live))))):
         others = np.delete(y, index, axis=0)
-        told = _told(units[index], ceiling=math.isfinite(factors.gradients.ceiling))
-        pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)[told]
+        state = told(units[index], ceiling=math.isfinite(factors.gradients.ceiling))
+        pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)[state]
         if _information(pattern) < _pattern_bits(len(pattern), d) + EVIDENCE:
             continue
         # Every input sees total · c = 1; the other found directions do not see it at all.
@@ -84,7 +84,7 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
         start = np.linalg.lstsq(constraints, weight * np.eye(f)[-1], rcond=None)[0]
         free = np.linalg.svd(constraints, full_matrices=True)[2][f:].T
         given = None if around is None else free.T @ (around[index] - start)
-        box = _bounding_box((layer @ free)[told], (layer @ start + bias)[told], pattern, given)
+        box = _bounding_box((layer @ free)[state], (layer @ start + bias)[state], pattern, given)
         if box is not None:
             centre, half = box
             found.append(index)
@@ -96,7 +96,7 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
     return PartialInputs(np.asarray(found), np.asarray(centres), bounds)
 
 
-def _told(units: HostArray, *, ceiling: bool) -> HostArray:
+def told(units: HostArray, *, ceiling: bool) -> HostArray:
     """(ℓ,) bool: units whose state the gradient tells, from its size in noise `units` (ℓ,).
 
     A gradient that stands well out of the noise tells that its unit is on. That a unit without one is off can only be

@@ -32,6 +32,10 @@ class Reconstruction:
     """(k, m): inputs = recovery · weight_grad."""
     input_max: Array
     """(k,): largest absolute entry of each input."""
+    input_low: Array
+    """(k,): smallest entry of each input."""
+    input_high: Array
+    """(k,): largest entry of each input."""
     input_norm: Array
     """(k,): Euclidean norm of each input."""
     data_range: float
@@ -118,15 +122,14 @@ def measure(
     k = recovery.shape[0]
     names = ("weight_grad",) if gradients.weight is None else ("weight_grad", "weight")
     zeros = factors.device.zeros
-    largest, squares, rest = zeros(k), zeros(k), zeros(m)
+    squares, rest = zeros(k), zeros(m)
     z = None if gradients.weight is None else zeros((m, k)) + factors.bias[:, None]
-    low, high = float("inf"), float("-inf")
+    low, high = zeros(k) + float("inf"), zeros(k) - float("inf")
     for _, blocks in gradients.blocks(*names, device=factors.device):
         x = recovery @ blocks[0]
-        largest = xp.maximum(largest, xp.max(xp.abs(x), axis=1))
         squares = squares + xp.sum(x**2, axis=1)
         rest = rest + xp.sum((blocks[0] - output_grad @ x) ** 2, axis=1)
-        low, high = min(low, float(xp.min(x))), max(high, float(xp.max(x)))
+        low, high = xp.minimum(low, xp.min(x, axis=1)), xp.maximum(high, xp.max(x, axis=1))
         if z is not None:
             z = z + blocks[1] @ x.T
     return Reconstruction(
@@ -135,9 +138,11 @@ def measure(
         output_grad=output_grad,
         deviation=_deviation(factors, directions),
         recovery=recovery,
-        input_max=largest,
+        input_max=xp.maximum(high, -low),
+        input_low=low,
+        input_high=high,
         input_norm=xp.sqrt(squares),
-        data_range=high - low,
+        data_range=float(xp.max(high)) - float(xp.min(low)),
         preactivation=z,
         residual=xp.sqrt(rest / n) / factors.noise,
     )

@@ -89,12 +89,14 @@ class Inversion:
     """Candidate directions examined."""
     history: tuple[Round, ...]
     scale_known: bool
-    """False if every input is known up to a factor only (no bias_grad)."""
+    """False if every input is known up to a factor only (no bias_grad), however that was chosen: see `spear_np.scale`."""
     gradients: LayerGradients = field(repr=False)
     recovery: Array = field(repr=False)
     """(k, m) float64: ``inputs = recovery @ weight_grad``."""
     where: Device = field(repr=False)
     """The device itself."""
+    data_range: tuple[float, float] | None = None
+    """Range of the inputs that was given; it matters only where the scale is unknown."""
 
     @property
     def inputs(self) -> Array:

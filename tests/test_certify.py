@@ -14,11 +14,11 @@ import pytest
 import spear_np
 from spear_np import Certificate, Check, Status
 from spear_np.backend import to_host
-from spear_np.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, certify
+from spear_np.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, _verdict, certify, noise_bound
 from spear_np.disaggregate import disaggregate
 from spear_np.factorize import Factors, expand, factorize
 from spear_np.reconstruct import reconstruct
-from spear_np.uniqueness import uniqueness
+from spear_np.uniqueness import Uniqueness, uniqueness
 from tests.backends import Backend
 from tests.cases import Case, case_of, pick_digits, random_case
 from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions
@@ -332,6 +332,27 @@ class TestAttacks:
         choices = wrong_choices(factors, truth, rng, 200)
         assert len(choices) > 50
         assert all(judged(factors, q)[0].status is not Status.EXACT for q in choices)
+
+
+class TestBounds:
+    def test_what_zero_rows_do_not_hold_makes_the_bound_infinite(self) -> None:
+        data = digit_layer(3, width=60, seed=182)
+        factors = factors_of(data, Backend.NUMPY)
+        batch = reconstruct(factors, disaggregate(factors, true_directions(factors, data.inputs)))
+        mixing = np.full((3, 3), 1e-20)
+        mixing[0, 1] = np.inf
+        unique = Uniqueness(np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), mixing)
+        bound = noise_bound(factors, batch.recovery, batch.input_max, np.zeros(3), unique)
+        assert np.isinf(bound).tolist() == [True, False, False]
+
+    @pytest.mark.parametrize("wrong", [0, 2])
+    def test_inputs_that_nothing_bounds_are_not_said_to_be_found(self, wrong: int) -> None:
+        factors = factors_of(digit_layer(3, width=60, seed=183), Backend.NUMPY, bias_grad=None)
+        checks = (Check("gap", 9.0, ">=", 3.0, ""), Check("bias_residual", None, "<=", 100.0, ""))
+        verdict = _verdict(Certificate(checks), np.arange(3) >= wrong, factors, with_weight=False)
+        assert verdict.status is Status.APPROXIMATE
+        assert verdict.reason.startswith("directions for all" if wrong else "all inputs found")
+        assert (f"nothing tells whether {wrong} of them are right" in verdict.reason) == bool(wrong)
 
 
 class TestTheCertificateAsData:

@@ -132,6 +132,7 @@ def test_options_reach_the_solver(spear: Command, solver: FakeSolver, dump: Path
     assert call.pop("stop")() is False
     assert call == {
         "batch_size": None,
+        "data_range": None,
         "method": "auto",
         "seed": 0,
         "device": "cpu",
@@ -149,10 +150,14 @@ def test_options_reach_the_solver(spear: Command, solver: FakeSolver, dump: Path
         1.5,
         "--device",
         "cpu",
+        "--data-range",
+        -0.81,
+        2.02,
     ]
     spear("invert", dump, "-o", out, *arguments)
     call = solver.calls[1]
     assert (call["batch_size"], call["method"], call["seed"], call["time_limit"]) == (7, "sampling", 5, 1.5)
+    assert call["data_range"] == (-0.81, 2.02)
 
 
 def test_json_is_one_strict_document(spear: Command, solver: FakeSolver, dump: Path, out: Path) -> None:
@@ -283,6 +288,10 @@ def test_every_layer_is_validated_before_the_first_search(
         (["invert", "{dump}", "-o", "{out}", "--time-limit", "-1"], "--time-limit"),
         (["invert", "{dump}", "-o", "{out}", "--device", "tpu"], "unknown device 'tpu'"),
         (["invert", "{dump}", "-o", "{out}", "--colour"], "--colour"),
+        (["invert", "{dump}", "-o", "{out}", "--data-range", "1", "0"], "--data-range"),
+        (["invert", "{dump}", "-o", "{out}", "--data-range", "0", "nan"], "two finite numbers"),
+        (["invert", "{dump}", "-o", "{out}", "--data-range", "0", "white"], "--data-range"),
+        (["invert", "{dump}", "-o", "{out}", "--data-range", "0"], "--data-range"),
         (["inspect", "{dump}", "--device", "tpu"], "unknown device 'tpu'"),
         (["evaluate", "{dump}"], "DUMP.h5"),
     ],

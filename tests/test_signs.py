@@ -73,13 +73,13 @@ class TestSignModel:
             ([], True),
             (["weight", "bias"], False),
             (["weight"], False),
-            (["bias_grad"], False),
+            (["bias_grad"], True),
             (["bias_grad", "bias"], True),
             (["bias"], True),
         ],
     )
     def test_it_is_there_where_signs_can_be_known(self, missing: list[str], there: bool) -> None:
-        # Without bias_grad the scale of an input is unknown, and with it how much of z is bias.
+        # Without bias_grad the scale of an input is unknown, but a pattern tells how much of z is bias.
         changes = dict.fromkeys(missing)
         factors = factors_of(digit_layer(5, width=100, seed=400), Backend.NUMPY, **changes)
         assert (sign_model(factors) is not None) == there

@@ -21,6 +21,7 @@ import typer
 
 import spear_np
 from spear_np.backend import device_for
+from spear_np.scale import checked_range
 
 from .convert.command import convert
 from .dump import Layer, Record, open_dump
@@ -105,6 +106,14 @@ def invert(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Instead of reading it off the gradient.")
     ] = None,
+    data_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            "--data-range",
+            metavar="LOW HIGH",
+            help="Of the inputs as the layer sees them; gives them a scale where bias_grad is missing.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of the random numbers.")] = 0,
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", min=0, help="For each layer.")
@@ -118,6 +127,10 @@ def invert(
     if math.isnan(time_limit):
         msg = "not a number"
         raise typer.BadParameter(msg, param_hint="--time-limit")
+    try:
+        checked_range(data_range)
+    except spear_np.InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--data-range") from error
     device_for(device)
 
     outcomes: list[Outcome] = []
@@ -131,11 +144,14 @@ def invert(
                     if len(selection.layers) > 1:
                         title += f" ({number} of {len(selection.layers)})"
                     if stopped():
-                        result = _not_begun(chosen_layer, method=method, seed=seed, device=device)
+                        result = _not_begun(
+                            chosen_layer, method=method, seed=seed, device=device, data_range=data_range
+                        )
                     else:
                         result = spear_np.invert_layer(
                             chosen_layer.gradients,
                             batch_size=batch_size,
+                            data_range=data_range,
                             method=method,
                             seed=seed,
                             device=device,
@@ -213,7 +229,9 @@ def _notes(record: Record, result: spear_np.Inversion) -> tuple[str, ...]:
     return (*record.notes, note)
 
 
-def _not_begun(layer: Layer, *, method: str, seed: int, device: str) -> spear_np.Inversion:
+def _not_begun(
+    layer: Layer, *, method: str, seed: int, device: str, data_range: tuple[float, float] | None
+) -> spear_np.Inversion:
     """Return the result of a layer that Ctrl-C came before."""
     m, _ = layer.gradients.shape
     where = device_for(device)
@@ -234,6 +252,7 @@ def _not_begun(layer: Layer, *, method: str, seed: int, device: str) -> spear_np
         recovery=np.zeros((0, m)),
         scale_known=layer.gradients.bias_grad is not None,
         where=where,
+        data_range=data_range,
     )
 
 

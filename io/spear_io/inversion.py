@@ -4,7 +4,8 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
 
     /                                  source, created, version
     /records/<record>/layers/<layer>/  status, reason, batch_size, found, method, seed, seconds, device, proposals,
-                                       scale_known, caveats and notes (JSON lists of sentences)
+                                       scale_known, data_range (if one was given), caveats and notes (JSON lists
+                                       of sentences)
         inputs (k, n), output_grad (m, k)
         zero_count, redundancy, sign_agreement, false_probability, error_bound (k,)
         certificate/<check>            attributes: value (absent if the check could not be made), relation,
@@ -120,6 +121,8 @@ class InversionWriter:
                     "notes": json.dumps(tuple(notes)),
                 }
             )
+            if result.data_range is not None:
+                group.attrs["data_range"] = result.data_range
             group.create_dataset("output_grad", data=to_host(result.output_grad))
             _write_certificate(group, result.certificate)
             inputs = group.create_dataset("inputs", (k, n), np.float64)

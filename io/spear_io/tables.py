@@ -51,6 +51,7 @@ class Outcome:
             "batch_size": result.batch_size,
             "found": result.found,
             "scale_known": result.scale_known,
+            "data_range": result.data_range,
             "method": result.method,
             "seed": result.seed,
             "seconds": result.seconds,

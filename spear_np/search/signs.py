@@ -45,8 +45,11 @@ class SignModel:
 
 
 def sign_model(factors: Factors) -> SignModel | None:
-    """Prepare the sign model of a layer; None if its signs cannot be known."""
-    if factors.layer is None or not factors.signs_known:
+    """Prepare the sign model of a layer; None without W, or if its units are too few or depend on each other.
+
+    It needs no bias_grad: the bias itself tells the scale of an input that produces a pattern.
+    """
+    if factors.layer is None:
         return None
     xp = factors.xp
     layer = xp.take(factors.layer, factors.live, axis=0)
