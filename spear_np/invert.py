@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -312,11 +312,10 @@ def _round(
     if pool.complete:
         if latest is None or evaluated is None or not np.array_equal(pool.basis_vectors, evaluated):
             evaluated = pool.basis_vectors
-            latest, pool = improve(factors, pool, disaggregate(factors, factors.device.float64(evaluated)))
-            latest = realigned(factors, latest)
-            if choice is None or _beats(latest, choice):
-                choice = latest
-                verdict = certify(factors, choice, reconstruct(factors, choice))
+            for latest, pool in _choices(factors, pool):
+                choice, verdict = _better(factors, latest, choice, verdict)
+                if verdict.complete:
+                    break
         if verdict is None or not verdict.complete:
             failures += 1
             pool = _reconsider(factors, pool, latest, rng, forget=failures % FORGET_AFTER == 0)
@@ -410,6 +409,37 @@ def _judge(factors: Factors, model: SignModel | None, found: Directions) -> Cand
         agreement, coordinates = fit_signs(factors, model, factors.device.booleans(~found.zero_mask))
     lone = lone_rows(factors, factors.device.float64(found.q), found.zero_mask)
     return Candidates(found.q, found.zero_mask, found.angle, agreement, coordinates, lone)
+
+
+def _choices(factors: Factors, pool: Pool) -> Iterator[tuple[Disaggregation, Pool]]:
+    """Complete choices from a complete `pool`, each with the pool that has it for a basis.
+
+    By λ; and where the layer does not explain the zeros of all directions, with a λ that passes over such zeros: it
+    would not give up true directions for denser ones that happen to agree more.
+    """
+    q = factors.device.float64(pool.basis_vectors)
+    choice, improved = improve(factors, pool, disaggregate(factors, q))
+    yield realigned(factors, choice), improved
+    if pool.unexplained and factors.signs_known:
+        choice, improved = improve(factors, pool, disaggregate(factors, q, lenient=True))
+        yield realigned(factors, choice), improved
+
+
+def _better(
+    factors: Factors, challenger: Disaggregation, champion: Disaggregation | None, verdict: Verdict | None
+) -> tuple[Disaggregation, Verdict]:
+    """Return the better of two complete choices and its certificate; the champion comes with its `verdict`.
+
+    More agreement wins, or simply the newer where none is known. Of two whose λ count different things, it is the one
+    of which more inputs pass their checks.
+    """
+    alike = champion is None or challenger.lenient == champion.lenient
+    if champion is not None and verdict is not None and alike and not _beats(challenger, champion):
+        return champion, verdict
+    new = certify(factors, challenger, reconstruct(factors, challenger))
+    if champion is None or verdict is None or alike or np.sum(new.sound) > np.sum(verdict.sound):
+        return challenger, new
+    return champion, verdict
 
 
 def _beats(challenger: Disaggregation, champion: Disaggregation) -> bool:

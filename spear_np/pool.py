@@ -147,6 +147,16 @@ class Pool:
         return possible
 
     @property
+    def unexplained(self) -> float:
+        """Share of the basis that rests on no single row, though the layer cannot produce its patterns.
+
+        Mixtures rest on single rows: these zeros have another reason than the layer, such as dropout.
+        """
+        chosen = list(self.basis)
+        strange = (self.agreement[chosen] < SURE) & ~self.lone[chosen]
+        return float(np.mean(strange)) if chosen else 0.0
+
+    @property
     def solid(self) -> list[int]:
         """Members of the basis that nothing speaks against, no failed check of a whole choice either."""
         return [i for i in self.basis if self.possible[i] and not self.penalty[i]]

@@ -140,7 +140,7 @@ class Descent:
             picks = rng.integers(0, factors.U.shape[0], count)
             start = xp.take(self.weighting.rows, factors.device.integers(picks), axis=0)
         signs = None
-        if self.model is not None and self.settings.sign_weights:
+        if self.model is not None and self.settings.sign_weights and not self._mistrusted(pool, rng):
             signs = smoother(factors, self.model, complement, prior=self.settings.prior)
         ends = descend(
             factors, self.weighting.rows, start, tempering, self.settings, signs=signs, known=known
@@ -150,6 +150,12 @@ class Descent:
     def forecast(self, factors: Factors) -> float | None:
         """No forecast: a start either ends on a new direction or does not."""
         return None
+
+    @staticmethod
+    def _mistrusted(pool: Pool, rng: np.random.Generator) -> bool:
+        """Whether to leave the signs of the layer aside: as often as it does not explain what was found."""
+        share = pool.unexplained
+        return share > 0 and bool(rng.random() < share)
 
     def _trusted(self, pool: Pool, rng: np.random.Generator) -> HostArray:
         """Indices of directions to deflate by: the solid ones, at times not all of them, so that none does harm."""
