@@ -506,7 +506,7 @@ def _rebounded(
     """
     q = factors.xp.take(choice.q, factors.device.integers(keep), axis=0)
     around = to_host(choice.dual)[keep]
-    bounded = polytope.bound_inputs(factors, q, around)
+    bounded = polytope.bound_inputs(factors, q, around, lenient=choice.lenient)
     bound = list(certificate.error_bound)
     for which, shift in zip(bounded.which, bounded.error_bound, strict=True):
         bound[keep[which]] += float(shift)

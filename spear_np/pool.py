@@ -161,6 +161,11 @@ class Pool:
         """Members of the basis that nothing speaks against, no failed check of a whole choice either."""
         return [i for i in self.basis if self.possible[i] and not self.penalty[i]]
 
+    @property
+    def standing(self) -> list[int]:
+        """Members of the basis that stand on their zeros, whatever the layer says: no lone row, no failed check."""
+        return [i for i in self.basis if not self.lone[i] and not self.penalty[i]]
+
     def with_basis(self, basis: tuple[int, ...]) -> Pool:
         """Return the same candidates with another choice of basis."""
         return replace(self, basis=basis)
