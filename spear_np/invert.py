@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -312,12 +312,10 @@ def _round(
     if pool.complete:
         if latest is None or evaluated is None or not np.array_equal(pool.basis_vectors, evaluated):
             evaluated = pool.basis_vectors
-            for latest, pool in _choices(factors, pool):
-                choice, verdict = _better(factors, latest, choice, verdict)
-                if verdict.complete:
-                    break
+            latest, pool, choice, verdict = _chosen(factors, pool, choice, verdict)
         if verdict is None or not verdict.complete:
             failures += 1
+            assert latest is not None  # a pool that is complete was chosen from
             pool = _reconsider(factors, pool, latest, rng, forget=failures % FORGET_AFTER == 0)
     else:
         latest = None
@@ -411,18 +409,27 @@ def _judge(factors: Factors, model: SignModel | None, found: Directions) -> Cand
     return Candidates(found.q, found.zero_mask, found.angle, agreement, coordinates, lone)
 
 
-def _choices(factors: Factors, pool: Pool) -> Iterator[tuple[Disaggregation, Pool]]:
-    """Complete choices from a complete `pool`, each with the pool that has it for a basis.
+def _chosen(
+    factors: Factors, pool: Pool, choice: Disaggregation | None, verdict: Verdict | None
+) -> tuple[Disaggregation, Pool, Disaggregation, Verdict]:
+    """Choose directions from a complete `pool`: (choice, its pool, best choice so far, its certificate).
 
-    By λ; and where the layer does not explain the zeros of all directions, with a λ that passes over such zeros: it
-    would not give up true directions for denser ones that happen to agree more.
+    By λ; and if that leads to nothing and the layer does not explain the zeros of all directions, by a λ that passes
+    over such zeros: it does not give up true directions for denser ones that happen to agree more.
     """
+    latest, improved = _by_agreement(factors, pool, lenient=False)
+    choice, verdict = _better(factors, latest, choice, verdict)
+    if pool.unexplained and factors.signs_known and not verdict.complete:
+        latest, improved = _by_agreement(factors, pool, lenient=True)
+        choice, verdict = _better(factors, latest, choice, verdict)
+    return latest, improved, choice, verdict
+
+
+def _by_agreement(factors: Factors, pool: Pool, *, lenient: bool) -> tuple[Disaggregation, Pool]:
+    """Choice of the highest λ that the second stage reaches from the basis of `pool`, and the pool with its basis."""
     q = factors.device.float64(pool.basis_vectors)
-    choice, improved = improve(factors, pool, disaggregate(factors, q))
-    yield realigned(factors, choice), improved
-    if pool.unexplained and factors.signs_known:
-        choice, improved = improve(factors, pool, disaggregate(factors, q, lenient=True))
-        yield realigned(factors, choice), improved
+    choice, improved = improve(factors, pool, disaggregate(factors, q, lenient=lenient))
+    return realigned(factors, choice), improved
 
 
 def _better(
