@@ -22,6 +22,8 @@ LONE = 0.5
 """What it costs a direction to rest on a single row, in shares of the rows."""
 POSSIBLE = 0.5
 """What a pattern that an input can produce is worth: more than the zeros of faint gradients that noise hides."""
+MOSTLY = 0.5
+"""Share of the directions whose zeros the layer must leave unexplained before they are put down to another cause."""
 PENALTY = 0.05
 """What one failed check costs, in shares of the rows."""
 
@@ -148,13 +150,15 @@ class Pool:
 
     @property
     def unexplained(self) -> float:
-        """Share of the basis that rests on no single row, though the layer cannot produce its patterns.
+        """Share of the basis that rests on no single row, though the layer cannot produce its patterns; 0 up to `MOSTLY`.
 
-        Mixtures rest on single rows: these zeros have another reason than the layer, such as dropout.
+        Mixtures rest on single rows: these zeros have another reason than the layer, such as dropout. A few such
+        directions are a matter of faint gradients.
         """
         chosen = list(self.basis)
         strange = (self.agreement[chosen] < SURE) & ~self.lone[chosen]
-        return float(np.mean(strange)) if chosen else 0.0
+        share = float(np.mean(strange)) if chosen else 0.0
+        return share if share > MOSTLY else 0.0
 
     @property
     def solid(self) -> list[int]:
