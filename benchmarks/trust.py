@@ -88,6 +88,11 @@ SCENARIOS: dict[str, Scenario] = {
         f"layer {layer + 1} of 6, 200 x 20": Scenario(partial(make_problem, 200, 20, layer=layer))
         for layer in range(5)
     },
+    # Dropout behind the ReLU.
+    **{
+        f"dropout {rate:g}, 200 x 20": Scenario(partial(updates.dropped_out, 200, 20, rate=rate))
+        for rate in (0.1, 0.2, 0.5)
+    },
     # Trained networks.
     "trained 300 steps, 200 x 20": Scenario(partial(updates.trained, 200, 20, steps=300)),
     "trained 3000 steps, 200 x 20": Scenario(partial(updates.trained, 200, 20, steps=3000)),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.problems import (
     TRAINING_BATCH,
@@ -118,6 +119,15 @@ def aggregated(m: int, b: int, seed: int, *, clients: int) -> Problem:
     """Return the sum of the gradients of several clients that share a model, as secure aggregation reveals it."""
     problem = make_problem(m, b * clients, seed)
     return replace(problem, weight_grad=problem.weight_grad * clients, bias_grad=problem.bias_grad * clients)
+
+
+def dropped_out(m: int, b: int, seed: int, *, rate: float, depth: int = 6) -> Problem:
+    """Return a batch of a network with dropout of this `rate` behind the first ReLU, whose masks the server cannot know."""
+    images, _ = sample_images("fashion-mnist", b, seed)
+    network = mlp(images.inputs.shape[1], m, depth, seed, images.classes)
+    network.insert(2, nn.Dropout(rate))
+    torch.manual_seed(seed + 1)  # the masks have nothing to do with the weights
+    return shared_gradient(network, 0, images, "cross-entropy", torch.float32)
 
 
 def trained(m: int, b: int, seed: int, *, steps: int, depth: int = 6) -> tuple[Problem, float]:

@@ -83,6 +83,8 @@ class _Signs:
 
     off: Array
     """(m, k) bool: live units without gradient that the layer leaves off (or, without W, without gradient)."""
+    silent: Array
+    """(m, k) bool: live units without gradient."""
     agreement: HostArray
     """(k,) λ over decided units; NaN without W."""
     contradictions: HostArray
@@ -101,7 +103,7 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     """Check a completely recovered batch and say what may be claimed of it."""
     tolerance = EXACT_TOLERANCE * batch.data_range
     k = batch.recovery.shape[0]
-    off = _signs(factors, batch, np.full(k, tolerance)).off
+    off = _determining(factors, choice, batch, _signs(factors, batch, np.full(k, tolerance)))
     # The dual vectors of the directions, in U-coordinates, are the inputs.
     unique = uniqueness(factors, batch.directions, batch.dual / factors.S, off)
     unique = sharpened(factors, batch.directions, off, unique)
@@ -293,6 +295,7 @@ def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _
         nothing = np.zeros(units.shape[1])
         return _Signs(
             off=silent,
+            silent=silent,
             agreement=nothing * math.nan,
             contradictions=nothing.astype(np.int64),
             blatant=nothing.astype(np.int64),
@@ -318,6 +321,7 @@ def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _
     gap = [_gap(units[:, i], active[:, i] & on[:, i], zero[:, i]) for i in range(units.shape[1])]
     return _Signs(
         off=off,
+        silent=silent,
         agreement=1 - wrong / np.maximum(decided, 1),
         contradictions=total(contradiction),
         blatant=total(contradiction & (units > SURELY_ON * ZERO_SIGMAS)),
@@ -325,6 +329,20 @@ def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _
         decided=decided / count,
         gap=np.asarray(gap),
     )
+
+
+def _determining(factors: Factors, choice: Disaggregation, batch: Reconstruction, signs: _Signs) -> Array:
+    """(m, k) bool: the zero rows that have to determine each direction.
+
+    Those on which gradient and layer agree. In a lenient choice, columns that fail the check of the signs are known to
+    have other zeros, and what follows from them holds as it does without W: all that are no faint gradients count.
+    """
+    if not choice.lenient:
+        return signs.off
+    units = to_host(factors.noise_units(batch.directions))
+    clear = np.asarray([expected_hidden(column) <= MAX_HIDDEN_ROW for column in units])
+    other = factors.device.booleans(clear & (signs.agreement < 1.0 - MAX_HIDDEN))
+    return factors.xp.where(other[None, :], signs.silent, signs.off)
 
 
 def false_probabilities(factors: Factors, directions: Array, redundancy: HostArray) -> HostArray:
@@ -381,7 +399,7 @@ def noise_bound(
         mixed = mixing @ largest + mixing.sum(axis=1) * largest
     scale = scale_variance * largest
     direct = to_host(factors.xp.sum((recovery * factors.noise[None, :]) ** 2, axis=1))
-    # Noise of no known kind may be as coherent as its largest singular value.
-    sigmas = ZERO_SIGMAS * factors.spectrum.excess
-    bound: HostArray = np.nan_to_num(sigmas * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf)
+    bound: HostArray = np.nan_to_num(
+        ZERO_SIGMAS * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
+    )
     return bound

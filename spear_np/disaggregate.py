@@ -43,6 +43,8 @@ class Disaggregation:
     """(b, b): row i is c_i, the coordinates of input i in V."""
     agreement: Array | None
     """(b,): λ of each column, the share of output units where gradient and layer agree; None without W."""
+    lenient: bool = False
+    """Whether λ passes over units that are on but have no gradient, as behind dropout."""
 
     def mean_agreement(self) -> float | None:
         """λ over all columns."""
@@ -51,15 +53,19 @@ class Disaggregation:
         return float(np.mean(to_host(self.agreement)))
 
 
-def disaggregate(factors: Factors, q: Array) -> Disaggregation:
-    """Scale the directions `q` (b, b) and compute the coordinates of their inputs and their λ."""
+def disaggregate(factors: Factors, q: Array, *, lenient: bool = False) -> Disaggregation:
+    """Scale the directions `q` (b, b) and compute the coordinates of their inputs and their λ.
+
+    A `lenient` λ counts only what no layer explains: gradients of units that are off. Units that are on may lack one.
+    """
     xp = factors.xp
     scaled, variance, residual = _scaled(factors, q)
     dual = inverse_or_pseudoinverse(xp, scaled / factors.S).T
     agreement = None
     if factors.layer is not None and factors.signs_known:
-        agreement = _agreement(factors, scaled, factors.layer @ dual.T + factors.bias[:, None])
-    return Disaggregation(scaled, variance, residual, dual, agreement)
+        z = factors.layer @ dual.T + factors.bias[:, None]
+        agreement = _agreement(factors, scaled, z, lenient=lenient)
+    return Disaggregation(scaled, variance, residual, dual, agreement, lenient)
 
 
 def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disaggregation, Pool]:
@@ -83,7 +89,8 @@ def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disagg
             for place in places[np.argsort(agreement[places], kind="stable")][: limit - tried]:
                 tried += 1
                 trial = [*basis[:place], index, *basis[place + 1 :]]
-                candidate = disaggregate(factors, factors.device.float64(pool.q[trial]))
+                trial_q = factors.device.float64(pool.q[trial])
+                candidate = disaggregate(factors, trial_q, lenient=start.lenient)
                 if (candidate.mean_agreement() or 0) > (best.mean_agreement() or 0):
                     best, basis, improving = candidate, trial, True
                     break
@@ -178,9 +185,13 @@ def _noise(factors: Factors, q: Array) -> Array:
     return ZERO_SIGMAS * xp.take(factors.noise, factors.live)[:, None] * factors.noise_norm(q)[None, :]
 
 
-def _agreement(factors: Factors, q: Array, z: Array) -> Array:
-    """(b,): share of the live units of each column where the gradient is non-zero exactly if the unit passes it on."""
+def _agreement(factors: Factors, q: Array, z: Array, *, lenient: bool) -> Array:
+    """(b,): share of the live units of each column where the gradient is non-zero exactly if the unit passes it on.
+
+    Or, if `lenient`, only if it does.
+    """
     xp = factors.xp
     active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
-    agree = active == factors.states(xp.take(z, factors.live, axis=0))[0]
+    on = factors.states(xp.take(z, factors.live, axis=0))[0]
+    agree = on | ~active if lenient else active == on
     return xp.sum(xp.astype(agree, xp.float64), axis=0) / agree.shape[0]

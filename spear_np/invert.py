@@ -325,13 +325,10 @@ def _round(
     if pool.complete:
         if latest is None or evaluated is None or not np.array_equal(pool.basis_vectors, evaluated):
             evaluated = pool.basis_vectors
-            latest, pool = improve(factors, pool, disaggregate(factors, factors.device.float64(evaluated)))
-            latest = refined(factors, realigned(factors, latest))
-            if choice is None or _beats(latest, choice):
-                choice = latest
-                verdict = certify(factors, choice, reconstruct(factors, choice))
+            latest, pool, choice, verdict = _chosen(factors, pool, choice, verdict)
         if verdict is None or not verdict.complete:
             failures += 1
+            assert latest is not None  # a pool that is complete was chosen from
             pool = _reconsider(factors, pool, latest, rng, forget=failures % FORGET_AFTER == 0)
     else:
         latest = None
@@ -425,6 +422,46 @@ def _judge(factors: Factors, model: SignModel | None, found: Directions) -> Cand
     return Candidates(found.q, found.zero_mask, found.angle, agreement, coordinates, lone)
 
 
+def _chosen(
+    factors: Factors, pool: Pool, choice: Disaggregation | None, verdict: Verdict | None
+) -> tuple[Disaggregation, Pool, Disaggregation, Verdict]:
+    """Choose directions from a complete `pool`: (choice, its pool, best choice so far, its certificate).
+
+    By λ; and if that leads to nothing and the layer does not explain the zeros of all directions, by a λ that passes
+    over such zeros: it does not give up true directions for denser ones that happen to agree more.
+    """
+    latest, improved = _by_agreement(factors, pool, lenient=False)
+    choice, verdict = _better(factors, latest, choice, verdict)
+    if pool.unexplained and factors.signs_known and not verdict.complete:
+        latest, improved = _by_agreement(factors, pool, lenient=True)
+        choice, verdict = _better(factors, latest, choice, verdict)
+    return latest, improved, choice, verdict
+
+
+def _by_agreement(factors: Factors, pool: Pool, *, lenient: bool) -> tuple[Disaggregation, Pool]:
+    """Choice of the highest λ that the second stage reaches from the basis of `pool`, refined, and the pool with its basis."""
+    q = factors.device.float64(pool.basis_vectors)
+    choice, improved = improve(factors, pool, disaggregate(factors, q, lenient=lenient))
+    return refined(factors, realigned(factors, choice)), improved
+
+
+def _better(
+    factors: Factors, challenger: Disaggregation, champion: Disaggregation | None, verdict: Verdict | None
+) -> tuple[Disaggregation, Verdict]:
+    """Return the better of two complete choices and its certificate; the champion comes with its `verdict`.
+
+    More agreement wins, or simply the newer where none is known. Of two whose λ count different things, it is the one
+    of which more inputs pass their checks.
+    """
+    alike = champion is None or challenger.lenient == champion.lenient
+    if champion is not None and verdict is not None and alike and not _beats(challenger, champion):
+        return champion, verdict
+    new = certify(factors, challenger, reconstruct(factors, challenger))
+    if champion is None or verdict is None or alike or np.sum(new.sound) > np.sum(verdict.sound):
+        return challenger, new
+    return champion, verdict
+
+
 def _beats(challenger: Disaggregation, champion: Disaggregation) -> bool:
     """Whether a new complete choice replaces the old: more agreement, or simply newer where none is known."""
     new, old = challenger.mean_agreement(), champion.mean_agreement()
@@ -497,7 +534,7 @@ def _rebounded(
     """
     q = factors.xp.take(choice.q, factors.device.integers(keep), axis=0)
     around = to_host(choice.dual)[keep]
-    bounded = polytope.bound_inputs(factors, q, around)
+    bounded = polytope.bound_inputs(factors, q, around, lenient=choice.lenient)
     bound = list(certificate.error_bound)
     for which, shift in zip(bounded.which, bounded.error_bound, strict=True):
         bound[keep[which]] += float(shift)

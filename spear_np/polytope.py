@@ -29,6 +29,8 @@ SIGN_SLACK = 1e-6
 """Relative slack on the signs: rounding of the forward pass."""
 MAX_HIDDEN = 0.2
 """Gradients expected to be hidden in the noise from which a unit without gradient is not known to be off."""
+EMPTY = 2
+"""Status of a linear program that nothing satisfies."""
 EVIDENCE = 20
 """Bits by which the information of a pattern must exceed what tells apart the patterns that the layer can produce in the
 space of the unknown inputs: a pattern of no input fits one of them with a probability of 2^-EVIDENCE."""
@@ -46,7 +48,9 @@ class PartialInputs:
     """(k,): bound on the largest error of each input, in units of the input."""
 
 
-def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) -> PartialInputs:
+def bound_inputs(
+    factors: Factors, q: Array, around: HostArray | None = None, *, lenient: bool = False
+) -> PartialInputs:
     """Estimate and bound the inputs of the sound directions `q` (f, b), f < b, from the layer's signs.
 
     Needs W and bias_grad; returns no rows where they are missing, too many directions are missing or the signs
@@ -56,6 +60,21 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
     ----------
     around : (f, b), optional
         Estimates in V that are already there: kept where the signs allow them, and bounded.
+    lenient : bool
+        Whether units that are on may lack a gradient, as behind dropout: then only those that have one tell anything.
+    """
+    found = _bounded(factors, q, around, lenient=lenient)
+    if found is None:
+        found = _bounded(factors, q, around, lenient=True)
+    nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, q.shape[1])), np.empty(0))
+    return nothing if found is None else found
+
+
+def _bounded(factors: Factors, q: Array, around: HostArray | None, *, lenient: bool) -> PartialInputs | None:
+    """As `bound_inputs`; None if a direction's gradients are those of some input, but its zeros are not.
+
+    Then it is not the layer alone that decides which gradients are zero, and where some input does have the zeros of a
+    direction it need not be the one sought.
     """
     f, b = q.shape
     nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, b)), np.empty(0))
@@ -75,7 +94,7 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
     d = b - f
     for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(live))))):
         others = np.delete(y, index, axis=0)
-        state = told(units[index], ceiling=math.isfinite(factors.gradients.ceiling))
+        state = told(units[index], ceiling=lenient or math.isfinite(factors.gradients.ceiling))
         pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)[state]
         if _information(pattern) < _pattern_bits(len(pattern), d) + EVIDENCE:
             continue
@@ -84,9 +103,15 @@ def bound_inputs(factors: Factors, q: Array, around: HostArray | None = None) ->
         start = np.linalg.lstsq(constraints, weight * np.eye(f)[-1], rcond=None)[0]
         free = np.linalg.svd(constraints, full_matrices=True)[2][f:].T
         given = None if around is None else free.T @ (around[index] - start)
-        box = _bounding_box((layer @ free)[state], (layer @ start + bias)[state], pattern, given)
-        if box is not None:
-            centre, half = box
+        slope, offset = (layer @ free)[state], (layer @ start + bias)[state]
+        box = _bounding_box(slope, offset, pattern, given)
+        if box is None:
+            on = pattern > 0
+            if not lenient and _centre(slope[on], offset[on], pattern[on]) is not None:
+                return None
+            continue
+        centre, half = box
+        if np.all(np.isfinite(half)):
             found.append(index)
             centres.append(start + free @ centre if around is None else around[index])
             widths.append((free, half))
@@ -123,31 +148,22 @@ def _pattern_bits(units: int, dimensions: int) -> float:
 def _bounding_box(
     slope: HostArray, start: HostArray, pattern: HostArray, centre: HostArray | None = None
 ) -> tuple[HostArray, HostArray] | None:
-    """Centre and half-widths of ``{t : pattern · (slope t + start) >= -slack}``; None if empty or unbounded.
+    """Centre and half-widths of ``{t : pattern · (slope t + start) >= -slack}``; None if empty, infinite if unbounded.
 
     `slope` (ℓ, d), `start` (ℓ,), `pattern` (ℓ,) ±1; the `centre` (d,) is the Chebyshev centre unless given.
     """
     from scipy.optimize import linprog  # slow to import, needed only for what could not be found whole
 
     d = slope.shape[1]
+    unbounded = np.full(d, np.inf)
     scale = np.linalg.norm(slope, axis=0)
-    if np.any(scale == 0):
-        return None
-    A = -(pattern[:, None] * slope / scale)
-    limit = pattern * start + SIGN_SLACK * np.abs(start)
-    radius = np.linalg.norm(A, axis=1)
     if centre is None:
-        ball = linprog(
-            np.append(np.zeros(d), -1.0),
-            np.column_stack([A, radius]),
-            limit,
-            bounds=[(None, None)] * d + [(0, None)],
-        )
-        if ball.status != 0 or ball.x is None:
+        centre = _centre(slope, start, pattern)
+        if centre is None:
             return None
-        centre = ball.x[:d]
-    else:
-        centre = centre * scale
+    if not np.all(np.isfinite(centre)) or np.any(scale == 0):
+        return centre, unbounded
+    A, limit = _inequalities(slope, start, pattern)
     half = np.empty(d)
     for axis in range(d):
         objective = np.zeros(d)
@@ -155,10 +171,38 @@ def _bounding_box(
             objective[axis] = sign
             end = linprog(objective, A, limit, bounds=[(None, None)] * d)
             if end.status != 0 or end.x is None:
-                return None
-            reach = abs(end.x[axis] - centre[axis])
+                return None if end.status == EMPTY else (centre, unbounded)
+            reach = abs(end.x[axis] - centre[axis] * scale[axis])
             half[axis] = reach if sign > 0 else max(half[axis], reach)
-    return centre / scale, half / scale
+    return centre, half / scale
+
+
+def _centre(slope: HostArray, start: HostArray, pattern: HostArray) -> HostArray | None:
+    """Chebyshev centre (d,) of the polytope of `_bounding_box`; None if it is empty, infinite if unbounded."""
+    from scipy.optimize import linprog
+
+    d = slope.shape[1]
+    scale = np.linalg.norm(slope, axis=0)
+    unbounded = np.full(d, np.inf)
+    if np.any(scale == 0):
+        return unbounded
+    A, limit = _inequalities(slope, start, pattern)
+    ball = linprog(
+        np.append(np.zeros(d), -1.0),
+        np.column_stack([A, np.linalg.norm(A, axis=1)]),
+        limit,
+        bounds=[(None, None)] * d + [(0, None)],
+    )
+    if ball.status != 0 or ball.x is None:
+        return None if ball.status == EMPTY else unbounded
+    centre: HostArray = ball.x[:d] / scale
+    return centre
+
+
+def _inequalities(slope: HostArray, start: HostArray, pattern: HostArray) -> tuple[HostArray, HostArray]:
+    """(ℓ, d) A and (ℓ,) limit: ``A (scale · t) <= limit`` in the polytope of `_bounding_box`, columns of unit length."""
+    scale = np.linalg.norm(slope, axis=0)
+    return -(pattern[:, None] * slope / scale), pattern * start + SIGN_SLACK * np.abs(start)
 
 
 def _largest_errors(factors: Factors, widths: list[tuple[HostArray, HostArray]]) -> HostArray:

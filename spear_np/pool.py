@@ -22,6 +22,8 @@ LONE = 0.5
 """What it costs a direction to rest on a single row, in shares of the rows."""
 POSSIBLE = 0.5
 """What a pattern that an input can produce is worth: more than the zeros of faint gradients that noise hides."""
+MOSTLY = 0.5
+"""Share of the directions whose zeros the layer must leave unexplained before they are put down to another cause."""
 PENALTY = 0.05
 """What one failed check costs, in shares of the rows."""
 
@@ -147,9 +149,26 @@ class Pool:
         return possible
 
     @property
+    def unexplained(self) -> float:
+        """Share of the basis that rests on no single row, though the layer cannot produce its patterns; 0 up to `MOSTLY`.
+
+        Mixtures rest on single rows: these zeros have another reason than the layer, such as dropout. A few such
+        directions are a matter of faint gradients.
+        """
+        chosen = list(self.basis)
+        strange = (self.agreement[chosen] < SURE) & ~self.lone[chosen]
+        share = float(np.mean(strange)) if chosen else 0.0
+        return share if share > MOSTLY else 0.0
+
+    @property
     def solid(self) -> list[int]:
         """Members of the basis that nothing speaks against, no failed check of a whole choice either."""
         return [i for i in self.basis if self.possible[i] and not self.penalty[i]]
+
+    @property
+    def standing(self) -> list[int]:
+        """Members of the basis that stand on their zeros, whatever the layer says: no lone row, no failed check."""
+        return [i for i in self.basis if not self.lone[i] and not self.penalty[i]]
 
     def with_basis(self, basis: tuple[int, ...]) -> Pool:
         """Return the same candidates with another choice of basis."""

@@ -47,7 +47,7 @@ def refined(factors: Factors, choice: Disaggregation) -> Disaggregation:
         Y = _step(factors, rows, (choice.q / factors.S).T, xp.astype(off, xp.float64))
         if Y is None:
             break
-        choice = disaggregate(factors, Y.T * factors.S)
+        choice = disaggregate(factors, Y.T * factors.S, lenient=choice.lenient)
     return choice
 
 

@@ -224,13 +224,14 @@ class TestDeflation:
         changes: dict[str, Any] = {"weight": None, "bias": None} if doubt == "no W" else {}
         factors, truth = problem(Backend.NUMPY, **changes)
         pool = pool_of(factors, truth[:15])
-        doubts: dict[str, Any] = {
-            "agreement": np.full(15, 0.96),
-            "penalty": np.ones(15, dtype=np.int64),
-            "lone": np.ones(15, dtype=bool),
+        # Where the layer explains the zeros of few directions, it is the layer that is doubted.
+        few = np.arange(15) < 7
+        doubts: dict[str, dict[str, Any]] = {
+            "agreement": {"agreement": np.where(few, 0.96, 1.0), "lone": ~few},
+            "penalty": {"penalty": np.ones(15, dtype=np.int64)},
+            "lone": {"lone": np.ones(15, dtype=bool)},
         }
-        if doubt in doubts:
-            pool = replace(pool, **{doubt: doubts[doubt]})
+        pool = replace(pool, **doubts.get(doubt, {}))
         descent = descent_for(factors, Settings(steps=1, deflation=doubt != "deflation off"))
         for seed in range(3):
             assert descent.propose(factors, pool, np.random.default_rng(seed)).examined == 256

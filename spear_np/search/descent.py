@@ -128,7 +128,8 @@ class Descent:
     def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Descend from one block of starts; returns the distinct ends, sharpest first."""
         xp, b = factors.xp, factors.batch_size
-        trusted = self._trusted(pool, rng)
+        mistrusted = self._mistrusted(pool, rng)
+        trusted = self._trusted(pool, rng, mistrusted=mistrusted)
         deflated = len(trusted) > 0
         complement, known = (None, None) if not deflated else self._deflation(factors, pool, trusted)
         left = b - len(trusted)
@@ -140,7 +141,7 @@ class Descent:
             picks = rng.integers(0, factors.U.shape[0], count)
             start = xp.take(self.weighting.rows, factors.device.integers(picks), axis=0)
         signs = None
-        if self.model is not None and self.settings.sign_weights:
+        if self.model is not None and self.settings.sign_weights and not mistrusted:
             signs = smoother(factors, self.model, complement, prior=self.settings.prior)
         ends = descend(
             factors, self.weighting.rows, start, tempering, self.settings, signs=signs, known=known
@@ -151,14 +152,20 @@ class Descent:
         """No forecast: a start either ends on a new direction or does not."""
         return None
 
-    def _trusted(self, pool: Pool, rng: np.random.Generator) -> HostArray:
+    @staticmethod
+    def _mistrusted(pool: Pool, rng: np.random.Generator) -> bool:
+        """Whether to leave the signs of the layer aside: as often as it does not explain what was found."""
+        share = pool.unexplained
+        return share > 0 and bool(rng.random() < share)
+
+    def _trusted(self, pool: Pool, rng: np.random.Generator, *, mistrusted: bool) -> HostArray:
         """Indices of directions to deflate by: the solid ones, at times not all of them, so that none does harm."""
         nothing = np.empty(0, dtype=np.int64)
         if self.model is None or not self.settings.deflation:
             return nothing
         if pool.effort > 1 and rng.random() < 0.15:
             return nothing
-        trusted = np.asarray(pool.solid, dtype=np.int64)
+        trusted = np.asarray(pool.standing if mistrusted else pool.solid, dtype=np.int64)
         if pool.stale > 2 and rng.random() < 0.5:
             trusted = trusted[rng.random(len(trusted)) < 0.7]
         return trusted[: pool.q.shape[1] - 1]

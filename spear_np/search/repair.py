@@ -54,9 +54,8 @@ def realigned(factors: Factors, choice: Disaggregation) -> Disaggregation:
         q, usable = _by_layer(factors, dual)
         better = None
         for count in {1, len(usable)}:
-            candidate = disaggregate(
-                factors, _replaced(factors, choice.q, q[:count, :], wrong[usable[:count]])
-            )
+            replaced = _replaced(factors, choice.q, q[:count, :], wrong[usable[:count]])
+            candidate = disaggregate(factors, replaced, lenient=choice.lenient)
             if (candidate.mean_agreement() or 0.0) > ((better or choice).mean_agreement() or 0.0):
                 better = candidate
         if better is None:
