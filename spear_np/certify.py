@@ -400,6 +400,6 @@ def noise_bound(
     scale = scale_variance * largest
     direct = to_host(factors.xp.sum((recovery * factors.noise[None, :]) ** 2, axis=1))
     bound: HostArray = np.nan_to_num(
-        ZERO_SIGMAS * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
+        ZERO_SIGMAS * factors.omission * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
     )
     return bound

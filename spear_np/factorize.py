@@ -106,6 +106,8 @@ class Factors:
     """(m,); None if missing."""
     relative_noise: float
     """Median over live rows of η divided by the row's root mean square: dimensionless."""
+    omission: float
+    """How many times further than noise of size η an input below the rank can move the others; 1 if there can be none."""
 
     @property
     def xp(self) -> Any:
@@ -243,6 +245,11 @@ def factorize(
     S = xp.maximum(S, 1e-15 * S[0] * xp.ones_like(S))
     to_basis, coordinates = to_basis @ rotation.T, coordinates @ rotation.T
     relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
+    omission = 1.0
+    if spectrum.plausible is not None and b < min(spectrum.plausible[1], svd.S.shape[0]):
+        # At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
+        units = float(np.median(to_host(xp.take(model / noise, live)))) * float(svd.S[b])
+        omission = max(1.0, units / ZERO_SIGMAS)
     return Factors(
         device=device,
         gradients=gradients,
@@ -260,6 +267,7 @@ def factorize(
         bias=device.zeros(m) if vectors["bias"] is None else vectors["bias"],
         bias_grad=vectors["bias_grad"],
         relative_noise=float(np.median(to_host(relative))),
+        omission=omission,
     )
 
 
