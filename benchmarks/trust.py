@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from scipy.optimize import linear_sum_assignment
 
 import spear_np
 from benchmarks import environment, updates
-from benchmarks.problems import Problem, make_problem
+from benchmarks.problems import Array, Problem, make_problem
 from benchmarks.robustness import without_counts
 from benchmarks.runs import Results, Row, exit_status, one_of
 from spear_io.evaluate import EXACT
@@ -168,13 +168,9 @@ def run(scenario: Scenario, setting: Row) -> Row:
     seconds = time.perf_counter() - start
     truth, inputs = problem.images.inputs, to_host(result.inputs)
     data_range = float(np.ptp(truth))
-    distance = np.linalg.norm(truth[:, None, :] - inputs[None, :, :], axis=2)
-    pairs = linear_sum_assignment(distance)
-    psnr = np.zeros(len(truth))
+    psnr = matched_psnr(problem, result)
     errors, beyond = [], 0
-    for i, k in zip(*pairs, strict=True):
-        mean_square = distance[i, k] ** 2 / truth.shape[1]
-        psnr[i] = min(400.0, 10 * np.log10(data_range**2 / max(mean_square, 1e-300)))
+    for i, k in matches(truth, inputs):
         errors.append(float(np.max(np.abs(truth[i] - inputs[k]))))
         beyond += errors[-1] > result.certificate.error_bound[k]
     wrong = result.status == "exact" and (
@@ -193,6 +189,22 @@ def run(scenario: Scenario, setting: Row) -> Row:
         "reason": result.reason,
         "environment": environment.describe(),
     }
+
+
+def matches(truth: Array, inputs: Array) -> Iterator[tuple[int, int]]:
+    """Pairs of a true input (b, n) and the recovered row (k, n) that it is matched to, each in one pair at most."""
+    distance = np.linalg.norm(truth[:, None, :] - inputs[None, :, :], axis=2)
+    return zip(*(side.tolist() for side in linear_sum_assignment(distance)), strict=True)
+
+
+def matched_psnr(problem: Problem, result: spear_np.Inversion) -> Array:
+    """(b,): PSNR of each true input with the range of the data as peak; 0 if it was not handed out, 400 at most."""
+    truth, inputs = problem.images.inputs, to_host(result.inputs)
+    psnr = np.zeros(len(truth))
+    for i, k in matches(truth, inputs):
+        mean_square = float(np.mean((truth[i] - inputs[k]) ** 2))
+        psnr[i] = min(400.0, 10 * np.log10(np.ptp(truth) ** 2 / max(mean_square, 1e-300)))
+    return psnr
 
 
 def line(row: Row) -> str:

@@ -25,6 +25,8 @@ MAX_BIAS_RESIDUAL = 100.0
 """Relative residual of bias_grad, in units of the relative noise, up to which the batch explains it."""
 HIDDEN_SHARE = 4.0
 """How many times larger than what is seen of them outside the known columns the gradients of unknown inputs may be."""
+HUGE = 1e50
+"""Sensitivity of a scale from which nothing is known of it: its square leaves room below the overflow."""
 AGREES = 0.995
 """λ of a column that is kept when all others are forgotten: a few gradients may drown in noise."""
 
@@ -151,7 +153,7 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     A = xp.take(columns, factors.live, axis=0) * weights[:, None]
     target = xp.take(factors.bias_grad, factors.live) * weights
     Q, R = xp.linalg.qr(A)
-    inverse = inverse_or_pseudoinverse(xp, R)
+    inverse = xp.clip(inverse_or_pseudoinverse(xp, R), -HUGE, HUGE)
     scale = inverse @ (Q.T @ target)
     rest = float(xp.linalg.vector_norm(target - Q @ (Q.T @ target)))
     size = float(xp.linalg.vector_norm(target))
@@ -161,7 +163,7 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     # does not explain is the gradient of inputs that are not among these: as much again may lie along the columns.
     sigma = max(rest / math.sqrt(dof), factors.relative_noise * size / math.sqrt(A.shape[0]))
     sigma = max(sigma, HIDDEN_SHARE / ZERO_SIGMAS * rest) if residual > MAX_BIAS_RESIDUAL else sigma
-    variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, 1e-200))
+    variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, HUGE**-2))
     tiny = xp.abs(scale) < 1e-300
     return q * xp.where(tiny, xp.ones_like(scale), scale)[:, None], variance, residual
 

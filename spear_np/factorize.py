@@ -27,6 +27,8 @@ ZERO_SIGMAS = 6.0
 SURELY_ON = 2
 """Multiple of the zero test from which a gradient is there for sure: what a direction that is slightly off adds to the
 zeros, and no zero row shows, stays below the test."""
+NOISY_FROM = 1e-5
+"""Relative noise from which it is more than rounding to float32: it hides gradients, and averaging over it gains accuracy."""
 NEAR_NOISE = 10
 """Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
 ROUNDING_SAFETY = 3.0

@@ -16,7 +16,7 @@ from .certificate import Certificate
 from .certify import Verdict, certify, false_probabilities
 from .disaggregate import Disaggregation, contradicting, disaggregate, doubtful, improve
 from .errors import InputError
-from .factorize import Factors, Spectrum, expand, factorize
+from .factorize import NOISY_FROM, Factors, Spectrum, expand, expected_hidden, factorize
 from .gradients import LayerGradients
 from .partial import partial_inputs
 from .polish import Directions, polish
@@ -51,6 +51,8 @@ GIVE_UP_AFTER = 100
 """Rounds after which a complete choice that is not certified will not be bettered: the zeros do not determine it."""
 MAX_CHANCE = 0.1
 """Probability of a direction by chance up to which a partial answer relies on it."""
+MAX_HIDDEN = 0.05
+"""Share of the units on which a direction may disagree with the layer because noise hides its gradients there."""
 FORGET_AFTER = 6
 """Complete choices that failed, after which all directions that contradict the layer are forgotten."""
 
@@ -418,8 +420,18 @@ def _judge(factors: Factors, model: SignModel | None, found: Directions) -> Cand
         agreement, coordinates = np.ones(len(found.q)), np.zeros_like(found.q)
     else:
         agreement, coordinates = fit_signs(factors, model, factors.device.booleans(~found.zero_mask))
+        if factors.relative_noise > NOISY_FROM:
+            agreement = np.minimum(1.0, agreement + _hidden_shares(factors, found.q))
     lone = lone_rows(factors, factors.device.float64(found.q), found.zero_mask)
     return Candidates(found.q, found.zero_mask, found.angle, agreement, coordinates, lone)
+
+
+def _hidden_shares(factors: Factors, q: HostArray) -> HostArray:
+    """(k,): share of the units on which noise is expected to hide a gradient of `q` (k, b), `MAX_HIDDEN` at most."""
+    units = to_host(factors.noise_units(factors.device.float64(q)))
+    hidden = np.asarray([expected_hidden(column) for column in units])
+    shares: HostArray = np.minimum(hidden / factors.U.shape[0], MAX_HIDDEN)
+    return shares
 
 
 def _chosen(

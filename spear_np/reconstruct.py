@@ -7,12 +7,10 @@ from typing import Any
 
 from .backend import inverse_or_pseudoinverse, scatter_columns, solve_or_nan
 from .disaggregate import Disaggregation
-from .factorize import ZERO_SIGMAS, Factors
+from .factorize import NOISY_FROM, ZERO_SIGMAS, Factors
 
 Array = Any
 
-REFINED_FROM = 1e-5
-"""Relative noise from which fitting gradients and inputs in turn gains accuracy; below it nothing was seen to change."""
 BLOCK_NUMBERS = 8_000_000
 
 
@@ -56,7 +54,7 @@ def reconstruct(factors: Factors, choice: Disaggregation) -> Reconstruction:
     """
     off = zero_support(factors, choice.q, choice.dual)
     output_grad = factors.xp.where(off, 0.0, factors.columns(choice.q))
-    if factors.relative_noise > REFINED_FROM:
+    if factors.relative_noise > NOISY_FROM:
         fitted = _least_squares_gradients(factors, choice.dual, ~off)
         if bool(factors.xp.all(factors.xp.isfinite(fitted))):  # else inputs depend on each other
             output_grad = fitted

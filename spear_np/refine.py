@@ -17,8 +17,8 @@ from typing import Any
 
 from .backend import inverse_or_pseudoinverse, solve_or_nan
 from .disaggregate import Disaggregation, disaggregate
-from .factorize import Factors
-from .reconstruct import REFINED_FROM, zero_support
+from .factorize import NOISY_FROM, Factors
+from .reconstruct import zero_support
 
 Array = Any
 
@@ -38,20 +38,20 @@ def refined(factors: Factors, choice: Disaggregation) -> Disaggregation:
 
     A step is taken only if it lowers f at the support it was made for.
     """
-    if factors.relative_noise <= REFINED_FROM or choice.agreement is None or factors.batch_size == 1:
+    if factors.relative_noise <= NOISY_FROM or choice.agreement is None or factors.batch_size == 1:
         return choice
     xp = factors.xp
     rows = factors.U * factors.S
     for _ in range(STEPS):
         off = xp.take(zero_support(factors, choice.q, choice.dual), factors.live, axis=0)
-        Y = _step(factors, rows, (choice.q / factors.S).T, xp.astype(off, xp.float64))
+        Y = gauss_newton_step(factors, rows, (choice.q / factors.S).T, xp.astype(off, xp.float64))
         if Y is None:
             break
         choice = disaggregate(factors, Y.T * factors.S, lenient=choice.lenient)
     return choice
 
 
-def _step(factors: Factors, rows: Array, Y: Array, off: Array) -> Array | None:
+def gauss_newton_step(factors: Factors, rows: Array, Y: Array, off: Array) -> Array | None:
     """Y (b, b) after one Gauss-Newton step; None if that does not lower f.
 
     `rows` (ℓ, b) are those of weight_grad V in noise units, `off` (ℓ, b) is 1 where an entry of D is zero.
