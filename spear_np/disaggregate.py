@@ -23,6 +23,8 @@ SWAP_WORK = 2_000_000
 """Alternatives tried in the second stage, times the m·b entries each of them costs."""
 MAX_BIAS_RESIDUAL = 100.0
 """Relative residual of bias_grad, in units of the relative noise, up to which the batch explains it."""
+EXPLAINED = 5.0
+"""The same up to which noise alone explains it; measured: below 1, whatever the noise is."""
 HIDDEN_SHARE = 4.0
 """How many times larger than what is seen of them outside the known columns the gradients of unknown inputs may be."""
 HUGE = 1e50
@@ -162,7 +164,7 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     # bias_grad carries the relative noise of its rows at least, even if the residual happens to be smaller. What noise
     # does not explain is the gradient of inputs that are not among these: as much again may lie along the columns.
     sigma = max(rest / math.sqrt(dof), factors.relative_noise * size / math.sqrt(A.shape[0]))
-    sigma = max(sigma, HIDDEN_SHARE / ZERO_SIGMAS * rest) if residual > MAX_BIAS_RESIDUAL else sigma
+    sigma = max(sigma, HIDDEN_SHARE / ZERO_SIGMAS * rest) if residual > EXPLAINED else sigma
     variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, HUGE**-2))
     tiny = xp.abs(scale) < 1e-300
     return q * xp.where(tiny, xp.ones_like(scale), scale)[:, None], variance, residual

@@ -316,19 +316,21 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     uniform_values = to_host(svd_uniform.S)
     random = additive_rank(uniform_values, live, accumulated.used_features)
     by_gap = gap_rank(uniform_values, gradients.unit_roundoff)
-    rank = by_gap if random is None or by_gap is None else min(by_gap, random)
-    rank = random if rank is None else rank
-    of_noise = _spectrum(uniform_values, rank, rounding=False)
-    if rank is not None and rank != random:
-        of_noise = replace(of_noise, noise_known=False, excess=_excess(uniform_values, rank, live, n))
-    interval = _plausible(spectrum, of_noise)
-    spectrum, of_noise = replace(spectrum, plausible=interval), replace(of_noise, plausible=interval)
-    by_rounding, additive = (spectrum, A, model, svd), (of_noise, A_uniform, uniform, svd_uniform)
-    if spectrum.rank is None or spectrum.gap <= CLEAR_GAP:
-        return [by_rounding if rank is None else additive]
-    if rank is None or rank == spectrum.rank:
-        return [by_rounding]
-    return [(replace(spectrum, alternatives=1), A, model, svd), additive]
+    readings: list[_Reading] = []
+    if spectrum.rank is not None and spectrum.gap > CLEAR_GAP:
+        readings.append((spectrum, A, model, svd))
+    for other in sorted({b for b in (by_gap, random) if b is not None}):
+        of_noise = _spectrum(uniform_values, other, rounding=False)
+        if other != random:
+            of_noise = replace(of_noise, noise_known=False, excess=_excess(uniform_values, other, live, n))
+        if not readings or other != spectrum.rank:
+            readings.append((of_noise, A_uniform, uniform, svd_uniform))
+    readings = readings or [(spectrum, A, model, svd)]
+    interval = _plausible(*(reading[0] for reading in readings))
+    return [
+        (replace(reading[0], plausible=interval, alternatives=left), *reading[1:])
+        for left, reading in zip(reversed(range(len(readings))), readings, strict=True)
+    ]
 
 
 def _plausible(*readings: Spectrum) -> tuple[int, int] | None:

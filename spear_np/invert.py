@@ -194,18 +194,25 @@ def invert_layer(
         gradients, where, method, seed, budget, callback or (lambda _: None), checked_range(data_range)
     )
     with where.activate():
-        first, alternatives = _read(run, batch_size, reading=0)
-        if not alternatives or first.status in (Status.EXACT, Status.APPROXIMATE):
-            return first
-        second, _ = _read(run, batch_size, reading=1)
-        worth = [Status.FAILED, Status.PARTIAL, Status.APPROXIMATE, Status.EXACT]
-        return max(first, second, key=lambda result: (worth.index(result.status), result.found))
+        best, left = _read(run, batch_size, reading=0)
+        for reading in range(1, left + 1):
+            if best.status in (Status.EXACT, Status.APPROXIMATE) or budget.exhausted(0):
+                break
+            best = max(best, _read(run, batch_size, reading=reading)[0], key=_worth)
+        return best
+
+
+def _worth(result: Inversion) -> tuple[int, int]:
+    """What an answer is worth beside one at another reading of the singular values."""
+    return [Status.FAILED, Status.PARTIAL, Status.APPROXIMATE, Status.EXACT].index(
+        result.status
+    ), result.found
 
 
 def _read(run: _Run, batch_size: int | None, *, reading: int) -> tuple[Inversion, int]:
     """Invert at one reading of the singular values; returns the answer and how many readings are left.
 
-    A reading that leaves others has half of the time.
+    A reading that leaves others has half of the time that is left.
     """
     m, _ = run.gradients.shape
     run.report("factorize")
@@ -215,7 +222,8 @@ def _read(run: _Run, batch_size: int | None, *, reading: int) -> tuple[Inversion
         return run.inversion(Status.FAILED, no_rank_reason(factors, run.gradients), 0), 0
     left = factors.spectrum.alternatives if batch_size is None else 0
     if left:
-        run = replace(run, budget=replace(run.budget, time_limit=run.budget.time_limit / 2))
+        deadline = (run.budget.seconds + run.budget.time_limit) / 2
+        run = replace(run, budget=replace(run.budget, time_limit=deadline))
     with suitable_threads(run.device, m * factors.batch_size):
         return _search(factors, run.method, np.random.default_rng(run.seed), run), left
 

@@ -345,6 +345,15 @@ class TestBounds:
         bound = noise_bound(factors, batch.recovery, batch.input_max, np.zeros(3), unique)
         assert np.isinf(bound).tolist() == [True, False, False]
 
+    def test_bounds_grow_with_what_is_left_of_weight_grad(self) -> None:
+        data = digit_layer(B, width=WIDTH, seed=184)
+        factors = factors_of(data, Backend.NUMPY)
+        choice = disaggregate(factors, true_directions(factors, data.inputs))
+        batch = reconstruct(factors, choice)
+        bounds = np.asarray(certify(factors, choice, batch).certificate.error_bound)
+        worse = certify(factors, choice, replace(batch, residual=20 * np.ones_like(batch.residual)))
+        np.testing.assert_allclose(worse.certificate.error_bound, 20 * bounds, rtol=0.2)
+
     @pytest.mark.parametrize("wrong", [0, 2])
     def test_inputs_that_nothing_bounds_are_not_said_to_be_found(self, wrong: int) -> None:
         factors = factors_of(digit_layer(3, width=60, seed=183), Backend.NUMPY, bias_grad=None)

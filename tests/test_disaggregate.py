@@ -107,6 +107,20 @@ class TestMissingData:
         choice = disaggregate(factors, backend.array(true_directions(factors, data.inputs)))
         assert choice.bias_residual is not None
         assert choice.bias_residual > 1e4
+        # Nothing is known of scales that it gives: six deviations are no less than all of them.
+        assert np.all(36 * backend.host(choice.scale_variance) > 0.1)
+
+    @pytest.mark.parametrize("seed", range(131, 135))
+    def test_scales_allow_for_an_input_that_only_bias_grad_shows(self, backend: Backend, seed: int) -> None:
+        """A black image adds its column to bias_grad, and nothing to weight_grad."""
+        data = layer(seed)
+        hidden = data.output_grad[:, 0] * np.random.default_rng(seed).uniform(0.5, 1.5, WIDTH) / 3
+        factors = factors_of(data, backend, bias_grad=(data.bias_grad + hidden).astype(np.float32))
+        truth = true_directions(factors, data.inputs)
+        choice = disaggregate(factors, backend.array(truth))
+        scale = np.sum(backend.host(choice.q) * truth, axis=1) / np.sum(truth**2, axis=1)
+        assert np.max(np.abs(scale - 1)) > 1e-2
+        assert np.all(np.abs(scale - 1) <= 6 * np.sqrt(backend.host(choice.scale_variance)) * np.abs(scale))
 
 
 class TestImprovement:

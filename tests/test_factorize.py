@@ -360,3 +360,41 @@ class TestRanksFromGaps:
         spectrum = spectrum_of(LayerGradients(noisy), CPU)
         assert (spectrum.rank, spectrum.noise_known) == (6, False)
         assert spectrum_of(LayerGradients(data.weight_grad), CPU).noise_known
+
+    def test_noise_of_no_known_kind_is_taken_for_as_large_as_its_largest_singular_value(self) -> None:
+        rng = np.random.default_rng(175)
+        data = layer_data_of(rng.random((6, 100)), rng, width=120)
+        level = 1e-4 * np.std(data.weight_grad) * 10 ** rng.uniform(-3, 0, (120, 1))
+        noisy = data.weight_grad + level * rng.standard_normal(data.weight_grad.shape)
+        factors = factorize(Backend.NUMPY.gradients(data, weight_grad=noisy), CPU)
+        assert isinstance(factors, Factors)
+        assert factors.spectrum.excess > 1.3
+        assert np.median(factors.noise[factors.live] / level[factors.live, 0]) > 1.2
+
+    def test_every_reading_has_its_turn(self) -> None:
+        data = digit_layer(6, width=100, seed=171)
+        step = np.max(np.abs(data.weight_grad)) / 2**9
+        levels = (np.rint(data.weight_grad / step) * step).astype(np.float32)
+        shared = Backend.NUMPY.gradients(data, weight_grad=levels)
+        ranks = []
+        for reading in range(3):
+            factors = factorize(shared, CPU, reading=reading)
+            assert isinstance(factors, Factors)
+            ranks.append(factors.batch_size)
+            if not factors.spectrum.alternatives:
+                break
+        # Evenly spaced levels are no rounding of float32: by that, all of their errors are signal.
+        assert ranks[0] > 6
+        assert 6 in ranks
+        assert len(set(ranks)) == len(ranks)
+
+    def test_an_input_that_may_lie_below_the_rank_counts(self, backend: Backend) -> None:
+        data = digit_layer(6, width=100, seed=172)
+        whole, less = (
+            factorize(backend.gradients(data), backend.device, batch_size) for batch_size in (6, 5)
+        )
+        assert isinstance(whole, Factors)
+        assert isinstance(less, Factors)
+        assert whole.omission == 1
+        # What is left out is no noise at all: many millions of its standard deviations.
+        assert less.omission > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from spear_np.backend import to_host
 from spear_np.factorize import Factors, expand
-from spear_np.uniqueness import SPARE, lone_rows, uniqueness
+from spear_np.uniqueness import SPARE, lone_rows, sharpened, uniqueness
 from tests.backends import Backend
-from tests.layers import digit_layer, factors_of, layer_with_patterns, true_directions
+from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions
 from tests.networks import Floats, LayerData
 
 B, WIDTH = 5, 100
@@ -36,6 +37,34 @@ class TestUniqueness:
             for _ in range(50):
                 left = rng.choice(rows, len(rows) - int(found.redundancy[index]), replace=False)
                 assert np.linalg.svd(U[left], compute_uv=False)[B - 2] > 1e-4
+
+    @pytest.mark.parametrize("seed", range(186, 190))
+    def test_the_whole_projector_shows_more_rows_to_spare(self, backend: Backend, seed: int) -> None:
+        data = digit_layer(B, width=32, seed=seed)
+        factors = factors_of(data, backend)
+        q = backend.array(true_directions(factors, data.inputs))
+        off = expand(factors, factors.zeros(q))
+        quick = uniqueness(factors, q, q, off)
+        sharp = sharpened(factors, q, off, quick)
+        assert np.all(sharp.redundancy >= quick.redundancy)
+        assert not np.any(sharp.redundancy[quick.redundancy == 0])
+        U, zeros = backend.host(factors.U), backend.host(factors.zeros(q))
+        # Whatever rows are taken, as many as it says: the rank survives.
+        for rows, spare in zip(zeros, sharp.redundancy, strict=True):
+            if not spare:
+                continue
+            for lost in combinations(np.flatnonzero(rows), int(spare)):
+                left = U[np.setdiff1d(np.flatnonzero(rows), lost)]
+                assert np.linalg.svd(left, compute_uv=False)[B - 2] > 1e-6
+
+    def test_it_is_sharper_by_a_row_and_more(self) -> None:
+        rng = np.random.default_rng(190)
+        data = layer_data_of(rng.standard_normal((30, 100)), rng, width=200)
+        factors = factors_of(data, Backend.NUMPY)
+        q = true_directions(factors, data.inputs)
+        off = expand(factors, factors.zeros(q))
+        quick = uniqueness(factors, q, q, off)
+        assert np.mean(sharpened(factors, q, off, quick).redundancy) > np.mean(quick.redundancy) + 0.5
 
     def test_removing_zero_rows_ends_uniqueness(self, backend: Backend) -> None:
         data = digit_layer(B, width=WIDTH, seed=183)
