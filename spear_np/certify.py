@@ -106,22 +106,22 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     off = _determining(factors, choice, batch, _signs(factors, batch, np.full(k, tolerance)))
     # The dual vectors of the directions, in U-coordinates, are the inputs.
     unique = uniqueness(factors, batch.directions, batch.dual / factors.S, off)
-    unique = sharpened(factors, batch.directions, off, unique)
     residual = _residual(factors, batch)
     bound = noise_bound(
         factors, batch.recovery, to_host(batch.input_max), to_host(choice.scale_variance), unique
     ) * max(1.0, residual)  # what is left of weight_grad is noise too, whatever it comes from
     signs = _signs(factors, batch, np.clip(bound, tolerance, ROW_TOLERANCE * batch.data_range))
     with_weight = factors.signs_known
-    false = false_probabilities(factors, batch.directions, unique.redundancy)
+    in_detail = (signs.blatant == 0) & (signs.hidden <= MAX_HIDDEN_ROW)
+    in_outline = (signs.agreement >= NEAR_AGREEMENT) & (unique.redundancy >= 1)
+    told = in_detail | in_outline if with_weight else np.ones(k, dtype=bool)
+    unique, false = chances(factors, batch.directions, off, unique, MAX_CHANCE, doubtful=~told)
     sound = unique.unique & (bound <= ROW_TOLERANCE * batch.data_range)
     if with_weight:
         # Dropout hides gradients of units that are on; several steps in one update, or weights that are not quite
         # those of the gradient, disturb some signs. None of it makes a direction wrong that chance cannot.
-        in_detail = (signs.blatant == 0) & ((signs.hidden <= MAX_HIDDEN_ROW) | (false <= MAX_CHANCE))
-        in_outline = (signs.agreement >= NEAR_AGREEMENT) & (unique.redundancy >= 1)
-        in_outline |= (signs.agreement >= ROUGH_AGREEMENT) & (false <= MAX_CHANCE)
-        sound &= (signs.decided >= MIN_DECIDED_ROW) & (in_detail | in_outline)
+        told |= ((signs.blatant == 0) | (signs.agreement >= ROUGH_AGREEMENT)) & (false <= MAX_CHANCE)
+        sound &= (signs.decided >= MIN_DECIDED_ROW) & told
     if factors.spectrum.plausible is not None and factors.batch_size < factors.spectrum.plausible[0]:
         # What the inputs beyond the batch size add is no noise, and nothing bounds what they change.
         sound &= False
@@ -343,6 +343,28 @@ def _determining(factors: Factors, choice: Disaggregation, batch: Reconstruction
     clear = np.asarray([expected_hidden(column) <= MAX_HIDDEN_ROW for column in units])
     other = factors.device.booleans(clear & (signs.agreement < 1.0 - MAX_HIDDEN))
     return factors.xp.where(other[None, :], signs.silent, signs.off)
+
+
+def chances(
+    factors: Factors,
+    directions: Array,
+    off: Array,
+    unique: Uniqueness,
+    limit: float,
+    *,
+    doubtful: HostArray | None = None,
+) -> tuple[Uniqueness, HostArray]:
+    """`unique` of `directions` (k, b) and the probabilities (k,) that they are of no input.
+
+    The rows to spare of those that are `doubtful` (k,) bool, or all, and more probable than `limit` are counted sharply.
+    """
+    false = false_probabilities(factors, directions, unique.redundancy)
+    again = (false > limit) & (unique.redundancy >= 1)
+    again &= True if doubtful is None else doubtful
+    if np.any(again):
+        unique = sharpened(factors, directions, off, unique, np.flatnonzero(again))
+        false = false_probabilities(factors, directions, unique.redundancy)
+    return unique, false
 
 
 def false_probabilities(factors: Factors, directions: Array, redundancy: HostArray) -> HostArray:

@@ -43,6 +43,8 @@ LARGE_LAYER = 1000
 that is beyond doubt."""
 WIDE_GAP = 5.0
 """Drop in the singular values that tells the rank whatever the noise is."""
+STANDS_OUT = 2.0
+"""Multiple of what independent noise shows at most from which a singular value may be that of an input."""
 CLEAR_GAP = 3.0
 """Drop in the singular values that noise alone does not show; a rank without it is doubted."""
 ARITHMETIC = 4 * float(np.finfo(np.float64).eps)
@@ -249,9 +251,11 @@ def factorize(
     relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
     omission = 1.0
     if spectrum.plausible is not None and b < min(spectrum.plausible[1], svd.S.shape[0]):
-        # At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
-        units = float(np.median(to_host(xp.take(model / noise, live)))) * float(svd.S[b])
-        omission = max(1.0, units / ZERO_SIGMAS)
+        values = to_host(svd.S)
+        if float(values[b]) > STANDS_OUT * _edge(values, b + 1, m, n):
+            # At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
+            units = float(np.median(to_host(xp.take(model / noise, live)))) * float(values[b])
+            omission = max(1.0, units / ZERO_SIGMAS)
     return Factors(
         device=device,
         gradients=gradients,

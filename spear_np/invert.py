@@ -13,7 +13,7 @@ import numpy as np
 from . import polytope
 from .backend import Device, device_for, suitable_threads, to_host
 from .certificate import Certificate
-from .certify import Verdict, certify, false_probabilities
+from .certify import Verdict, certify, chances
 from .disaggregate import Disaggregation, contradicting, disaggregate, doubtful, improve
 from .errors import InputError
 from .factorize import NOISY_FROM, Factors, Spectrum, expand, expected_hidden, factorize
@@ -33,7 +33,7 @@ from .search.repair import realigned, repair_candidates, units_off_last
 from .search.sampling import Sampling
 from .search.schedule import Schedule
 from .search.signs import SignModel, fit_signs, sign_model
-from .uniqueness import lone_rows, sharpened, uniqueness
+from .uniqueness import lone_rows, uniqueness
 
 Array = Any
 SearchFactory = Callable[[Factors, SignModel | None], Search]
@@ -569,8 +569,7 @@ def _partial(factors: Factors, state: _State, ended: str, run: _Run) -> Inversio
     reason = f"{ended}: {q.shape[0]} of {b} directions found"
     if 0 < q.shape[0] < b:
         off = expand(factors, factors.zeros(q))
-        unique = sharpened(factors, q, off, uniqueness(factors, q, q, off))
-        false = false_probabilities(factors, q, unique.redundancy)
+        unique, false = chances(factors, q, off, uniqueness(factors, q, q, off), MAX_CHANCE)
         sound = np.flatnonzero(unique.unique & (unique.redundancy >= 1) & (false <= MAX_CHANCE))
         q = xp.take(q, factors.device.integers(sound), axis=0)
         bounded = partial_inputs(factors, q)

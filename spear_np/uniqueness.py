@@ -30,8 +30,6 @@ UNSEEN = 1e-12
 OPEN_ENERGY = 4.0
 """Mean square of the products of a direction with many rows, in noise units, that does not stand out of the noise."""
 BLOCK_NUMBERS = 8_000_000
-ENOUGH = 4
-"""Rows to spare that leave nothing to chance: fewer are counted again, more sharply."""
 SPARE = 2
 """Zero rows beyond b - 1 that a direction needs to be relied on before the batch is whole."""
 
@@ -226,18 +224,17 @@ def _by_svd(factors: Factors, q: Array, rows: Array, noise_energy: Array, inputs
     )
 
 
-def sharpened(factors: Factors, q: Array, off: Array, unique: Uniqueness) -> Uniqueness:
-    """`unique` of the directions `q` (k, b) with zero rows `off` (m, k), where few rows were found to spare looked at again.
+def sharpened(factors: Factors, q: Array, off: Array, unique: Uniqueness, which: HostArray) -> Uniqueness:
+    """`unique` of the directions `q` (k, b) with zero rows `off` (m, k), the rows to spare of `which` counted again.
 
     The rank survives the loss of the rows R if the largest eigenvalue of their part of the projector on the rows' span
     stays below one: at most the largest sum, over a row of it, of the magnitudes in R (Gershgorin), where the sum of
     the leverages is the trace. That takes the whole projector of each direction.
     """
-    few = np.flatnonzero((unique.redundancy >= 1) & (unique.redundancy < ENOUGH))
+    xp = factors.xp
     redundancy = unique.redundancy.copy()
-    for index in few.tolist() if factors.batch_size > 1 else ():
-        used = factors.xp.nonzero(factors.xp.take(off[:, index], factors.live))[0]
-        rows = factors.xp.take(factors.U, used, axis=0)
+    for index in which.tolist() if factors.batch_size > 1 else ():
+        rows = xp.take(factors.U, xp.nonzero(xp.take(off[:, index], factors.live))[0], axis=0)
         redundancy[index] = max(redundancy[index], _removable(factors, q[index, :], rows))
     return replace(unique, redundancy=redundancy)
 
