@@ -24,6 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks import environment
+from tests.altered import altered_case
 from tests.awkward import AWKWARD, LIMIT, tiny_case
 from tests.cases import Case, random_case
 from tests.promises import broken_promises
@@ -39,6 +40,7 @@ def awkward(seed: int) -> Case:
 KINDS: dict[str, Callable[[int], Case | None]] = {
     "random": random_case,
     "awkward": awkward,
+    "altered": altered_case,
     "tiny float32": lambda seed: tiny_case(seed, np.float32),
     "tiny float64": lambda seed: tiny_case(seed, np.float64),
 }

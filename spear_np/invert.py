@@ -13,7 +13,7 @@ import numpy as np
 from . import polytope
 from .backend import Device, device_for, suitable_threads, to_host
 from .certificate import Certificate
-from .certify import Verdict, certify, chances
+from .certify import MAX_CHANCE, Verdict, certify, chances
 from .disaggregate import Disaggregation, contradicting, disaggregate, doubtful, improve
 from .errors import InputError
 from .factorize import NOISY_FROM, Factors, Spectrum, expand, expected_hidden, factorize
@@ -49,8 +49,6 @@ REDRAWN = 20
 """How often each submatrix of a small layer is drawn on average before the search gives up."""
 GIVE_UP_AFTER = 100
 """Rounds after which a complete choice that is not certified will not be bettered: the zeros do not determine it."""
-MAX_CHANCE = 0.1
-"""Probability of a direction by chance up to which a partial answer relies on it."""
 MAX_HIDDEN = 0.05
 """Share of the units on which a direction may disagree with the layer because noise hides its gradients there."""
 FORGET_AFTER = 6

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from spear_np import Status
+from tests.altered import altered_case
 from tests.awkward import AWKWARD, check, tiny_case
 from tests.cases import case_of, random_case
 from tests.layers import digit_layer, layer_data_of
@@ -163,6 +164,19 @@ def test_many_random_layers_break_no_promise(block: int) -> None:
 def test_tiny_layers_break_no_promise(dtype: Any) -> None:
     seeds = (*range(20), 701166)
     assert [text for seed in seeds if (text := check(tiny_case(seed, dtype))) is not None] == []
+
+
+def test_altered_updates_break_no_promise() -> None:
+    cases = [case for seed in range(40) if (case := altered_case(seed)) is not None]
+    assert len(cases) > 30
+    assert [text for case in cases if (text := check(case)) is not None] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(10))
+def test_many_altered_updates_break_no_promise(block: int) -> None:
+    cases = [case for seed in range(100 + 100 * block, 200 + 100 * block) if (case := altered_case(seed))]
+    assert [text for case in cases if (text := check(case)) is not None] == []
 
 
 @pytest.mark.slow
