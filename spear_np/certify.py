@@ -25,6 +25,7 @@ import numpy as np
 
 from .backend import to_host
 from .certificate import Certificate, Check
+from .dependence import dependent_columns
 from .disaggregate import MAX_BIAS_RESIDUAL, Disaggregation
 from .factorize import SURELY_ON, ZERO_SIGMAS, Factors, expected_hidden
 from .reconstruct import Reconstruction
@@ -55,6 +56,10 @@ MIN_DECIDED_ROW = 0.3
 """Least share of decided units with which an input is handed out."""
 MIN_GAP = 3.0
 MAX_RESIDUAL = 1.5
+ENTANGLED = (
+    "columns of ∂L/∂Z depend on each other on the units that their inputs share, as behind few outputs: where no activation "
+    "signs confirm them, rows may be combinations of inputs, and nothing bounds their errors"
+)
 FORWARD_ROUNDING = 2.0**-24
 """Forward passes accumulate in float32 or better."""
 
@@ -108,10 +113,19 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     unique = uniqueness(factors, batch.directions, batch.dual / factors.S, off)
     residual = _residual(factors, batch)
     bound = noise_bound(
-        factors, batch.recovery, to_host(batch.input_max), to_host(choice.scale_variance), unique
+        factors,
+        batch.recovery,
+        to_host(batch.input_max),
+        to_host(choice.scale_variance),
+        unique,
+        largest=to_host(batch.largest_residual),
     ) * max(1.0, residual)  # what is left of weight_grad is noise too, whatever it comes from
     signs = _signs(factors, batch, np.clip(bound, tolerance, ROW_TOLERANCE * batch.data_range))
     with_weight = factors.signs_known
+    entangled = (choice.lenient or not with_weight) and dependent_columns(factors, batch.directions)
+    if entangled:
+        # Only signs tell which combinations are inputs.
+        bound = np.where(with_weight & (signs.agreement >= 1.0 - MAX_HIDDEN), bound, math.inf)
     in_detail = (signs.blatant == 0) & (signs.hidden <= MAX_HIDDEN_ROW)
     in_outline = (signs.agreement >= NEAR_AGREEMENT) & (unique.redundancy >= 1)
     told = in_detail | in_outline if with_weight else np.ones(k, dtype=bool)
@@ -134,7 +148,7 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
         sign_agreement=tuple(float(a) for a in signs.agreement),
         false_probability=tuple(float(p) for p in false),
         error_bound=tuple(float(e) for e in bound),
-        caveats=_caveats(factors),
+        caveats=(*_caveats(factors), *((ENTANGLED,) if entangled else ())),
     )
     return _verdict(certificate, sound, factors, with_weight=with_weight)
 
@@ -218,7 +232,7 @@ def _checks(
         ),
         Check(
             "rank",
-            float(factors.batch_size - (factors.spectrum.rank or 0)),
+            float(factors.batch_size - factors.spectrum.shown),
             ">=",
             0.0,
             "directions beyond the rank that the singular values show",
@@ -271,6 +285,11 @@ def _caveats(factors: Factors) -> tuple[str, ...]:
     ]
     if factors.gradients.bias_grad is None:
         caveats.append("without bias_grad every input is known up to its scale only")
+    else:
+        caveats.append(
+            "the inputs have the scale that bias_grad gives them: if it was scaled on its own, by clipping, quantisation "
+            "or a learning rate of its own, all inputs are off by that factor"
+        )
     if factors.gradients.weight is None:
         caveats.append("without weight the activation signs could not be checked")
     elif factors.gradients.bias is None:
@@ -399,7 +418,13 @@ def _gap(units: Array, active: Array, zero: Array) -> float:
 
 
 def noise_bound(
-    factors: Factors, recovery: Array, input_max: HostArray, scale_variance: HostArray, unique: Uniqueness
+    factors: Factors,
+    recovery: Array,
+    input_max: HostArray,
+    scale_variance: HostArray,
+    unique: Uniqueness,
+    *,
+    largest: HostArray | None = None,
 ) -> HostArray:
     """(k,): six standard deviations of the largest error of each input, in units of the inputs.
 
@@ -414,13 +439,18 @@ def noise_bound(
         Largest absolute entry of each input, relative variance of its scale.
     unique : Uniqueness
         Of the directions (k, b), asked about the inputs.
+    largest : (m,), optional
+        Largest entry of each row of weight_grad that the inputs leave: noise may be in few entries.
     """
-    largest = input_max**2
+    power = input_max**2
     with np.errstate(invalid="ignore", over="ignore"):
-        mixing = np.where(np.eye(len(largest), dtype=bool), 0.0, unique.mixing)  # its own share is its scale
-        mixed = mixing @ largest + mixing.sum(axis=1) * largest
-    scale = scale_variance * largest
-    direct = to_host(factors.xp.sum((recovery * factors.noise[None, :]) ** 2, axis=1))
+        mixing = np.where(np.eye(len(power), dtype=bool), 0.0, unique.mixing)  # its own share is its scale
+        mixed = mixing @ power + mixing.sum(axis=1) * power
+    scale = scale_variance * power
+    noise = to_host(factors.noise)
+    if largest is not None:
+        noise = np.maximum(noise, largest / ZERO_SIGMAS)
+    direct = np.sum((to_host(recovery) * noise) ** 2, axis=1)
     bound: HostArray = np.nan_to_num(
         ZERO_SIGMAS * factors.omission * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
     )

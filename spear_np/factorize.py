@@ -36,6 +36,8 @@ ROUNDING_SAFETY = 3.0
 the average residual tells; measured factors stay below 3 on images."""
 ROUNDING_LEVEL = 8.0
 """Noise up to this multiple of the unit roundoff is taken for accumulated rounding."""
+LARGEST = 1e100
+"""Magnitude that no array may reach, nor its inverse."""
 BEYOND_DOUBT = 100.0
 """Drop in the singular values that leaves hardly another rank to consider."""
 LARGE_LAYER = 1000
@@ -43,6 +45,10 @@ LARGE_LAYER = 1000
 that is beyond doubt."""
 WIDE_GAP = 5.0
 """Drop in the singular values that tells the rank whatever the noise is."""
+LEFT_OVER = 4
+"""Singular values below the rank without which nothing can be said of what they are."""
+LEAST_NOISE = 0.5
+"""Share of what equal noise in all entries gives every row at least that the weakest row must hold."""
 STANDS_OUT = 2.0
 """Multiple of what independent noise shows at most from which a singular value may be that of an input."""
 CLEAR_GAP = 3.0
@@ -70,6 +76,8 @@ class Spectrum:
     of no known kind."""
     alternatives: int = 0
     """How many other readings of the singular values are left to try if this one leads nowhere."""
+    shown: int = 0
+    """Largest rank that this reading and that by rounding show."""
     plausible: tuple[int, int] | None = None
     """Smallest and largest rank that the singular values allow; None without any."""
 
@@ -180,12 +188,14 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
     cross: Array | None = None
     squares: Array | None = None
     used = 0
+    sizes = [0.0] * len(names)
     narrower = narrower_precisions(gradients.precision_name)
     for columns, blocks in gradients.blocks(*names, device=device):
         for name, block in zip(names, blocks, strict=True):
             if not bool(xp.all(xp.isfinite(block))):
                 msg = f"`{name}` holds NaN or infinity in columns {columns.start} to {columns.stop - 1}"
                 raise InputError(msg)
+        sizes = [max(old, float(xp.max(xp.abs(block)))) for old, block in zip(sizes, blocks, strict=True)]
         narrower = [name for name in narrower if fits_precision(xp, blocks[0], name)]
         used += int(xp.sum(xp.astype(xp.any(blocks[0] != 0, axis=0), xp.int64)))
         stacked = blocks[0].T if R is None else xp.concat([R, blocks[0].T], axis=0)
@@ -195,6 +205,8 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
             cross = product if cross is None else cross + product
             norms = xp.sum(blocks[1] ** 2, axis=1)
             squares = norms if squares is None else squares + norms
+    for name, largest in zip(names, sizes, strict=True):
+        _check_size(name, largest)
     assert R is not None  # a matrix has at least one block
     return _Accumulated(R, cross, squares, used, (narrower or [gradients.precision_name])[0])
 
@@ -250,12 +262,14 @@ def factorize(
     to_basis, coordinates = to_basis @ rotation.T, coordinates @ rotation.T
     relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
     omission = 1.0
-    if spectrum.plausible is not None and b < min(spectrum.plausible[1], svd.S.shape[0]):
-        values = to_host(svd.S)
+    for other, _, other_model, other_svd in readings:
+        if spectrum.rounding and not other.rounding:
+            continue  # coherent rounding, which looks like signal where all rows count alike
+        values = to_host(other_svd.S) if b < (other.rank or 0) else np.zeros(b + 1)
         if float(values[b]) > STANDS_OUT * _edge(values, b + 1, m, n):
             # At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
-            units = float(np.median(to_host(xp.take(model / noise, live)))) * float(values[b])
-            omission = max(1.0, units / ZERO_SIGMAS)
+            units = float(np.median(to_host(xp.take(other_model / noise, live)))) * float(values[b])
+            omission = max(omission, units / ZERO_SIGMAS)
     return Factors(
         device=device,
         gradients=gradients,
@@ -284,7 +298,18 @@ def _finite_vector(gradients: LayerGradients, name: str, device: Device) -> Arra
     if not bool(device.xp.all(device.xp.isfinite(vector))):
         msg = f"`{name}` holds NaN or infinity"
         raise InputError(msg)
+    _check_size(name, float(device.xp.max(device.xp.abs(vector))))
     return vector
+
+
+def _check_size(name: str, largest: float) -> None:
+    """Refuse numbers whose squares leave the range of float64."""
+    if largest != 0 and not 1 / LARGEST < largest < LARGEST:
+        msg = (
+            f"the largest entry of `{name}` has the magnitude {largest:.1e}, which leaves no room for arithmetic: multiply "
+            "weight_grad and bias_grad by one factor, or weight and bias, so that they are nearer to one"
+        )
+        raise InputError(msg)
 
 
 _Reading = tuple[Spectrum, Array, Array, Any]
@@ -313,7 +338,7 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     rank = rounding_rank(values, live, n, accumulated.used_features)
     spectrum = _spectrum(values, rank, rounding=True)
     if rank is not None and spectrum.gap > BEYOND_DOUBT and m > LARGE_LAYER:
-        return [(replace(spectrum, plausible=(rank, rank)), A, model, svd)]
+        return [(replace(spectrum, plausible=(rank, rank), shown=rank), A, model, svd)]
     uniform = ones * (largest * unit)
     A_uniform = R.T / uniform[:, None]
     svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
@@ -325,14 +350,23 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
         readings.append((spectrum, A, model, svd))
     for other in sorted({b for b in (by_gap, random) if b is not None}):
         of_noise = _spectrum(uniform_values, other, rounding=False)
-        if other != random:
+        if other != random or not _in_all_rows(uniform_values, other, to_host(row_norm / uniform), n):
             of_noise = replace(of_noise, noise_known=False, excess=_excess(uniform_values, other, live, n))
         if not readings or other != spectrum.rank:
             readings.append((of_noise, A_uniform, uniform, svd_uniform))
     readings = readings or [(spectrum, A, model, svd)]
     interval = _plausible(*(reading[0] for reading in readings))
+    by_rounding = readings[0][0].rank if readings[0][0].rounding else None
     return [
-        (replace(reading[0], plausible=interval, alternatives=left), *reading[1:])
+        (
+            replace(
+                reading[0],
+                plausible=interval,
+                alternatives=left,
+                shown=max(by_rounding or 0, reading[0].rank or 0),
+            ),
+            *reading[1:],
+        )
         for left, reading in zip(reversed(range(len(readings))), readings, strict=True)
     ]
 
@@ -377,7 +411,7 @@ def additive_rank(values: HostArray, m: int, n: int) -> int | None:
     them where those of a random matrix of that shape are. A spectrum that merely decays passes the first two.
     """
     size = min(m, n, len(values))
-    for b in range(1, int(0.75 * size) + 1):
+    for b in range(1, min(int(0.75 * size), size - LEFT_OVER) + 1):
         edge = _edge(values[:size], b, m, n)
         if (
             values[b] <= 1.1 * edge
@@ -396,10 +430,8 @@ def gap_rank(values: HostArray, floor: float) -> int | None:
     Quantisation, weights after several steps, entries set to zero: what they leave is neither rounding of the entries
     nor independent, but still far below the last signal.
     """
-    size = len(values)
-    ratios = values[: int(0.75 * size)] / np.maximum(
-        values[1 : int(0.75 * size) + 1], max(floor, 1e-300) * values[0]
-    )
+    most = max(0, min(int(0.75 * len(values)), len(values) - LEFT_OVER))
+    ratios = values[:most] / np.maximum(values[1 : most + 1], max(floor, 1e-300) * values[0])
     if not len(ratios):
         return None
     b = int(np.argmax(ratios))
@@ -425,6 +457,13 @@ def _edge(values: HostArray, rank: int, m: int, n: int) -> float:
         return 0.0
     sigma = math.sqrt(float(np.sum(values[rank:] ** 2)) / dof)
     return sigma * (math.sqrt(m - rank) + math.sqrt(n - rank))
+
+
+def _in_all_rows(values: HostArray, rank: int, row_norm: HostArray, n: int) -> bool:
+    """Whether the weakest row (m,) that is not zero holds what equal noise with the energy of ``values[rank:]`` gives it."""
+    rows = row_norm[row_norm > 0]
+    sigma = math.sqrt(float(np.sum(values[rank:] ** 2)) / max(1, (len(rows) - rank) * (n - rank)))
+    return bool(np.min(rows) >= LEAST_NOISE * sigma * math.sqrt(n))
 
 
 def _excess(values: HostArray, rank: int, m: int, n: int) -> float:

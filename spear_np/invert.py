@@ -519,7 +519,7 @@ def _sound(factors: Factors, state: _State, ended: str | None, run: _Run) -> Inv
     xp, device = factors.xp, run.device
     reason = verdict.reason if ended is None or verdict.complete else f"{ended}: {verdict.reason}"
     factor = device.float64(np.ones(factors.batch_size))
-    scaling = choose_scale(factors, choice.q, batch, certificate.error_bound, run.data_range)
+    scaling = choose_scale(factors, choice.q, batch, certificate, run.data_range)
     if scaling is not None:
         factor = device.float64(scaling.factor)
         certificate = scaling.applied(certificate, to_host(batch.input_max))

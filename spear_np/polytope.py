@@ -27,6 +27,9 @@ MAX_WORK = 2e7
 """Entries of all linear programs together: beyond (tens of seconds) the last directions get no bound."""
 SIGN_SLACK = 1e-6
 """Relative slack on the signs: rounding of the forward pass."""
+MOVED = 0.2
+"""Slack on the signs, as a share of the typical pre-activation, where noise is more than rounding: the update may be that
+of several steps, in which some units changed sides."""
 MAX_HIDDEN = 0.2
 """Gradients expected to be hidden in the noise from which a unit without gradient is not known to be off."""
 EMPTY = 2
@@ -92,6 +95,7 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None, *, lenient: b
     centres: list[HostArray] = []
     widths: list[tuple[HostArray, HostArray]] = []
     d = b - f
+    moved = 0.0 if factors.spectrum.rounding else MOVED
     for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(live))))):
         others = np.delete(y, index, axis=0)
         state = told(units[index], ceiling=lenient or math.isfinite(factors.gradients.ceiling))
@@ -104,6 +108,7 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None, *, lenient: b
         free = np.linalg.svd(constraints, full_matrices=True)[2][f:].T
         given = None if around is None else free.T @ (around[index] - start)
         slope, offset = (layer @ free)[state], (layer @ start + bias)[state]
+        offset = offset + moved * pattern * math.sqrt(float(np.mean(offset**2)))
         box = _bounding_box(slope, offset, pattern, given)
         if box is None:
             on = pattern > 0

@@ -40,6 +40,8 @@ class Reconstruction:
     """Largest minus smallest entry of all inputs."""
     preactivation: Array | None
     """(m, k): W X + b; None without W."""
+    largest_residual: Array
+    """(m,): largest magnitude in each row of weight_grad - ∂L/∂Z Xᵀ."""
     residual: Array
     """(m,): norm of each row of weight_grad - ∂L/∂Z Xᵀ, divided by what its noise makes of √n entries."""
 
@@ -120,13 +122,14 @@ def measure(
     k = recovery.shape[0]
     names = ("weight_grad",) if gradients.weight is None else ("weight_grad", "weight")
     zeros = factors.device.zeros
-    squares, rest = zeros(k), zeros(m)
+    squares, rest, largest = zeros(k), zeros(m), zeros(m)
     z = None if gradients.weight is None else zeros((m, k)) + factors.bias[:, None]
     low, high = zeros(k) + float("inf"), zeros(k) - float("inf")
     for _, blocks in gradients.blocks(*names, device=factors.device):
         x = recovery @ blocks[0]
         squares = squares + xp.sum(x**2, axis=1)
-        rest = rest + xp.sum((blocks[0] - output_grad @ x) ** 2, axis=1)
+        left = blocks[0] - output_grad @ x
+        rest, largest = rest + xp.sum(left**2, axis=1), xp.maximum(largest, xp.max(xp.abs(left), axis=1))
         low, high = xp.minimum(low, xp.min(x, axis=1)), xp.maximum(high, xp.max(x, axis=1))
         if z is not None:
             z = z + blocks[1] @ x.T
@@ -142,5 +145,6 @@ def measure(
         input_norm=xp.sqrt(squares),
         data_range=float(xp.max(high)) - float(xp.min(low)),
         preactivation=z,
+        largest_residual=largest,
         residual=xp.sqrt(rest / n) / factors.noise,
     )

@@ -8,7 +8,6 @@ turns on the units that its gradient says, ``sign(s · W x + bias)``, and its en
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from .backend import to_host
 from .certificate import Certificate
-from .certify import FORWARD_ROUNDING
+from .certify import FORWARD_ROUNDING, MAX_CHANCE
 from .errors import InputError
 from .factorize import SURELY_ON, ZERO_SIGMAS, Factors
 from .polytope import told
@@ -26,6 +25,8 @@ Array = Any
 HostArray = np.ndarray[Any, Any]
 DataRange = tuple[float, float]
 SIGNS = (1.0, -1.0)
+LARGEST_END = 1e100
+"""Ends of a range from which products overflow."""
 LARGEST_NOISE = 0.3
 """Noise of an input, as a share of its largest entry, up to which its factor can be bounded."""
 
@@ -86,7 +87,7 @@ def checked_range(data_range: Any) -> DataRange | None:
         low, high = (float(end) for end in data_range)
     except (TypeError, ValueError):
         low = high = math.nan
-    if not -math.inf < low < high < math.inf:
+    if not -LARGEST_END < low < high < LARGEST_END:
         msg = (
             f"`data_range` is {data_range!r}: expected two finite numbers, the lower one first, as (0, 1) for pixels; "
             "leave it out if the range of the inputs is not known"
@@ -99,7 +100,7 @@ def choose_scale(
     factors: Factors,
     q: Array,
     batch: Reconstruction,
-    error_bound: Sequence[float],
+    certificate: Certificate,
     data_range: DataRange | None,
 ) -> Scaling | None:
     """Choose the factors of the inputs of a batch; None where nothing bounds them, or bias_grad has told them.
@@ -113,15 +114,15 @@ def choose_scale(
         Directions of the inputs.
     batch : Reconstruction
         Of the k inputs.
-    error_bound : (k,)
-        Noise of each input.
+    certificate : Certificate
+        Noise of each input, and whether its direction is that of an input.
     data_range : (low, high), optional
         Every entry of every input lies in it.
     """
     with_pattern = batch.preactivation is not None and bool(factors.xp.any(factors.bias != 0))
     if factors.bias_grad is not None or (data_range is None and not with_pattern):
         return None
-    noise = np.asarray(error_bound, dtype=np.float64)
+    noise = np.asarray(certificate.error_bound, dtype=np.float64)
     # Noise that nothing bounds leaves the factor unbounded too, but not without an estimate.
     known = np.minimum(noise, LARGEST_NOISE * to_host(batch.input_max))
     by_sign = [_allowed(factors, q, batch, known, data_range, sign) for sign in SIGNS]
@@ -140,6 +141,10 @@ def choose_scale(
     # A wrong direction shows in its own pattern, but shifts the inputs of the others too.
     consistent = bool(np.all(allowed.misses == 0))
     sure = fits & consistent & (known == noise)
+    # The pattern of a wrong direction says nothing of the input, even if that is right.
+    sure &= (np.asarray(certificate.redundancy) >= 1) & (
+        np.asarray(certificate.false_probability) <= MAX_CHANCE
+    )
     caveats = _caveats(factors, data_range, fits, fits & middle, allowed.misses)
     freedom = np.where(sure, freedom, math.inf)
     return Scaling(sign * factor, freedom, int(np.sum(allowed.misses > 0)), caveats)

@@ -116,11 +116,18 @@ def broken_promises(result: spear_np.Inversion, truth: Truth, *, tampered: bool 
             broken.append(f"exact, but {len(truth.groups) - result.found} inputs are missing")
         if not result.certificate.holds:
             broken.append("exact, but the certificate does not hold")
-    if result.scale_known and (exact or not tampered):
+    if (result.scale_known or _scaled(result)) and (exact or not tampered):
         for (error, group), bound in zip(met, bounds, strict=False):
             if error > bound and truth.certain(group):
                 broken.append(f"{result.status}: an error of {error:.1e} with a bound of {bound:.1e}")
     return broken
+
+
+def _scaled(result: spear_np.Inversion) -> bool:
+    """Whether something else than bias_grad has given the inputs a scale, so that their bounds promise something."""
+    gradients = result.gradients
+    with_pattern = gradients.weight is not None and gradients.bias is not None
+    return result.data_range is not None or (with_pattern and bool(np.any(to_host(gradients.bias[:]) != 0)))
 
 
 def rounding_noise(weight_grad: Any, unit_roundoff: float) -> Floats:

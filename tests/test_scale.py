@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spear_np
-from spear_np import Inversion, Status
+from spear_np import Certificate, Inversion, Status
 from spear_np.disaggregate import disaggregate
 from spear_np.reconstruct import reconstruct
 from spear_np.scale import _half_line, _most_agreed, checked_range, choose_scale
@@ -221,12 +221,28 @@ class TestPattern:
             q[0] += wrong * 0.5 * q[1]
             choice = disaggregate(factors, q)
             for data_range in (None, (0.0, 1.0)):
-                scaling = choose_scale(
-                    factors, choice.q, reconstruct(factors, choice), (1e-6,) * 4, data_range
+                certificate = Certificate(
+                    redundancy=(4,) * 4, false_probability=(0.0,) * 4, error_bound=(1e-6,) * 4
                 )
+                batch = reconstruct(factors, choice)
+                scaling = choose_scale(factors, choice.q, batch, certificate, data_range)
                 assert scaling is not None
                 assert np.all(np.isinf(scaling.freedom) == wrong)
                 assert any("contradict every scale" in caveat for caveat in scaling.caveats) == wrong
+
+    @pytest.mark.parametrize(("redundancy", "chance"), [(0, 0.0), (4, 0.5)])
+    def test_the_pattern_of_a_doubtful_direction_bounds_nothing(self, redundancy: int, chance: float) -> None:
+        data = biased(digit_layer(4, width=120, seed=429), seed=429, spread=0.2)
+        factors = factors_of(data, Backend.NUMPY, bias_grad=None)
+        choice = disaggregate(factors, true_directions(factors, data.inputs))
+        certificate = Certificate(
+            redundancy=(4, redundancy, 4, 4),
+            false_probability=(0.0, chance, 0.0, 0.0),
+            error_bound=(1e-6,) * 4,
+        )
+        scaling = choose_scale(factors, choice.q, reconstruct(factors, choice), certificate, None)
+        assert scaling is not None
+        assert np.isinf(scaling.freedom).tolist() == [False, True, False, False]
 
     @given(
         ends=st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=8),
