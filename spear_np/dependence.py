@@ -15,6 +15,7 @@ import numpy as np
 
 from .backend import to_host
 from .factorize import ZERO_SIGMAS, Factors
+from .uniqueness import OPEN_ENERGY
 
 Array = Any
 
@@ -40,7 +41,7 @@ def dependent_columns(factors: Factors, directions: Array) -> bool:
             spare = len(rows) - size + 1
             if spare < 1:
                 continue
-            noise = ZERO_SIGMAS * math.sqrt(len(rows))
+            noise = math.sqrt(OPEN_ENERGY * len(rows))
             least = float(np.linalg.svd(rows, compute_uv=False)[-1])
             typical = float(np.min(np.linalg.norm(rows, axis=0)))
             # Each row beyond those that the ratios are free for agrees by chance with the share of noise in it.

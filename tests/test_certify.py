@@ -114,6 +114,10 @@ class TestWhatIsMissing:
         verdict = verdict_on_truth(data, bias=None)
         assert any("bias is missing and was taken for zero" in c for c in verdict.certificate.caveats)
 
+    def test_the_scale_of_bias_grad_is_a_caveat(self) -> None:
+        caveats = verdict_on_truth(digit_layer(B, width=WIDTH, seed=187)).certificate.caveats
+        assert any("scale that bias_grad gives" in caveat for caveat in caveats)
+
     def test_merged_inputs_are_a_caveat_of_every_certificate(self) -> None:
         verdict = verdict_on_truth(digit_layer(B, width=WIDTH, seed=167))
         assert any("identical inputs count once" in caveat for caveat in verdict.certificate.caveats)
@@ -353,6 +357,44 @@ class TestBounds:
         bounds = np.asarray(certify(factors, choice, batch).certificate.error_bound)
         worse = certify(factors, choice, replace(batch, residual=20 * np.ones_like(batch.residual)))
         np.testing.assert_allclose(worse.certificate.error_bound, 20 * bounds, rtol=0.2)
+
+    def test_bounds_allow_for_noise_in_few_entries(self) -> None:
+        data = digit_layer(3, width=60, seed=186)
+        factors = factors_of(data, Backend.NUMPY)
+        batch = reconstruct(factors, disaggregate(factors, true_directions(factors, data.inputs)))
+        unique = Uniqueness(np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), np.zeros((3, 3)))
+        arguments = (factors, batch.recovery, batch.input_max, np.zeros(3), unique)
+        usual = noise_bound(*arguments)
+        np.testing.assert_array_equal(noise_bound(*arguments, largest=np.zeros(60)), usual)
+        spike = np.zeros(60)
+        spike[int(factors.live[0])] = 50 * float(factors.noise[factors.live[0]])
+        expected = np.abs(batch.recovery[:, int(factors.live[0])]) * spike[int(factors.live[0])]
+        assert np.all(noise_bound(*arguments, largest=spike) >= expected)
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_two_units_are_too_few_to_tell_noise_from_a_second_input(self, seed: int) -> None:
+        """Nearly proportional columns: the second singular value is small, but nothing below it shows any noise."""
+        rng = np.random.default_rng(seed)
+        inputs = rng.random((2, 500))
+        output_grad = np.zeros((11, 2))
+        output_grad[[2, 7], 0] = rng.standard_normal(2)
+        output_grad[:, 1] = output_grad[:, 0] * (1 + 1e-5 * rng.standard_normal(11))
+        weight = rng.standard_normal((11, 500))
+        bias = np.where(output_grad[:, 0] != 0, 500.0, -500.0)
+        result = spear_np.invert(output_grad @ inputs, output_grad.sum(axis=1), weight=weight, bias=bias)
+        assert result.status is Status.FAILED, result.reason
+
+    def test_no_other_reading_is_exact_below_the_rank_that_rounding_shows(self) -> None:
+        data = digit_layer(6, width=100, seed=171)
+        step = np.max(np.abs(data.weight_grad)) / 2**9
+        levels = (np.rint(data.weight_grad / step) * step).astype(np.float32)
+        factors = factorize(
+            Backend.NUMPY.gradients(data, weight_grad=levels), Backend.NUMPY.device, reading=1
+        )
+        assert isinstance(factors, Factors)
+        assert factors.batch_size == 6 < factors.spectrum.shown
+        verdict = judged(factors, true_directions(factors, data.inputs))[0]
+        assert "rank" in failed(verdict)
 
     @pytest.mark.parametrize("wrong", [0, 2])
     def test_inputs_that_nothing_bounds_are_not_said_to_be_found(self, wrong: int) -> None:

@@ -9,7 +9,16 @@ import pytest
 
 from spear_np import InputError, LayerGradients, gradients
 from spear_np.backend import CPU, to_host
-from spear_np.factorize import Factors, Spectrum, expand, factorize, gap_rank, rounding_rank, spectrum_of
+from spear_np.factorize import (
+    Factors,
+    Spectrum,
+    additive_rank,
+    expand,
+    factorize,
+    gap_rank,
+    rounding_rank,
+    spectrum_of,
+)
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
 from tests.networks import Floats, LayerData
@@ -335,6 +344,18 @@ class TestReading:
         with pytest.raises(InputError, match=f"`{name}` holds NaN or infinity{where}$"):
             factors_of(changed(data, **{name: spoiled}), backend)
 
+    @pytest.mark.parametrize(
+        ("name", "factor"), [("weight_grad", 1e150), ("weight_grad", 1e-150), ("weight", 1e150)]
+    )
+    @pytest.mark.parametrize("also", ["bias_grad", "bias"])
+    def test_numbers_without_room_for_arithmetic_are_refused(
+        self, name: str, factor: float, also: str
+    ) -> None:
+        data = digit_layer(2, width=30, seed=44, dtype=np.float64)
+        spoiled = {name: getattr(data, name) * factor, also: getattr(data, also) * factor}
+        with pytest.raises(InputError, match=r"magnitude .* leaves no room for arithmetic"):
+            factors_of(changed(data, **spoiled), Backend.NUMPY)
+
 
 class TestRanksFromGaps:
     SIGNAL = (1.0, 0.5, 0.2, 0.1)
@@ -350,6 +371,19 @@ class TestRanksFromGaps:
     def test_not_where_the_values_only_decay(self) -> None:
         assert gap_rank(0.5 ** np.arange(50.0), 1e-8) is None
         assert gap_rank(np.ones(3), 1e-8) is None
+
+    def test_nor_where_hardly_any_are_left(self) -> None:
+        assert gap_rank(np.asarray([1.0, 0.9, 1e-6, 1e-6]), 1e-12) is None
+        assert additive_rank(np.asarray([1.0, 0.9, 1e-6]), 3, 100) is None
+
+    def test_equal_noise_would_be_in_all_rows(self) -> None:
+        rng = np.random.default_rng(176)
+        data = layer_data_of(rng.random((4, 100)), rng, width=60)
+        noise = rng.normal(0, 1e-4 * float(np.std(data.weight_grad)), data.weight_grad.shape)
+        assert spectrum_of(LayerGradients(data.weight_grad + noise), CPU).noise_known
+        weak = np.array(data.weight_grad + noise)
+        weak[5] = 1e-9 * data.weight_grad[5]
+        assert not spectrum_of(LayerGradients(weak), CPU).noise_known
 
     def test_noise_of_no_known_kind_is_told_from_rounding(self) -> None:
         rng = np.random.default_rng(170)
