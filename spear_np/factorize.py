@@ -53,7 +53,7 @@ STANDS_OUT = 2.0
 """Multiple of what independent noise shows at most from which a singular value may be that of an input."""
 CLEAR_GAP = 3.0
 """Drop in the singular values that noise alone does not show; a rank without it is doubted."""
-ARITHMETIC = 4 * float(np.finfo(np.float64).eps)
+ARITHMETIC = 6 * float(np.finfo(np.float64).eps)
 """Relative error of our own float64 products, the lowest noise a row can have."""
 
 
