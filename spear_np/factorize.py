@@ -18,6 +18,18 @@ import numpy as np
 from .backend import Device, scatter_columns, to_host, triangular_factor
 from .errors import InputError
 from .gradients import LayerGradients, fits_precision, narrower_precisions
+from .rank import (
+    CLEAR_GAP,
+    Spectrum,
+    additive_rank,
+    excess_over_noise,
+    gap_rank,
+    in_all_rows,
+    noise_edge,
+    plausible_ranks,
+    rounding_rank,
+    spectrum_at,
+)
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -34,8 +46,6 @@ NEAR_NOISE = 10
 ROUNDING_SAFETY = 3.0
 """Rounding errors follow the size of the entries, so a direction that sees the large ones sees more noise than
 the average residual tells; measured factors stay below 3 on images."""
-ROUNDING_LEVEL = 8.0
-"""Noise up to this multiple of the unit roundoff is taken for accumulated rounding."""
 LARGEST = 1e100
 """Magnitude that no array may reach, nor its inverse."""
 BEYOND_DOUBT = 100.0
@@ -43,43 +53,10 @@ BEYOND_DOUBT = 100.0
 LARGE_LAYER = 1000
 """Units from which a second decomposition takes so long that it is not tried for the sake of another rank beside one
 that is beyond doubt."""
-WIDE_GAP = 5.0
-"""Drop in the singular values that tells the rank whatever the noise is."""
-LEFT_OVER = 4
-"""Singular values below the rank without which nothing can be said of what they are."""
-LEAST_NOISE = 0.5
-"""Share of what equal noise in all entries gives every row at least that the weakest row must hold."""
 STANDS_OUT = 2.0
 """Multiple of what independent noise shows at most from which a singular value may be that of an input."""
-CLEAR_GAP = 3.0
-"""Drop in the singular values that noise alone does not show; a rank without it is doubted."""
 ARITHMETIC = 6 * float(np.finfo(np.float64).eps)
 """Relative error of our own float64 products, the lowest noise a row can have."""
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """The singular values of the whitened weight_grad and what they say of the rank."""
-
-    singular_values: tuple[float, ...]
-    """All of them, in units of the noise model, largest first."""
-    rank: int | None
-    """Detected rank; None if the matrix has no rank gap (full rank)."""
-    gap: float
-    """Ratio of the last singular value above the noise to the first below it."""
-    rounding: bool
-    """Whether rounding alone explains the noise."""
-    noise_known: bool = True
-    """Whether what lies below the rank looks like rounding or independent noise; else the rank rests on a gap alone."""
-    excess: float = 1.0
-    """How many times larger than independent noise allows the first singular value below the rank is, where the noise is
-    of no known kind."""
-    alternatives: int = 0
-    """How many other readings of the singular values are left to try if this one leads nowhere."""
-    shown: int = 0
-    """Largest rank that this reading and that by rounding show."""
-    plausible: tuple[int, int] | None = None
-    """Smallest and largest rank that the singular values allow; None without any."""
 
 
 @dataclass(frozen=True)
@@ -261,15 +238,6 @@ def factorize(
     S = xp.maximum(S, 1e-15 * S[0] * xp.ones_like(S))
     to_basis, coordinates = to_basis @ rotation.T, coordinates @ rotation.T
     relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
-    omission = 1.0
-    for other, _, other_model, other_svd in readings:
-        if spectrum.rounding and not other.rounding:
-            continue  # coherent rounding, which looks like signal where all rows count alike
-        values = to_host(other_svd.S) if b < (other.rank or 0) else np.zeros(b + 1)
-        if float(values[b]) > STANDS_OUT * _edge(values, b + 1, m, n):
-            # At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
-            units = float(np.median(to_host(xp.take(other_model / noise, live)))) * float(values[b])
-            omission = max(omission, units / ZERO_SIGMAS)
     return Factors(
         device=device,
         gradients=gradients,
@@ -287,8 +255,26 @@ def factorize(
         bias=device.zeros(m) if vectors["bias"] is None else vectors["bias"],
         bias_grad=vectors["bias_grad"],
         relative_noise=float(np.median(to_host(relative))),
-        omission=omission,
+        omission=_omission(readings, spectrum, b, n, noise, live),
     )
+
+
+def _omission(readings: list[_Reading], chosen: Spectrum, b: int, n: int, noise: Array, live: Array) -> float:
+    """How many times further than noise of size `noise` (m,) an input that other readings show below b moves the others.
+
+    At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
+    """
+    xp = array_api_compat.array_namespace(noise)
+    omission = 1.0
+    for spectrum, _, model, svd in readings:
+        if b >= (spectrum.rank or 0) or (chosen.rounding and not spectrum.rounding):
+            continue  # coherent rounding looks like signal where all rows count alike
+        value = float(svd.S[b])
+        if value > STANDS_OUT * noise_edge(to_host(svd.S), b + 1, noise.shape[0], n):
+            omission = max(
+                omission, float(np.median(to_host(xp.take(model / noise, live)))) * value / ZERO_SIGMAS
+            )
+    return omission
 
 
 def _finite_vector(gradients: LayerGradients, name: str, device: Device) -> Array | None:
@@ -336,7 +322,7 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     values = to_host(svd.S)
     live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
     rank = rounding_rank(values, live, n, accumulated.used_features)
-    spectrum = _spectrum(values, rank, rounding=True)
+    spectrum = spectrum_at(values, rank, rounding=True)
     if rank is not None and spectrum.gap > BEYOND_DOUBT and m > LARGE_LAYER:
         return [(replace(spectrum, plausible=(rank, rank), shown=rank), A, model, svd)]
     uniform = ones * (largest * unit)
@@ -349,13 +335,15 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     if spectrum.rank is not None and spectrum.gap > CLEAR_GAP:
         readings.append((spectrum, A, model, svd))
     for other in sorted({b for b in (by_gap, random) if b is not None}):
-        of_noise = _spectrum(uniform_values, other, rounding=False)
-        if other != random or not _in_all_rows(uniform_values, other, to_host(row_norm / uniform), n):
-            of_noise = replace(of_noise, noise_known=False, excess=_excess(uniform_values, other, live, n))
+        of_noise = spectrum_at(uniform_values, other, rounding=False)
+        if other != random or not in_all_rows(uniform_values, other, to_host(row_norm / uniform), n):
+            of_noise = replace(
+                of_noise, noise_known=False, excess=excess_over_noise(uniform_values, other, live, n)
+            )
         if not readings or other != spectrum.rank:
             readings.append((of_noise, A_uniform, uniform, svd_uniform))
     readings = readings or [(spectrum, A, model, svd)]
-    interval = _plausible(*(reading[0] for reading in readings))
+    interval = plausible_ranks(*(reading[0] for reading in readings))
     by_rounding = readings[0][0].rank if readings[0][0].rounding else None
     return [
         (
@@ -369,107 +357,6 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
         )
         for left, reading in zip(reversed(range(len(readings))), readings, strict=True)
     ]
-
-
-def _plausible(*readings: Spectrum) -> tuple[int, int] | None:
-    """Smallest and largest rank of some readings, less the singular values that noise might have lifted above it."""
-    ranks = []
-    for spectrum in readings:
-        if spectrum.rank:
-            below = [*spectrum.singular_values, 0.0][spectrum.rank]
-            clear = sum(value > CLEAR_GAP * below for value in spectrum.singular_values[: spectrum.rank])
-            ranks += [max(1, clear), spectrum.rank]
-    return (min(ranks), max(ranks)) if ranks else None
-
-
-def _spectrum(values: HostArray, rank: int | None, *, rounding: bool) -> Spectrum:
-    gap = 1.0
-    if rank:
-        below = float(values[rank]) if rank < len(values) else 0.0
-        gap = float(values[rank - 1]) / below if below > 0 else math.inf
-    return Spectrum(tuple(float(v) for v in values), rank, gap, rounding)
-
-
-def rounding_rank(values: HostArray, m: int, n: int, used_features: int) -> int | None:
-    """Rank of a matrix whose rows carry rounding errors of unit size, from its singular values.
-
-    A random (m, n) matrix of unit entries has norm about √m + √n, but rounding errors are not random: equal
-    columns (the background of images) are rounded alike, which adds up to √(m n) at worst. What exceeds both is
-    signal. None: no rank gap.
-    """
-    own_error = 10 * float(np.finfo(np.float64).eps) * float(values[0])
-    level = max(ROUNDING_LEVEL * (math.sqrt(m) + math.sqrt(n)), math.sqrt(m * n)) + own_error
-    rank = int(np.sum(values[: min(m, len(values))] > level))
-    return rank if rank < min(m, used_features) else None
-
-
-def additive_rank(values: HostArray, m: int, n: int) -> int | None:
-    """Rank of a matrix with equal, independent noise of unknown size in all entries; None if none is visible.
-
-    The smallest b for which the remaining singular values look like noise alone: the first of them at the edge
-    √(m-b) + √(n-b) of such a matrix (Marchenko and Pastur 1967), the last signal clearly above it, and all of
-    them where those of a random matrix of that shape are. A spectrum that merely decays passes the first two.
-    """
-    size = min(m, n, len(values))
-    for b in range(1, min(int(0.75 * size), size - LEFT_OVER) + 1):
-        edge = _edge(values[:size], b, m, n)
-        if (
-            values[b] <= 1.1 * edge
-            and values[b - 1] > 1.3 * edge
-            and _looks_random(values[b:size], m - b, n - b)
-        ):
-            return b
-    return None
-
-
-def gap_rank(values: HostArray, floor: float) -> int | None:
-    """Rank of a matrix whose noise is of no known kind, from a single wide gap in its singular values; None without.
-
-    Values below `floor` times the largest count as equal. Below the gap there must be none that noise does not show.
-
-    Quantisation, weights after several steps, entries set to zero: what they leave is neither rounding of the entries
-    nor independent, but still far below the last signal.
-    """
-    most = max(0, min(int(0.75 * len(values)), len(values) - LEFT_OVER))
-    ratios = values[:most] / np.maximum(values[1 : most + 1], max(floor, 1e-300) * values[0])
-    if not len(ratios):
-        return None
-    b = int(np.argmax(ratios))
-    others = np.delete(ratios, b)
-    single = np.all(others < ratios[b] / 2) and np.all(ratios[b + 1 :] < CLEAR_GAP)
-    return b + 1 if ratios[b] > WIDE_GAP and single else None
-
-
-def _looks_random(values: HostArray, m: int, n: int) -> bool:
-    """Whether `values` are spread like the singular values of a Gaussian (m, n) matrix."""
-    noise = np.random.default_rng(0).standard_normal((m, n))
-    expected = np.linalg.svd(noise, compute_uv=False)
-    expected *= np.linalg.norm(values) / np.linalg.norm(expected)
-    # The few smallest of a nearly square matrix fluctuate by their own size: compare down to a tenth.
-    solid = expected > 0.1 * expected[0]
-    return bool(np.all(np.abs(values[solid] - expected[solid]) < 0.25 * expected[solid] + 0.02 * expected[0]))
-
-
-def _edge(values: HostArray, rank: int, m: int, n: int) -> float:
-    """Largest singular value expected of noise with the energy of ``values[rank:]``."""
-    dof = (m - rank) * (n - rank)
-    if dof <= 0:
-        return 0.0
-    sigma = math.sqrt(float(np.sum(values[rank:] ** 2)) / dof)
-    return sigma * (math.sqrt(m - rank) + math.sqrt(n - rank))
-
-
-def _in_all_rows(values: HostArray, rank: int, row_norm: HostArray, n: int) -> bool:
-    """Whether the weakest row (m,) that is not zero holds what equal noise with the energy of ``values[rank:]`` gives it."""
-    rows = row_norm[row_norm > 0]
-    sigma = math.sqrt(float(np.sum(values[rank:] ** 2)) / max(1, (len(rows) - rank) * (n - rank)))
-    return bool(np.min(rows) >= LEAST_NOISE * sigma * math.sqrt(n))
-
-
-def _excess(values: HostArray, rank: int, m: int, n: int) -> float:
-    """How many times larger ``values[rank]`` is than independent noise with the energy of those below it allows."""
-    edge = _edge(values, rank + 1, m, n)
-    return max(1.0, float(values[rank]) / edge) if edge > 0 else 1.0
 
 
 def _row_noise(

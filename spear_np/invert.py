@@ -16,11 +16,12 @@ from .certificate import Certificate
 from .certify import MAX_CHANCE, Verdict, certify, chances
 from .disaggregate import Disaggregation, contradicting, disaggregate, doubtful, improve
 from .errors import InputError
-from .factorize import NOISY_FROM, Factors, Spectrum, expand, expected_hidden, factorize
+from .factorize import NOISY_FROM, Factors, expand, expected_hidden, factorize
 from .gradients import LayerGradients
 from .partial import partial_inputs
 from .polish import Directions, polish
 from .pool import Candidates, Pool
+from .rank import Spectrum
 from .reconstruct import reconstruct
 from .refine import refined
 from .result import Inversion, Progress, Round, Status

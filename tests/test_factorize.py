@@ -9,16 +9,8 @@ import pytest
 
 from spear_np import InputError, LayerGradients, gradients
 from spear_np.backend import CPU, to_host
-from spear_np.factorize import (
-    Factors,
-    Spectrum,
-    additive_rank,
-    expand,
-    factorize,
-    gap_rank,
-    rounding_rank,
-    spectrum_of,
-)
+from spear_np.factorize import Factors, expand, factorize, spectrum_of
+from spear_np.rank import Spectrum, additive_rank, gap_rank, rounding_rank
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
 from tests.networks import Floats, LayerData
