@@ -11,7 +11,7 @@ from . import theory
 from .backend import Device, device_for
 from .factorize import Factors, factorize
 from .gradients import LayerGradients
-from .invert import no_rank_reason
+from .hand_out import no_rank_reason
 from .search.sampling import null_vectors
 
 CALIBRATION = 2000

@@ -15,8 +15,10 @@ import pytest
 import spear_np
 from spear_np import Inversion, Progress, Status, gradients
 from spear_np.factorize import Factors
-from spear_np.invert import Budget, _exhausted, _hand_out, _Run, _State
+from spear_np.hand_out import hand_out
+from spear_np.invert import _exhausted
 from spear_np.pool import Pool
+from spear_np.run import Budget, Run, State
 from spear_np.search import Proposals
 from spear_np.search.repair import units_off_last
 from spear_np.search.sampling import Sampling
@@ -420,7 +422,7 @@ class TestTheLastInput:
         factors = factors_of(data, backend)
         pool = replace(pool_of(factors, true_directions(factors, data.inputs)[1:]), stale=stale)
         pool = replace(pool, lone=np.asarray([doubt, False, False]))
-        assert (_exhausted(factors, _State(pool, pool)) is not None) == hopeless
+        assert (_exhausted(factors, State(pool, pool)) is not None) == hopeless
 
     def test_nothing_is_said_of_it_where_bias_grad_contradicts(self, backend: Backend) -> None:
         data = digit_layer(12, width=120, seed=36)
@@ -435,9 +437,9 @@ class TestFullestPool:
     """A search may lose directions that it relied on: a partial answer is made of the most it ever had."""
 
     @staticmethod
-    def run_on(data: LayerData) -> _Run:
+    def run_on(data: LayerData) -> Run:
         budget = Budget(60.0, None, lambda: False)
-        return _Run(Backend.NUMPY.gradients(data), Backend.NUMPY.device, "auto", 0, budget, lambda _: None)
+        return Run(Backend.NUMPY.gradients(data), Backend.NUMPY.device, "auto", 0, budget, lambda _: None)
 
     def test_it_is_what_is_handed_out(self) -> None:
         data = digit_layer(8, width=150, seed=315)
@@ -446,7 +448,7 @@ class TestFullestPool:
         nothing = Pool.empty(8, factors.U.shape[0])
         few, many = pool_of(factors, truth[:2]), pool_of(factors, truth[:7])
         found = {
-            name: _hand_out(factors, _State(pool, fullest), "stopped", self.run_on(data))
+            name: hand_out(factors, State(pool, fullest), "stopped", self.run_on(data))
             for name, pool, fullest in [("many", few, many), ("few", few, few), ("none", nothing, nothing)]
         }
         assert [found[name].found for name in ("many", "few", "none")] == [7, 2, 0]
