@@ -15,7 +15,7 @@ import numpy as np
 
 from .backend import to_host
 from .certificate import Certificate
-from .certify import FORWARD_ROUNDING, MAX_CHANCE
+from .certify import FORWARD_ROUNDING, MAX_CHANCE, MAX_HIDDEN_ROW
 from .errors import InputError
 from .factorize import SURELY_ON, ZERO_SIGMAS, Factors
 from .polytope import told
@@ -145,6 +145,8 @@ def choose_scale(
     sure &= (np.asarray(certificate.redundancy) >= 1) & (
         np.asarray(certificate.false_probability) <= MAX_CHANCE
     )
+    if batch.preactivation is not None:
+        sure &= _hidden_shares(factors, q, batch, sign * factor) <= MAX_HIDDEN_ROW
     caveats = _caveats(factors, data_range, fits, fits & middle, allowed.misses)
     freedom = np.where(sure, freedom, math.inf)
     return Scaling(sign * factor, freedom, int(np.sum(allowed.misses > 0)), caveats)
@@ -199,6 +201,16 @@ def _by_pattern(
         ends.append(_most_agreed(np.maximum(below[0], above[0]), np.minimum(below[1], above[1])))
     low, high, misses = (np.asarray(column) for column in zip(*ends, strict=True))
     return low, high, misses
+
+
+def _hidden_shares(factors: Factors, q: Array, batch: Reconstruction, factor: HostArray) -> HostArray:
+    """(k,): share of the units that the inputs turn on, scaled by `factor` (k,), which have no gradient."""
+    bias = to_host(factors.bias)[:, None]
+    z = ((to_host(batch.preactivation) - bias) * factor + bias)[to_host(factors.live)].T
+    on = (z > 0) & (z < factors.gradients.ceiling)
+    silent = to_host(factors.noise_units(q)) <= ZERO_SIGMAS
+    shares: HostArray = np.sum(on & silent, axis=1) / np.maximum(np.sum(on, axis=1), 1)
+    return shares
 
 
 def _half_line(slope: HostArray, start: HostArray) -> tuple[HostArray, HostArray]:
