@@ -442,6 +442,9 @@ def noise_bound(
     largest : (m,), optional
         Largest entry of each row of weight_grad that the inputs leave: noise may be in few entries.
     """
+    if factors.batch_size == 1 and factors.omission > 1:
+        # Another reading shows a second input: this one may be the mean of both, and no zeros tell.
+        return np.full(len(input_max), math.inf)
     power = input_max**2
     with np.errstate(invalid="ignore", over="ignore"):
         mixing = np.where(np.eye(len(power), dtype=bool), 0.0, unique.mixing)  # its own share is its scale

@@ -191,7 +191,8 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
 def spectrum_of(gradients: LayerGradients, device: Device) -> Spectrum:
     """Singular values and rank of weight_grad alone: what `survey` needs."""
     accumulated = _accumulate(gradients, device, with_weight=False)
-    return _decompose(accumulated, replace(gradients, precision=accumulated.precision), device)[0][0]
+    readings, _ = _decompose(accumulated, replace(gradients, precision=accumulated.precision), device)
+    return readings[0][0]
 
 
 def factorize(
@@ -215,7 +216,7 @@ def factorize(
     vectors = {name: _finite_vector(gradients, name, device) for name in ("bias_grad", "bias")}
     accumulated = _accumulate(gradients, device, with_weight=gradients.weight is not None)
     gradients = replace(gradients, precision=accumulated.precision)
-    readings = _decompose(accumulated, gradients, device)
+    readings, doubted = _decompose(accumulated, gradients, device)
     spectrum, A, model, svd = readings[min(reading, len(readings) - 1)]
     b = batch_size if batch_size is not None else spectrum.rank
     if not b or spectrum.rank == 0:
@@ -255,7 +256,7 @@ def factorize(
         bias=device.zeros(m) if vectors["bias"] is None else vectors["bias"],
         bias_grad=vectors["bias_grad"],
         relative_noise=float(np.median(to_host(relative))),
-        omission=_omission(readings, spectrum, b, n, noise, live),
+        omission=_omission([*readings, *doubted], spectrum, b, n, noise, live),
     )
 
 
@@ -302,8 +303,10 @@ _Reading = tuple[Spectrum, Array, Array, Any]
 """Spectrum, whitened rows, noise model (m,), SVD."""
 
 
-def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Device) -> list[_Reading]:
-    """Whiten by a noise model, decompose, find the rank; returns the readings, the most plausible first.
+def _decompose(
+    accumulated: _Accumulated, gradients: LayerGradients, device: Device
+) -> tuple[list[_Reading], list[_Reading]]:
+    """Whiten by a noise model, decompose, find the rank; returns the readings, the most plausible first, and doubted ones.
 
     Rounding is tried first (noise in proportion to each row); if it leaves no wide rank gap, equal additive noise.
     """
@@ -313,7 +316,7 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     largest = float(xp.max(row_norm))
     if largest == 0:
         nothing = Spectrum((0.0,) * min(m, n), 0, math.inf, rounding=True)
-        return [(nothing, R.T, xp.ones_like(row_norm), None)]
+        return [(nothing, R.T, xp.ones_like(row_norm), None)], []
     unit = gradients.unit_roundoff / math.sqrt(n)
     ones = xp.ones_like(row_norm)
     model = xp.where(row_norm > 0, xp.maximum(row_norm, ones * (largest * 1e-300)) * unit, ones)
@@ -324,16 +327,16 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     rank = rounding_rank(values, live, n, accumulated.used_features)
     spectrum = spectrum_at(values, rank, rounding=True)
     if rank is not None and spectrum.gap > BEYOND_DOUBT and m > LARGE_LAYER:
-        return [(replace(spectrum, plausible=(rank, rank), shown=rank), A, model, svd)]
+        return [(replace(spectrum, plausible=(rank, rank), shown=rank), A, model, svd)], []
     uniform = ones * (largest * unit)
     A_uniform = R.T / uniform[:, None]
     svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
     uniform_values = to_host(svd_uniform.S)
     random = additive_rank(uniform_values, live, accumulated.used_features)
     by_gap = gap_rank(uniform_values, gradients.unit_roundoff)
-    readings: list[_Reading] = []
-    if spectrum.rank is not None and spectrum.gap > CLEAR_GAP:
-        readings.append((spectrum, A, model, svd))
+    clear = spectrum.rank is not None and spectrum.gap > CLEAR_GAP
+    readings: list[_Reading] = [(spectrum, A, model, svd)] if clear else []
+    doubted: list[_Reading] = [] if clear else [(spectrum, A, model, svd)]
     for other in sorted({b for b in (by_gap, random) if b is not None}):
         of_noise = spectrum_at(uniform_values, other, rounding=False)
         if other != random or not in_all_rows(uniform_values, other, to_host(row_norm / uniform), n):
@@ -345,18 +348,14 @@ def _decompose(accumulated: _Accumulated, gradients: LayerGradients, device: Dev
     readings = readings or [(spectrum, A, model, svd)]
     interval = plausible_ranks(*(reading[0] for reading in readings))
     by_rounding = readings[0][0].rank if readings[0][0].rounding else None
-    return [
-        (
-            replace(
-                reading[0],
-                plausible=interval,
-                alternatives=left,
-                shown=max(by_rounding or 0, reading[0].rank or 0),
-            ),
-            *reading[1:],
-        )
-        for left, reading in zip(reversed(range(len(readings))), readings, strict=True)
-    ]
+    told: list[_Reading] = []
+    for left, (reading, rows, noise, decomposition) in zip(
+        reversed(range(len(readings))), readings, strict=True
+    ):
+        shown = max(by_rounding or 0, reading.rank or 0)
+        known = replace(reading, plausible=interval, alternatives=left, shown=shown)
+        told.append((known, rows, noise, decomposition))
+    return told, doubted
 
 
 def _row_noise(
