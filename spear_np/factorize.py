@@ -270,6 +270,8 @@ def _omission(readings: list[_Reading], chosen: Spectrum, b: int, n: int, noise:
     for spectrum, _, model, svd in readings:
         if b >= (spectrum.rank or 0) or (chosen.rounding and not spectrum.rounding):
             continue  # coherent rounding looks like signal where all rows count alike
+        if (spectrum.rank or 0) > 2 * b > 2:
+            continue  # not a few more inputs: noise that this reading does not know
         value = float(svd.S[b])
         if value > STANDS_OUT * noise_edge(to_host(svd.S), b + 1, noise.shape[0], n):
             omission = max(
