@@ -13,6 +13,8 @@ from tests.networks import Floats, LayerData
 
 TOLERANCE = 1e-4
 """Largest error of an `exact` input, as a share of the data range."""
+BARELY = 2.0
+"""Multiple of what cannot be told apart from which an input surely leaves a trace."""
 HIDDEN = 2.0
 """A part of weight_grad below this multiple of what its rounding may add up to leaves no trace."""
 
@@ -76,7 +78,9 @@ def truth_of(data: LayerData, noise: Floats | float, *, rounding: bool = True) -
     columns = np.zeros((m, len(distinct)))
     np.add.at(columns.T, np.ravel(number), data.output_grad.T.astype(np.float64))
     trace = np.linalg.norm(columns / sigma, axis=0) * np.linalg.norm(distinct, axis=1)
-    seen, faint = np.flatnonzero(trace > level), (trace > 1e-3) & (trace <= level)
+    # An input that barely stands out would count as one with any other, and these as one with each other through it.
+    barely = BARELY * level
+    seen, faint = np.flatnonzero(trace > barely), (trace > 1e-3) & (trace <= barely)
     inputs, columns = distinct[seen], columns[:, seen] / sigma
     group = np.arange(len(seen))
     for i in range(len(seen)):
