@@ -27,7 +27,7 @@ from .backend import to_host
 from .certificate import Certificate, Check
 from .dependence import dependent_columns
 from .disaggregate import MAX_BIAS_RESIDUAL, Disaggregation
-from .factorize import SURELY_ON, ZERO_SIGMAS, Factors, expected_hidden
+from .factorize import SURELY_ON, ZERO_SIGMAS, Factors, expected_hidden, zeros_tell
 from .reconstruct import Reconstruction
 from .result import Status
 from .theory import false_direction_probability
@@ -129,7 +129,9 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     in_detail = (signs.blatant == 0) & (signs.hidden <= MAX_HIDDEN_ROW)
     in_outline = (signs.agreement >= NEAR_AGREEMENT) & (unique.redundancy >= 1)
     told = in_detail | in_outline if with_weight else np.ones(k, dtype=bool)
-    unique, false = chances(factors, batch.directions, off, unique, MAX_CHANCE, doubtful=~told)
+    scale_told = factors.bias_grad is not None  # else the scale is bounded only where chance is excluded
+    doubtful = ~told if scale_told else np.ones(k, dtype=bool)
+    unique, false = chances(factors, batch.directions, off, unique, MAX_CHANCE, doubtful=doubtful)
     sound = unique.unique & (bound <= ROW_TOLERANCE * batch.data_range)
     if with_weight:
         # Dropout hides gradients of units that are on; several steps in one update, or weights that are not quite
@@ -139,6 +141,7 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     if factors.spectrum.plausible is not None and factors.batch_size < factors.spectrum.plausible[0]:
         # What the inputs beyond the batch size add is no noise, and nothing bounds what they change.
         sound &= False
+        bound = np.full(k, math.inf)
     certificate = Certificate(
         checks=_checks(factors, choice, batch, unique, signs, bound, residual),
         zero_count=tuple(
@@ -359,7 +362,7 @@ def _determining(factors: Factors, choice: Disaggregation, batch: Reconstruction
     if not choice.lenient:
         return signs.off
     units = to_host(factors.noise_units(batch.directions))
-    clear = np.asarray([expected_hidden(column) <= MAX_HIDDEN_ROW for column in units])
+    clear = np.asarray([zeros_tell(column) for column in units])
     other = factors.device.booleans(clear & (signs.agreement < 1.0 - MAX_HIDDEN))
     return factors.xp.where(other[None, :], signs.silent, signs.off)
 

@@ -9,6 +9,7 @@ the signs of the layer tell which directions are those of inputs.
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,13 @@ def dependent_columns(factors: Factors, directions: Array) -> bool:
     k = columns.shape[1]
     rng = np.random.default_rng(k)
     for size in range(2, min(LARGEST_SET, k) + 1):
-        for _ in range(SETS):
-            chosen = rng.choice(k, size, replace=False)
+        every = math.comb(k, size) <= SETS
+        sets = (
+            combinations(range(k), size)
+            if every
+            else (rng.choice(k, size, replace=False) for _ in range(SETS))
+        )
+        for chosen in map(list, sets):
             rows = columns[np.all(active[:, chosen], axis=1)][:, chosen]
             spare = len(rows) - size + 1
             if spare < 1:

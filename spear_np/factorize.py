@@ -41,6 +41,8 @@ SURELY_ON = 2
 zeros, and no zero row shows, stays below the test."""
 NOISY_FROM = 1e-5
 """Relative noise from which it is more than rounding to float32: it hides gradients, and averaging over it gains accuracy."""
+HIDES_NONE = 0.2
+"""Gradients of a column that may be expected to be hidden where none is."""
 NEAR_NOISE = 10
 """Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
 ROUNDING_SAFETY = 3.0
@@ -173,6 +175,8 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
                 msg = f"`{name}` holds NaN or infinity in columns {columns.start} to {columns.stop - 1}"
                 raise InputError(msg)
         sizes = [max(old, float(xp.max(xp.abs(block)))) for old, block in zip(sizes, blocks, strict=True)]
+        for name, largest in zip(names, sizes, strict=True):
+            _check_size(name, max(largest, 1.0))  # how small it is shows in the end
         narrower = [name for name in narrower if fits_precision(xp, blocks[0], name)]
         used += int(xp.sum(xp.astype(xp.any(blocks[0] != 0, axis=0), xp.int64)))
         stacked = blocks[0].T if R is None else xp.concat([R, blocks[0].T], axis=0)
@@ -270,7 +274,7 @@ def _omission(readings: list[_Reading], chosen: Spectrum, b: int, n: int, noise:
     for spectrum, _, model, svd in readings:
         if b >= (spectrum.rank or 0) or (chosen.rounding and not spectrum.rounding):
             continue  # coherent rounding looks like signal where all rows count alike
-        if (spectrum.rank or 0) > 2 * b > 2:
+        if spectrum is not chosen and (spectrum.rank or 0) > 2 * b > 2:
             continue  # not a few more inputs: noise that this reading does not know
         value = float(svd.S[b])
         if value > STANDS_OUT * noise_edge(to_host(svd.S), b + 1, noise.shape[0], n):
@@ -310,7 +314,7 @@ def _decompose(
 ) -> tuple[list[_Reading], list[_Reading]]:
     """Whiten by a noise model, decompose, find the rank; returns the readings, the most plausible first, and doubted ones.
 
-    Rounding is tried first (noise in proportion to each row); if it leaves no wide rank gap, equal additive noise.
+    Rounding (noise in proportion to each row) is doubted without a clear gap; equal additive noise, or a gap, come after it.
     """
     xp, R = device.xp, accumulated.R
     m, n = gradients.shape
@@ -345,7 +349,7 @@ def _decompose(
             of_noise = replace(
                 of_noise, noise_known=False, excess=excess_over_noise(uniform_values, other, live, n)
             )
-        if not readings or other != spectrum.rank:
+        if not clear or other != spectrum.rank:
             readings.append((of_noise, A_uniform, uniform, svd_uniform))
     readings = readings or [(spectrum, A, model, svd)]
     interval = plausible_ranks(*(reading[0] for reading in readings))
@@ -382,6 +386,11 @@ def _row_noise(
     floor = max(ARITHMETIC, coherent) * row_norm
     tiny = float(np.finfo(np.float64).tiny)
     return xp.maximum(xp.maximum(noise, floor), xp.full_like(noise, tiny))
+
+
+def zeros_tell(units: HostArray) -> bool:
+    """Whether a unit without gradient in a column, `units` (ℓ,) in noise units, has none: noise is expected to hide none."""
+    return expected_hidden(units) <= HIDES_NONE
 
 
 def expected_hidden(units: HostArray) -> float:

@@ -22,7 +22,6 @@ from .run import Run, State
 from .scale import choose_scale
 from .uniqueness import uniqueness
 
-Array = Any
 HostArray = np.ndarray[Any, Any]
 
 

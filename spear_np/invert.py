@@ -28,9 +28,6 @@ from .search.sampling import Sampling
 from .search.schedule import Schedule
 from .search.signs import SignModel, sign_model
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 METHODS = ("auto", "descent", "sampling")
 """Searches `invert` knows."""
 REDRAWN = 20
@@ -91,7 +88,7 @@ def invert(
     time_limit : float
         Seconds after which the search ends with what it has.
     max_proposals : int, optional
-        Number of candidates after which the search ends.
+        Number of candidates after which the search ends; for each reading of the singular values, if there are several.
     callback : callable, optional
         Receives a `Progress` now and then.
     stop : callable, optional
@@ -175,11 +172,12 @@ def _read(run: Run, batch_size: int | None, *, reading: int) -> tuple[Inversion,
     with suitable_threads(run.device, m * m):
         factors = factorize(run.gradients, run.device, batch_size, reading=reading)
     if isinstance(factors, Spectrum):
-        return run.inversion(Status.FAILED, no_rank_reason(factors, run.gradients), 0), 0
+        left = factors.alternatives if batch_size is None else 0
+        return run.inversion(Status.FAILED, no_rank_reason(factors, run.gradients), 0), left
     left = factors.spectrum.alternatives if batch_size is None else 0
     if left:
         deadline = (run.budget.seconds + run.budget.time_limit) / 2
-        run = replace(run, budget=replace(run.budget, time_limit=deadline))
+        run = replace(run, budget=replace(run.budget, deadline=deadline))
     with suitable_threads(run.device, m * factors.batch_size):
         return _search(factors, run.method, np.random.default_rng(run.seed), run), left
 

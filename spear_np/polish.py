@@ -349,6 +349,13 @@ def _resolve(factors: Factors, space: Array, rng: np.random.Generator) -> Array:
 
 
 def _extended(factors: Factors, q: Array) -> Array:
+    """Directions `q` (k, b) with every zero row that noise may have turned them away from, block by block."""
+    step = max(1, BLOCK_NUMBERS // (factors.U.shape[0] * factors.batch_size))
+    blocks = [q[start : min(start + step, q.shape[0]), :] for start in range(0, q.shape[0], step)]
+    return factors.xp.concat([_extended_block(factors, block) for block in blocks], axis=0) if blocks else q
+
+
+def _extended_block(factors: Factors, q: Array) -> Array:
     """Directions `q` (k, b) with every zero row that noise may have turned them away from.
 
     Faint gradients are hardly seen on most rows: there a direction may take some of them on without leaving its noise,
@@ -356,7 +363,7 @@ def _extended(factors: Factors, q: Array) -> Array:
     the noise of the direction itself explains. It is taken for a zero if all others stay zeros with it.
     """
     xp = factors.xp
-    for _ in range(EXTENSIONS if q.shape[0] else 0):
+    for _ in range(EXTENSIONS):
         units = factors.noise_units(q)
         zeros = units < ZERO_SIGMAS
         counts = xp.sum(xp.astype(zeros, xp.int64), axis=1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from .backend import to_host
 from .disaggregate import bias_direction
-from .factorize import SURELY_ON, ZERO_SIGMAS, Factors, expected_hidden
+from .factorize import SURELY_ON, ZERO_SIGMAS, Factors, zeros_tell
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -30,8 +30,6 @@ SIGN_SLACK = 1e-6
 MOVED = 0.2
 """Slack on the signs, as a share of the typical pre-activation, where noise is more than rounding: the update may be that
 of several steps, in which some units changed sides."""
-MAX_HIDDEN = 0.2
-"""Gradients expected to be hidden in the noise from which a unit without gradient is not known to be off."""
 EMPTY = 2
 """Status of a linear program that nothing satisfies."""
 EVIDENCE = 20
@@ -64,16 +62,15 @@ def bound_inputs(
     around : (f, b), optional
         Estimates in V that are already there: kept where the signs allow them, and bounded.
     lenient : bool
-        Whether units that are on may lack a gradient, as behind dropout: then only those that have one tell anything.
+        Whether units that are on may lack a gradient, as behind dropout: those that have one are too little to go by, and
+        nothing is bounded.
     """
-    found = _bounded(factors, q, around, lenient=lenient)
-    if found is None:
-        found = _bounded(factors, q, around, lenient=True)
+    found = None if lenient else _bounded(factors, q, around)
     nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, q.shape[1])), np.empty(0))
     return nothing if found is None else found
 
 
-def _bounded(factors: Factors, q: Array, around: HostArray | None, *, lenient: bool) -> PartialInputs | None:
+def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInputs | None:
     """As `bound_inputs`; None if a direction's gradients are those of some input, but its zeros are not.
 
     Then it is not the layer alone that decides which gradients are zero, and where some input does have the zeros of a
@@ -98,7 +95,7 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None, *, lenient: b
     moved = 0.0 if factors.spectrum.rounding else MOVED
     for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(live))))):
         others = np.delete(y, index, axis=0)
-        state = told(units[index], ceiling=lenient or math.isfinite(factors.gradients.ceiling))
+        state = told(units[index], ceiling=math.isfinite(factors.gradients.ceiling))
         pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)[state]
         if _information(pattern) < _pattern_bits(len(pattern), d) + EVIDENCE:
             continue
@@ -112,7 +109,7 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None, *, lenient: b
         box = _bounding_box(slope, offset, pattern, given)
         if box is None:
             on = pattern > 0
-            if not lenient and _centre(slope[on], offset[on], pattern[on]) is not None:
+            if _centre(slope[on], offset[on], pattern[on]) is not None:
                 return None
             continue
         centre, half = box
@@ -134,12 +131,12 @@ def told(units: HostArray, *, ceiling: bool) -> HostArray:
     activation has no `ceiling` where it leaves none either.
     """
     on: HostArray = units > SURELY_ON * ZERO_SIGMAS
-    return on if ceiling or expected_hidden(units) > MAX_HIDDEN else on | (units <= ZERO_SIGMAS)
+    return on if ceiling or not zeros_tell(units) else on | (units <= ZERO_SIGMAS)
 
 
 def _information(pattern: HostArray) -> float:
     """Bits of a pattern of ±1: its entropy, as what nearly all inputs turn on tells little of one of them."""
-    share = np.mean(pattern > 0)
+    share = np.mean(pattern > 0) if len(pattern) else 0.0
     if share in (0.0, 1.0):
         return 0.0
     return float(-len(pattern) * (share * np.log2(share) + (1 - share) * np.log2(1 - share)))

@@ -29,6 +29,7 @@ CONVERGED = 1e-3
 """Share of the slope at which the linear system of a step counts as solved."""
 COVARIANCE_NUMBERS = 40_000_000
 """Entries of the inverse covariances of all rows (320 MB) beyond which each column is fitted by itself."""
+BLOCK_NUMBERS = 8_000_000
 RIDGE = 1e-10
 """Regularisation of the columns' systems, in units of their mean diagonal."""
 
@@ -58,12 +59,15 @@ def gauss_newton_step(factors: Factors, rows: Array, Y: Array, off: Array) -> Ar
     """
     xp = factors.xp
     Y = Y / xp.linalg.vector_norm(Y, axis=0)
-    weigh = _weighing(factors, Y.T @ Y, off)
+    covariance = _covariance(factors, Y, off)
+    weigh = _weighing(factors, covariance, off)
     t = rows @ Y
-    on, zeros = t * (1 - off), t * off
+    zeros = t * off
+    weighted = weigh(zeros)
+    on = (t - weighted @ covariance) * (1 - off)  # ∂L/∂Z as fitted
     mixed = 1 - factors.device.eye(Y.shape[0])
-    slope = (on.T @ weigh(zeros)) * mixed
-    before = float(xp.sum(zeros * weigh(zeros)))
+    slope = (on.T @ weighted) * mixed
+    before = float(xp.sum(zeros * weighted))
 
     def curvature(E: Array) -> Array:
         return (on.T @ weigh((on @ E) * off)) * mixed
@@ -74,8 +78,14 @@ def gauss_newton_step(factors: Factors, rows: Array, Y: Array, off: Array) -> Ar
     if not bool(xp.all(xp.isfinite(moved))):
         return None
     zeros = (rows @ moved) * off
-    after = float(xp.sum(zeros * _weighing(factors, moved.T @ moved, off)(zeros)))
+    after = float(xp.sum(zeros * _weighing(factors, _covariance(factors, moved, off), off)(zeros)))
     return moved if after < before else None
+
+
+def _covariance(factors: Factors, Y: Array, off: Array) -> Array:
+    """K (b, b); its diagonal alone for layers so large that each column is fitted by itself."""
+    K = Y.T @ Y
+    return K if off.shape[0] * K.shape[0] ** 2 <= COVARIANCE_NUMBERS else K * factors.device.eye(K.shape[0])
 
 
 def _weighing(factors: Factors, covariance: Array, off: Array) -> Callable[[Array], Array]:
@@ -95,7 +105,9 @@ def _preconditioner(factors: Factors, on: Array, off: Array) -> Callable[[Array]
     """What solves the system of each column of E (b, b) by itself, for columns of Y of length one."""
     xp, b = factors.xp, on.shape[1]
     eye = factors.device.eye(b)
-    system = xp.matrix_transpose(on)[None, :, :] @ (on[None, :, :] * xp.matrix_transpose(off)[:, :, None])
+    step = max(1, BLOCK_NUMBERS // (on.shape[0] * b))
+    blocks = [xp.matrix_transpose(off[:, start : min(start + step, b)]) for start in range(0, b, step)]
+    system = xp.concat([on.T[None, :, :] @ (on[None, :, :] * zeros[:, :, None]) for zeros in blocks], axis=0)
     # A column has no share of itself to be solved for.
     mixed = (1 - eye)[:, :, None] * (1 - eye)[:, None, :]
     size = xp.sum(xp.linalg.diagonal(system), axis=1) / b

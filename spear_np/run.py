@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class Budget:
     """Seconds since the start."""
     max_proposals: int | None
     stop: Callable[[], bool]
+    deadline: float = math.inf
+    """Seconds since the start that one of several attempts may take."""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -47,7 +50,7 @@ class Budget:
         """Return why the search must end now, or None."""
         if self.stop():
             return "stopped on request"
-        if self.seconds > self.time_limit:
+        if self.seconds > min(self.time_limit, self.deadline):
             return f"the time limit of {self.time_limit:g} s is spent"
         if self.max_proposals is not None and proposals >= self.max_proposals:
             return f"the limit of {self.max_proposals} proposals is spent"

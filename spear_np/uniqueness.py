@@ -252,7 +252,8 @@ def _removable(factors: Factors, q: Array, rows: Array) -> int:
     )
     largest = xp.max(leverage[:, None] + xp.cumulative_sum(others, axis=1), axis=0)
     safe = float(values[factors.batch_size - 2]) > SVD_ERROR * float(values[0])
-    return 1 + int(xp.sum(xp.astype(largest < 1.0, xp.int64))) if safe else 0
+    spare = 1 + int(xp.sum(xp.astype(largest < 1.0, xp.int64)))
+    return min(spare, rows.shape[0] - (factors.batch_size - 1)) if safe else 0
 
 
 def lone_rows(factors: Factors, q: Array, zero_mask: HostArray) -> HostArray:

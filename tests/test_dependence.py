@@ -38,15 +38,18 @@ def test_ten_outputs_do_not(backend: Backend, seed: int, level: float) -> None:
     assert not dependent_columns(factors, factors.device.float64(true_directions(factors, data.inputs)))
 
 
-@pytest.mark.parametrize("seed", range(887, 895))
-def test_without_weights_no_combination_is_bounded(seed: int) -> None:
-    data = one_logit(seed)
-    result = spear_np.invert(data.weight_grad, data.bias_grad, max_proposals=12_000)
-    rows = np.asarray(result.inputs)
-    errors = np.abs(rows[:, None, :] - data.inputs[None]).max(axis=2).min(axis=1)
-    assert np.all(errors <= result.certificate.error_bound)
-    if result.found and np.max(errors) > 1e-3:
-        assert any("depend on each other" in caveat for caveat in result.certificate.caveats)
+def test_without_weights_no_combination_is_bounded() -> None:
+    wrong = 0
+    for seed in range(887, 895):
+        data = one_logit(seed)
+        result = spear_np.invert(data.weight_grad, data.bias_grad, max_proposals=12_000)
+        rows = np.asarray(result.inputs)
+        errors = np.abs(rows[:, None, :] - data.inputs[None]).max(axis=2).min(axis=1)
+        assert np.all(errors <= result.certificate.error_bound)
+        if result.found and np.max(errors) > 1e-3:
+            wrong += 1
+            assert any("depend on each other" in caveat for caveat in result.certificate.caveats)
+    assert wrong >= 2
 
 
 def test_with_weights_the_signs_decide() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
@@ -12,7 +12,7 @@ from spear_np.disaggregate import Disaggregation, disaggregate
 from spear_np.factorize import Factors
 from spear_np.polish import null_space
 from spear_np.reconstruct import reconstruct, zero_support
-from spear_np.refine import refined
+from spear_np.refine import gauss_newton_step, refined
 from tests.backends import Backend, assert_lives_on
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import Floats, LayerData
@@ -66,8 +66,7 @@ def test_inputs_come_nearer_to_the_truth(backend: Backend, level: float) -> None
 def test_no_other_small_step_explains_more(seed: int, level: float, b: int) -> None:
     data = noisy(digit_layer(b, width=100, seed=seed), level, seed)
     factors = factors_of(data, Backend.NUMPY)
-    if factors.batch_size != b:
-        return
+    assume(factors.batch_size == b)
     choice = refined(factors, choice_of(factors, data))
     off = zero_support(factors, choice.q, choice.dual)[factors.live]
     best = unexplained(factors, choice.dual, off)
@@ -76,6 +75,36 @@ def test_no_other_small_step_explains_more(seed: int, level: float, b: int) -> N
         mixed = (np.eye(b) + size * rng.standard_normal((b, b))) @ choice.dual
         # f is a sum of some hundred squares of noise: its own spread is a thousand times as large.
         assert best <= unexplained(factors, mixed, off) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("level", [1e-3, 3e-2])
+def test_a_step_ends_where_f_is_flat(level: float) -> None:
+    """Central differences of f by plain least squares, along random mixings of the inputs."""
+    data = noisy(digit_layer(B, width=120, seed=810), level, 810)
+    factors = factors_of(data, Backend.NUMPY)
+    choice = choice_of(factors, data)
+    off = zero_support(factors, choice.q, choice.dual)[factors.live]
+    Y, rows = (choice.q / factors.S).T, factors.U * factors.S
+    slopes, rng = [], np.random.default_rng(810)
+    mixings = rng.standard_normal((4, B, B)) * (1 - np.eye(B))
+    for _ in range(6):
+        duals = np.linalg.inv(Y)
+        step = 1e-5
+        slopes.append(
+            [
+                (
+                    unexplained(factors, duals + step * m @ duals, off)
+                    - unexplained(factors, duals - step * m @ duals, off)
+                )
+                / (2 * step)
+                for m in mixings
+            ]
+        )
+        moved = gauss_newton_step(factors, rows, Y, off.astype(np.float64))
+        if moved is None:
+            break
+        Y = moved
+    assert np.max(np.abs(slopes[-1])) < 1e-3 * np.max(np.abs(slopes[0]))
 
 
 def test_what_only_rounding_disturbs_stays_as_it_is(backend: Backend) -> None:
