@@ -304,7 +304,7 @@ def _caveats(factors: Factors) -> tuple[str, ...]:
 
 def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _Signs:
     """Compare gradient and layer on the live units; `input_error` (k,) bounds the errors of the inputs."""
-    xp, device = factors.xp, factors.device
+    xp = factors.xp
     columns = factors.columns(batch.directions)
     units = xp.abs(columns) / batch.deviation
     live = _mask(factors)
@@ -325,10 +325,7 @@ def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _
             decided=nothing,
             gap=np.asarray(gap),
         )
-    unit = min(factors.gradients.unit_roundoff, FORWARD_ROUNDING)
-    doubt = (
-        factors.weight_norm[:, None] * (4 * unit * batch.input_norm + device.float64(input_error))[None, :]
-    )
+    doubt = preactivation_doubt(factors, batch, input_error)
     on, closed = factors.states(batch.preactivation, doubt)
     contradiction = active & closed
     hidden = silent & on
@@ -351,6 +348,14 @@ def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _
         decided=decided / count,
         gap=np.asarray(gap),
     )
+
+
+def preactivation_doubt(factors: Factors, batch: Reconstruction, input_error: HostArray) -> Array:
+    """(m, k): how far pre-activations may be off by rounding, and by the errors of the inputs, `input_error` (k,) at most."""
+    assert factors.weight_norm is not None  # there are no pre-activations without W
+    unit = min(factors.gradients.unit_roundoff, FORWARD_ROUNDING)
+    spread = 4 * unit * batch.input_norm + factors.device.float64(input_error)
+    return factors.weight_norm[:, None] * spread[None, :]
 
 
 def _determining(factors: Factors, choice: Disaggregation, batch: Reconstruction, signs: _Signs) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .backend import to_host
 from .certificate import Certificate
-from .certify import FORWARD_ROUNDING, MAX_CHANCE, MAX_HIDDEN_ROW
+from .certify import MAX_CHANCE, MAX_HIDDEN_ROW, preactivation_doubt
 from .errors import InputError
 from .factorize import SURELY_ON, ZERO_SIGMAS, Factors
 from .polytope import told
@@ -146,7 +146,7 @@ def choose_scale(
         np.asarray(certificate.false_probability) <= MAX_CHANCE
     )
     if batch.preactivation is not None:
-        sure &= _hidden_shares(factors, q, batch, sign * factor) <= MAX_HIDDEN_ROW
+        sure &= _silent_shares(factors, q, batch, sign * factor) <= MAX_HIDDEN_ROW
     caveats = _caveats(factors, data_range, fits, fits & middle, allowed.misses)
     freedom = np.where(sure, freedom, math.inf)
     return Scaling(sign * factor, freedom, int(np.sum(allowed.misses > 0)), caveats)
@@ -188,9 +188,7 @@ def _by_pattern(
     bias = to_host(factors.bias)
     slope = sign * (to_host(batch.preactivation) - bias[:, None])[live].T
     bias, ceiling = bias[live], factors.gradients.ceiling
-    unit = min(factors.gradients.unit_roundoff, FORWARD_ROUNDING)
-    spread = 4 * unit * to_host(batch.input_norm) + noise
-    doubt = spread[:, None] * to_host(factors.weight_norm)[live][None, :]
+    doubt = to_host(preactivation_doubt(factors, batch, noise))[live].T
     ends = []
     for row in range(len(units)):
         known = told(units[row], ceiling=math.isfinite(ceiling))
@@ -203,7 +201,7 @@ def _by_pattern(
     return low, high, misses
 
 
-def _hidden_shares(factors: Factors, q: Array, batch: Reconstruction, factor: HostArray) -> HostArray:
+def _silent_shares(factors: Factors, q: Array, batch: Reconstruction, factor: HostArray) -> HostArray:
     """(k,): share of the units that the inputs turn on, scaled by `factor` (k,), which have no gradient."""
     bias = to_host(factors.bias)[:, None]
     z = ((to_host(batch.preactivation) - bias) * factor + bias)[to_host(factors.live)].T
