@@ -184,11 +184,19 @@ def solve_or_nan(xp: ModuleType, matrices: Array, right: Array) -> Array:
 
 
 def inverse_or_pseudoinverse(xp: ModuleType, matrix: Array) -> Array:
-    """Inverse of a square matrix; its pseudoinverse where the library finds it exactly singular."""
+    """Inverse of square matrices; the pseudoinverse where the library finds one singular, or its inverse overflows.
+
+    What holds NaN or infinity has no inverse, and gives NaN.
+    """
     try:
-        return xp.linalg.inv(matrix)
+        inverse = xp.linalg.inv(matrix)
+        if bool(xp.all(xp.isfinite(inverse))):
+            return inverse
     except np.linalg.LinAlgError:
-        return xp.linalg.pinv(matrix)
+        pass
+    if not bool(xp.all(xp.isfinite(matrix))):
+        return xp.full_like(matrix, float("nan"))
+    return xp.linalg.pinv(matrix)
 
 
 def orthogonal_complement(xp: ModuleType, vectors: Array) -> Array:

@@ -155,7 +155,8 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     A = xp.take(columns, factors.live, axis=0) * weights[:, None]
     target = xp.take(factors.bias_grad, factors.live) * weights
     Q, R = xp.linalg.qr(A)
-    inverse = xp.clip(inverse_or_pseudoinverse(xp, R), -HUGE, HUGE)
+    inverse = inverse_or_pseudoinverse(xp, R)
+    inverse = xp.clip(xp.where(xp.isfinite(inverse), inverse, xp.full_like(inverse, HUGE)), -HUGE, HUGE)
     scale = inverse @ (Q.T @ target)
     rest = float(xp.linalg.vector_norm(target - Q @ (Q.T @ target)))
     size = float(xp.linalg.vector_norm(target))

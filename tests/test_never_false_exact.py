@@ -172,6 +172,12 @@ def test_altered_updates_break_no_promise() -> None:
     assert [text for case in cases if (text := check(case)) is not None] == []
 
 
+def test_a_choice_of_dependent_directions_is_no_crash() -> None:
+    case = altered_case(910_249)
+    assert case is not None
+    assert check(case) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))
 def test_many_altered_updates_break_no_promise(block: int) -> None:
