@@ -100,7 +100,9 @@ def _better(
     alike = champion is None or challenger.lenient == champion.lenient
     if champion is not None and verdict is not None and alike and not _beats(challenger, champion):
         return champion, verdict
-    new = certify(factors, challenger, reconstruct(factors, challenger))
+    # Directions that hardly differ, as of a wrong rank, have inputs that overflow: no check holds then.
+    with np.errstate(over="ignore", invalid="ignore"):
+        new = certify(factors, challenger, reconstruct(factors, challenger))
     if champion is None or verdict is None or alike or np.sum(new.sound) > np.sum(verdict.sound):
         return challenger, new
     return champion, verdict
