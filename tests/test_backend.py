@@ -13,6 +13,7 @@ from spear_np.backend import (
     CPU,
     device_for,
     gather,
+    inverse_or_pseudoinverse,
     scatter_columns,
     smallest,
     solve_or_nan,
@@ -199,3 +200,15 @@ class TestPicking:
         for backend in (Backend.NUMPY, Backend.STRICT):
             spread = scatter_columns(backend.array(values), backend.device.integers(indices), size)
             assert_array(spread, wanted, backend)
+
+
+class TestInverse:
+    def test_an_inverse_that_overflows_gives_way_to_the_pseudoinverse(self, backend: Backend) -> None:
+        matrix = backend.array(np.diag([2.0, 1e-320]))
+        with np.errstate(all="ignore"):
+            inverse = backend.host(inverse_or_pseudoinverse(backend.xp, matrix))
+        np.testing.assert_allclose(inverse, np.diag([0.5, 0.0]))
+
+    def test_what_is_no_number_has_none(self, backend: Backend) -> None:
+        matrix = backend.array(np.asarray([[np.nan, 0.0], [0.0, 1.0]]))
+        assert np.all(np.isnan(backend.host(inverse_or_pseudoinverse(backend.xp, matrix))))

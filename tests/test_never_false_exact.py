@@ -172,9 +172,8 @@ def test_altered_updates_break_no_promise() -> None:
     assert [text for case in cases if (text := check(case)) is not None] == []
 
 
-@pytest.mark.parametrize("seed", [910_249, 910_575, 910_826])
-def test_a_choice_of_dependent_directions_is_no_crash(seed: int) -> None:
-    case = altered_case(seed)
+def test_a_choice_of_dependent_directions_is_no_crash() -> None:
+    case = altered_case(910_826)
     assert case is not None
     assert check(case) is None
 
