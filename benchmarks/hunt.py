@@ -111,7 +111,7 @@ def report(rows: list[Row], options: argparse.Namespace, seconds: float) -> str:
     lines: list[tuple[Any, ...]] = []
     for kind in options.kinds:
         members = [row for row in rows if row["kind"] == kind and row["status"] != "no layer"]
-        broken = [row for row in members if row["broken"]]
+        broken = [row for row in members if row["broken"] and row["status"] != "crash"]
         false = sum(row["status"] == "exact" for row in broken)
         lines.append(
             (
