@@ -179,13 +179,13 @@ def _read(run: Run, batch_size: int | None, *, reading: int) -> tuple[Inversion,
         deadline = (run.budget.seconds + run.budget.time_limit) / 2
         run = replace(run, budget=replace(run.budget, deadline=deadline))
     with suitable_threads(run.device, m * factors.batch_size):
-        return _search(factors, run.method, np.random.default_rng(run.seed), run), left
+        return _search(factors, np.random.default_rng(run.seed), run), left
 
 
-def _search(factors: Factors, method: str | SearchFactory, rng: np.random.Generator, run: Run) -> Inversion:
+def _search(factors: Factors, rng: np.random.Generator, run: Run) -> Inversion:
     """Repeat rounds until the batch is certified, nothing better can be expected or the budget is spent."""
     model = sign_model(factors)
-    search = _search_for(method, factors, model)
+    search = _search_for(run.method, factors, model)
     nothing = Pool.empty(factors.batch_size, factors.U.shape[0])
     state = State(nothing, nothing)
     while True:

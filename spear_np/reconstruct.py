@@ -100,17 +100,20 @@ def _least_squares_gradients(factors: Factors, dual: Array, support: Array) -> A
         inputs = xp.concat([inputs, xp.ones_like(inputs[:, :1])], axis=1)
     gram, right = inputs @ inputs.T, rows @ inputs.T
     k = dual.shape[0]
-    eye = factors.device.eye(k)
     solved = []
     step = max(1, BLOCK_NUMBERS // (k * k))
     for start in range(0, rows.shape[0], step):
         used = xp.astype(support[start : min(start + step, rows.shape[0]), :], xp.float64)
-        system = (
-            used[:, :, None] * gram[None, :, :] * used[:, None, :] + eye[None, :, :] * (1 - used)[:, None, :]
-        )
+        system = restricted(factors, gram, used)
         target = used * right[start : min(start + step, rows.shape[0]), :]
         solved.append(solve_or_nan(xp, system, target[:, :, None])[:, :, 0])
     return xp.concat(solved, axis=0)
+
+
+def restricted(factors: Factors, matrix: Array, used: Array) -> Array:
+    """(ℓ, k, k): `matrix` (k, k) on the indices where each row of `used` (ℓ, k) is 1, the identity where it is 0."""
+    eye = factors.device.eye(matrix.shape[0])
+    return used[:, :, None] * matrix[None, :, :] * used[:, None, :] + eye[None, :, :] * (1 - used)[:, None, :]
 
 
 def measure(

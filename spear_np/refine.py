@@ -18,7 +18,7 @@ from typing import Any
 from .backend import inverse_or_pseudoinverse, solve_or_nan
 from .disaggregate import Disaggregation, disaggregate
 from .factorize import NOISY_FROM, Factors
-from .reconstruct import zero_support
+from .reconstruct import restricted, zero_support
 
 Array = Any
 
@@ -59,8 +59,7 @@ def gauss_newton_step(factors: Factors, rows: Array, Y: Array, off: Array) -> Ar
     """
     xp = factors.xp
     Y = Y / xp.linalg.vector_norm(Y, axis=0)
-    covariance = _covariance(factors, Y, off)
-    weigh = _weighing(factors, covariance, off)
+    covariance, weigh = _weighing(factors, Y, off)
     t = rows @ Y
     zeros = t * off
     weighted = weigh(zeros)
@@ -78,27 +77,23 @@ def gauss_newton_step(factors: Factors, rows: Array, Y: Array, off: Array) -> Ar
     if not bool(xp.all(xp.isfinite(moved))):
         return None
     zeros = (rows @ moved) * off
-    after = float(xp.sum(zeros * _weighing(factors, _covariance(factors, moved, off), off)(zeros)))
+    after = float(xp.sum(zeros * _weighing(factors, moved, off)[1](zeros)))
     return moved if after < before else None
 
 
-def _covariance(factors: Factors, Y: Array, off: Array) -> Array:
-    """K (b, b); its diagonal alone for layers so large that each column is fitted by itself."""
-    K = Y.T @ Y
-    return K if off.shape[0] * K.shape[0] ** 2 <= COVARIANCE_NUMBERS else K * factors.device.eye(K.shape[0])
+def _weighing(factors: Factors, Y: Array, off: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """K (b, b), and what multiplies each row of an (ℓ, b) array, zero where `off` is, by (K_off,off)⁻¹ of that row.
 
-
-def _weighing(factors: Factors, covariance: Array, off: Array) -> Callable[[Array], Array]:
-    """What multiplies each row of an (ℓ, b) array, zero where `off` is, by (K_off,off)⁻¹ of that row."""
-    xp, b = factors.xp, covariance.shape[0]
+    For layers so large that each column is fitted by itself, K has nothing off its diagonal.
+    """
+    xp, b = factors.xp, Y.shape[1]
+    covariance, eye = Y.T @ Y, factors.device.eye(b)
     if off.shape[0] * b * b > COVARIANCE_NUMBERS:
-        return lambda values: values / xp.linalg.diagonal(covariance)
-    eye = factors.device.eye(b)
-    system = (
-        off[:, :, None] * covariance[None, :, :] * off[:, None, :] + eye[None, :, :] * (1 - off)[:, None, :]
-    )
+        diagonal = xp.linalg.diagonal(covariance)
+        return covariance * eye, lambda values: values / diagonal
+    system = restricted(factors, covariance, off)
     inverse = solve_or_nan(xp, system, xp.broadcast_to(eye[None, :, :], system.shape))
-    return lambda values: (inverse @ values[:, :, None])[:, :, 0] * off
+    return covariance, lambda values: (inverse @ values[:, :, None])[:, :, 0] * off
 
 
 def _preconditioner(factors: Factors, on: Array, off: Array) -> Callable[[Array], Array]:

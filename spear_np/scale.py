@@ -203,9 +203,9 @@ def _by_pattern(
 
 def _silent_shares(factors: Factors, q: Array, batch: Reconstruction, factor: HostArray) -> HostArray:
     """(k,): share of the units that the inputs turn on, scaled by `factor` (k,), which have no gradient."""
-    bias = to_host(factors.bias)[:, None]
-    z = ((to_host(batch.preactivation) - bias) * factor + bias)[to_host(factors.live)].T
-    on = (z > 0) & (z < factors.gradients.ceiling)
+    bias = factors.bias[:, None]
+    z = (batch.preactivation - bias) * factors.device.float64(factor)[None, :] + bias
+    on = to_host(factors.xp.take(factors.states(z)[0], factors.live, axis=0)).T
     silent = to_host(factors.noise_units(q)) <= ZERO_SIGMAS
     shares: HostArray = np.sum(on & silent, axis=1) / np.maximum(np.sum(on, axis=1), 1)
     return shares
