@@ -21,13 +21,13 @@ from benchmarks import environment
 from benchmarks.problems import make_problem
 from benchmarks.runs import Results, Row, exit_status, measure, one_of
 from benchmarks.success_rate import cell
-from spear_np.factorize import Factors
+from spear_np.factors.factorize import Factors
+from spear_np.factors.signs import SignModel
 from spear_np.search import Search
 from spear_np.search.completion import Completion
 from spear_np.search.descent import Descent, Settings
 from spear_np.search.sampling import Sampling
 from spear_np.search.schedule import Schedule
-from spear_np.search.signs import SignModel
 
 CELLS = ((200, 50), (200, 60), (400, 100), (1000, 120))
 SETTING = ("variant", "m", "b", "seed", "time_limit")

@@ -21,9 +21,9 @@ from benchmarks.runs import Row, measure
 from benchmarks.success_rate import cell
 from spear_np import LayerGradients
 from spear_np.backend import Device, device_for, suitable_threads, to_host
-from spear_np.factorize import Factors, factorize
+from spear_np.factors.factorize import Factors, factorize
+from spear_np.factors.signs import sign_model, smoother
 from spear_np.search.descent import Descent, Settings, Tempering, descend
-from spear_np.search.signs import sign_model, smoother
 
 CELLS = ((200, 20), (200, 50), (400, 100), (1000, 120), (2000, 200))
 STARTS, STEPS = 256, 100

@@ -20,11 +20,11 @@ from benchmarks.problems import Array, Problem, make_problem
 from benchmarks.trust import GOOD, matched_psnr
 from spear_np import LayerGradients
 from spear_np.backend import CPU, suitable_threads, to_host
-from spear_np.disaggregate import disaggregate
-from spear_np.factorize import Factors, expand, factorize
-from spear_np.reconstruct import reconstruct
-from spear_np.refine import STEPS, gauss_newton_step
-from spear_np.uniqueness import uniqueness
+from spear_np.directions.disaggregate import disaggregate
+from spear_np.directions.refine import STEPS, gauss_newton_step
+from spear_np.directions.uniqueness import uniqueness
+from spear_np.factors.factorize import Factors, expand, factorize
+from spear_np.inputs.reconstruct import reconstruct
 
 NOISE = ((200, 10, 1e-1), (200, 20, 1e-3), (200, 30, 3e-2))
 LAYERS = range(5)

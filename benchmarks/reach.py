@@ -26,7 +26,7 @@ from benchmarks import environment
 from benchmarks.problems import make_problem
 from benchmarks.runs import Results, Row, exit_status
 from benchmarks.success_rate import FIELDS, line, run
-from spear_io.evaluate import EXACT
+from spear_io.show.evaluate import EXACT
 from spear_np.theory import expected_submatrices
 
 GRID: dict[int, tuple[int, ...]] = {

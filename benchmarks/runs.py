@@ -16,7 +16,7 @@ import numpy as np
 import spear_np
 from benchmarks import environment
 from benchmarks.problems import Problem
-from spear_io.evaluate import EXACT
+from spear_io.show.evaluate import EXACT
 from spear_np.backend import to_host
 
 Row = dict[str, Any]

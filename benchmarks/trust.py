@@ -30,7 +30,7 @@ from benchmarks import environment, updates
 from benchmarks.problems import Array, Problem, make_problem
 from benchmarks.robustness import without_counts
 from benchmarks.runs import Results, Row, exit_status, one_of
-from spear_io.evaluate import EXACT
+from spear_io.show.evaluate import EXACT
 from spear_np.backend import to_host
 
 Make = Callable[[int], Problem | tuple[Problem, float]]

@@ -13,8 +13,8 @@ from benchmarks import environment
 from benchmarks.problems import Array, make_problem
 from spear_np import LayerGradients
 from spear_np.backend import CPU, suitable_threads, to_host
-from spear_np.factorize import Factors, factorize
-from spear_np.partial import partial_inputs
+from spear_np.factors.factorize import Factors, factorize
+from spear_np.inputs.partial import partial_inputs
 
 
 def main() -> None:

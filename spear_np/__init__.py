@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import theory
-from .certificate import Certificate, Check
+from .answer.certificate import Certificate, Check
+from .answer.result import Inversion, Progress, Round, Status
 from .errors import DeviceError, InputError
-from .gradients import LayerGradients
+from .factors.gradients import LayerGradients
 from .invert import METHODS, invert, invert_layer
-from .result import Inversion, Progress, Round, Status
 from .survey import Survey, survey
 
 try:

@@ -9,24 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from .answer.result import Inversion, Progress, Round, Status
 from .backend import device_for, suitable_threads
-from .choose import absorb, chosen_from, reconsider
+from .directions.pool import Pool
+from .directions.repair import repair_candidates, units_off_last
 from .errors import InputError
-from .factorize import Factors, factorize
-from .gradients import LayerGradients
-from .hand_out import hand_out, no_rank_reason
-from .pool import Pool
-from .rank import Spectrum
-from .result import Inversion, Progress, Round, Status
-from .run import STALE_ROUNDS, Budget, Run, SearchFactory, State
-from .scale import DataRange, checked_range
+from .factors.factorize import Factors, factorize
+from .factors.gradients import LayerGradients
+from .factors.rank import Spectrum
+from .factors.signs import SignModel, sign_model
+from .inputs.scale import DataRange, checked_range
+from .loop.choose import absorb, chosen_from, reconsider
+from .loop.hand_out import hand_out, no_rank_reason
+from .loop.run import STALE_ROUNDS, Budget, Run, SearchFactory, State
 from .search import Search
 from .search.completion import Completion
 from .search.descent import Descent
-from .search.repair import repair_candidates, units_off_last
 from .search.sampling import Sampling
 from .search.schedule import Schedule
-from .search.signs import SignModel, sign_model
 
 METHODS = ("auto", "descent", "sampling")
 """Searches `invert` knows."""
@@ -77,7 +77,7 @@ def invert(
     data_range : (low, high), optional
         Range of the entries of the inputs as the layer sees them, as (0, 1) for pixels. Used only where the scale of the
         inputs is otherwise unknown, because `bias_grad` is missing: each input is then handed out at the largest scale
-        that the range allows, see `spear_np.scale`. Where `bias_grad` gives the scale it changes nothing.
+        that the range allows, see `spear_np.inputs.scale`. Where `bias_grad` gives the scale it changes nothing.
     method : {"auto", "descent", "sampling"} or callable
         Where candidate directions come from; "sampling" is the published search. A callable receives the factors of
         the layer and its `SignModel` (None without W) and returns a `spear_np.search.Search` of your own.

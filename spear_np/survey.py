@@ -9,10 +9,10 @@ import numpy as np
 
 from . import theory
 from .backend import Device, device_for
-from .factorize import Factors, factorize
-from .gradients import LayerGradients
-from .hand_out import no_rank_reason
-from .search.sampling import null_vectors
+from .directions.null_vectors import null_vectors
+from .factors.factorize import Factors, factorize
+from .factors.gradients import LayerGradients
+from .loop.hand_out import no_rank_reason
 
 CALIBRATION = 2000
 """Submatrices solved to learn the speed of this machine."""

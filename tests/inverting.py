@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from spear_io import open_inversion
-from spear_io.cli import main
+from spear_io.cli.main import main
 from tests.networks import Floats
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import spear_np
 from spear_io import LayerArrays, RecordInfo, write_dump
-from spear_io.cli import main
+from spear_io.cli.main import main
 from spear_np.backend import CPU
 from tests.networks import LayerData, digit_batch, relu_network_gradients
 

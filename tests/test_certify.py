@@ -14,11 +14,12 @@ import pytest
 import spear_np
 from spear_np import Certificate, Check, Status
 from spear_np.backend import to_host
-from spear_np.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, _verdict, certify, noise_bound
-from spear_np.disaggregate import disaggregate
-from spear_np.factorize import Factors, expand, factorize
-from spear_np.reconstruct import reconstruct
-from spear_np.uniqueness import Uniqueness, uniqueness
+from spear_np.checks.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, _verdict, certify
+from spear_np.directions.disaggregate import disaggregate
+from spear_np.directions.uniqueness import Uniqueness, uniqueness
+from spear_np.factors.factorize import Factors, expand, factorize
+from spear_np.inputs.bounds import noise_bound
+from spear_np.inputs.reconstruct import reconstruct
 from tests.backends import Backend
 from tests.cases import Case, case_of, pick_digits, random_case
 from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.factorize import Factors
-from spear_np.polish import NEAR_ZERO
-from spear_np.pool import Pool
+from spear_np.directions.polish import NEAR_ZERO
+from spear_np.directions.pool import Pool
+from spear_np.directions.uniqueness import SPARE
+from spear_np.factors.factorize import Factors
+from spear_np.factors.signs import sign_model
 from spear_np.search.completion import MAX_CANDIDATES, MAX_MISSING, Completion
-from spear_np.search.signs import sign_model
-from spear_np.uniqueness import SPARE
 from tests.backends import Backend, assert_lives_on
 from tests.cases import pick_digits
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions

@@ -395,7 +395,7 @@ def test_without_pytorch_the_line_says_what_to_install(tmp_path: Path) -> None:
     archive({"a/data.pkl": b"", "a/data/0": b""})(tmp_path / "a.pt")
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-m", "spear_io.cli", "convert", "a.pt", "d.h5"],
+        [sys.executable, "-m", "spear_io", "convert", "a.pt", "d.h5"],
         capture_output=True,
         text=True,
         check=False,

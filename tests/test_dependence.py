@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import spear_np
-from spear_np.dependence import dependent_columns
+from spear_np.checks.dependence import dependent_columns
 from tests.backends import Backend
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
 from tests.networks import LayerData

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.factorize import Factors
-from spear_np.pool import Pool
+from spear_np.directions.pool import Pool
+from spear_np.factors.factorize import Factors
+from spear_np.factors.signs import sign_model, smoother
 from spear_np.search.descent import (
     MAX_CANDIDATES,
     MAX_EFFORT,
@@ -25,7 +26,6 @@ from spear_np.search.descent import (
     _temper,
     descend,
 )
-from spear_np.search.signs import sign_model, smoother
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import Floats

@@ -10,12 +10,12 @@ import pytest
 import spear_np
 from spear_np import Status
 from spear_np.backend import to_host
-from spear_np.disaggregate import disaggregate
-from spear_np.factorize import Factors
-from spear_np.partial import partial_inputs
-from spear_np.pool import Pool
+from spear_np.directions.disaggregate import disaggregate
+from spear_np.directions.pool import Pool
+from spear_np.factors.factorize import Factors
+from spear_np.factors.signs import SignModel, fit_signs, sign_model
+from spear_np.inputs.partial import partial_inputs
 from spear_np.search.descent import Descent
-from spear_np.search.signs import SignModel, fit_signs, sign_model
 from tests.backends import Backend
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import LayerData

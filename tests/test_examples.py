@@ -11,7 +11,7 @@ import pytest
 
 import spear_np
 from spear_io import open_dump
-from spear_io.cli import main
+from spear_io.cli.main import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DUMP = EXAMPLES / "fashion_mnist_b16.h5"

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear_np import InputError, LayerGradients, gradients
+from spear_np import InputError, LayerGradients
 from spear_np.backend import CPU, to_host
-from spear_np.factorize import Factors, expand, factorize, spectrum_of
-from spear_np.rank import Spectrum, additive_rank, gap_rank, rounding_rank
+from spear_np.factors import gradients
+from spear_np.factors.factorize import Factors, expand, factorize, spectrum_of
+from spear_np.factors.rank import Spectrum, additive_rank, gap_rank, rounding_rank
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
 from tests.networks import Floats, LayerData

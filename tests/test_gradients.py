@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spear_np import InputError, LayerGradients, gradients, survey
-from spear_np.gradients import fits_precision
+from spear_np import InputError, LayerGradients, survey
+from spear_np.factors import gradients
+from spear_np.factors.gradients import fits_precision
 from tests.backends import Backend, assert_array
 from tests.layers import digit_layer
 from tests.networks import Floats

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 import spear_np
-from spear_np import Inversion, Progress, Status, gradients
-from spear_np.factorize import Factors
-from spear_np.hand_out import hand_out
+from spear_np import Inversion, Progress, Status
+from spear_np.directions.pool import Pool
+from spear_np.directions.repair import units_off_last
+from spear_np.factors import gradients
+from spear_np.factors.factorize import Factors
+from spear_np.factors.signs import SignModel
 from spear_np.invert import _exhausted
-from spear_np.pool import Pool
-from spear_np.run import Budget, Run, State
+from spear_np.loop.hand_out import hand_out
+from spear_np.loop.run import Budget, Run, State
 from spear_np.search import Proposals
-from spear_np.search.repair import units_off_last
 from spear_np.search.sampling import Sampling
-from spear_np.search.signs import SignModel
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.cases import case_of, pick_digits
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions, with_bias

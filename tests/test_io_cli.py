@@ -15,7 +15,7 @@ import pytest
 
 import spear_np
 from spear_io import DumpWriter, RecordInfo, open_inversion
-from spear_io.progress import count, duration, figures
+from spear_io.show.progress import count, duration, figures
 from tests.io_files import (
     B,
     Command,
@@ -369,7 +369,7 @@ def test_the_traceback_is_there_for_who_asks(
 
     monkeypatch.setattr(spear_np, "invert_layer", fail)
     monkeypatch.setenv("SPEAR_NP_TRACEBACK", "1")
-    from spear_io.cli import main
+    from spear_io.cli.main import main
 
     assert main(["invert", str(dump), "-o", str(out)]) == 1
     assert "Traceback" in capsys.readouterr().err

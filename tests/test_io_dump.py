@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spear_io import Bfloat16, DumpWriter, FileError, RecordInfo, open_dump, write_dump
-from spear_io.storage import check_finite, column_blocks, from_bfloat16
+from spear_io.files.storage import check_finite, column_blocks, from_bfloat16
 from tests.io_files import B, M, N, layer_arrays, layer_data, leftovers, write_good_dump
 
 FULL_INFO = RecordInfo(
@@ -296,14 +296,14 @@ def test_writer_refuses_what_could_not_be_read(path: Path, changes: dict[str, An
 
 
 def test_large_arrays_are_copied_in_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 8 * N * 7)  # 7 rows at a time
+    monkeypatch.setattr("spear_io.files.storage.BLOCK_BYTES", 8 * N * 7)  # 7 rows at a time
     data = write_good_dump(path)
     with open_dump(path) as dump:
         np.testing.assert_array_equal(dump.records[0].layers[0].gradients.weight_grad[:], data.weight_grad)
 
 
 def test_column_blocks_cover_every_column_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 8 * 60 * 10)
+    monkeypatch.setattr("spear_io.files.storage.BLOCK_BYTES", 8 * 60 * 10)
     covered = [list(range(64))[block] for block in column_blocks((60, 64))]
     assert [column for block in covered for column in block] == list(range(64))
     assert max(map(len, covered)) == 10
@@ -311,7 +311,7 @@ def test_column_blocks_cover_every_column_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_not_a_number_is_found_in_a_later_block(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 8 * M * 10)
+    monkeypatch.setattr("spear_io.files.storage.BLOCK_BYTES", 8 * M * 10)
     data = layer_data()
     write_dump(path, {"fc1": layer_arrays(data)})
     with h5py.File(path, "r+") as file:
@@ -326,7 +326,7 @@ def test_not_a_number_is_found_in_a_later_block(path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("encoded", [False, True])
 def test_not_a_number_is_never_written(path: Path, monkeypatch: pytest.MonkeyPatch, encoded: bool) -> None:
     """In whatever precision, and in a later block of rows."""
-    monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 8 * N * 10)
+    monkeypatch.setattr("spear_io.files.storage.BLOCK_BYTES", 8 * N * 10)
     path.write_bytes(b"an earlier dump")
     data = layer_data()
     weight_grad = data.weight_grad.copy()

@@ -21,20 +21,12 @@ import numpy as np
 import pytest
 
 import spear_np
-from spear_io import (
-    Bfloat16,
-    DumpWriter,
-    LayerArrays,
-    RecordInfo,
-    open_dump,
-    open_inversion,
-    write_dump,
-)
+from spear_io import Bfloat16, DumpWriter, LayerArrays, RecordInfo, open_dump, open_inversion, write_dump
 from tests.io_files import B, Command, M, command, layer_arrays, layer_data, leftovers, write_good_dump
 from tests.networks import LayerData, digit_batch, relu_network_gradients
 
 ROOT = Path(__file__).parent.parent
-RUN = "import sys; from spear_io.cli import main; sys.exit(main())"
+RUN = "import sys; from spear_io.cli.main import main; sys.exit(main())"
 
 HOPELESS = {"b": 50, "m": 60}
 """A batch that no search finds: no input leaves as many as b - 1 units off."""
@@ -285,7 +277,7 @@ def read_until(ours: int, wanted: str, timeout: float = 90) -> str:
 PATIENT = """
 import sys, time
 import spear_np
-from spear_io.cli import main
+from spear_io.cli.main import main
 
 def invert_layer(gradients, *, stop, callback, **options):
     # Search until asked to stop, however fast the search becomes.
@@ -326,7 +318,7 @@ def test_ctrl_c_writes_what_was_found(tmp_path: Path) -> None:
 STUBBORN = """
 import sys, time
 import spear_np
-from spear_io.cli import main
+from spear_io.cli.main import main
 
 def invert_layer(gradients, *, stop, **options):
     print("searching", file=sys.stderr, flush=True)

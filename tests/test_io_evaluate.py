@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spear_io import FileError, InversionWriter, RecordInfo, open_dump, open_inversion, write_dump
-from spear_io.evaluate import LayerEvaluation, evaluate, evaluation_notes
+from spear_io.show.evaluate import LayerEvaluation, evaluate, evaluation_notes
 from tests.io_files import B, M, N, fake_inversion, layer_arrays, layer_data
 
 
@@ -62,7 +62,7 @@ def test_rows_are_matched_and_measured(tmp_path: Path) -> None:
 
 
 def test_matching_looks_at_blocks_of_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 8 * 2 * B * 10)
+    monkeypatch.setattr("spear_io.files.storage.BLOCK_BYTES", 8 * 2 * B * 10)
     truth = random_truth()
     (result,) = evaluated(tmp_path, truth, truth[::-1])
     assert [row.truth for row in result.rows] == [3, 2, 1, 0]

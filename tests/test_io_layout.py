@@ -37,7 +37,7 @@ def test_importing_both_stays_light() -> None:
 
 
 def test_importing_the_command_loads_no_framework_and_no_format_library() -> None:
-    assert not imported_with("spear_io.cli") & (HEAVY - {"typer", "rich", "scipy"})
+    assert not imported_with("spear_io.cli.main") & (HEAVY - {"typer", "rich", "scipy"})
 
 
 def test_the_solver_knows_nothing_of_files() -> None:

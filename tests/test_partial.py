@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spear_np.factorize import Factors
-from spear_np.partial import partial_inputs
+from spear_np.factors.factorize import Factors
+from spear_np.inputs.partial import partial_inputs
 from tests.backends import Backend
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import Floats, LayerData

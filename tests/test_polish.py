@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from spear_np.backend import to_host
-from spear_np.factorize import Factors
-from spear_np.polish import Directions, null_space, polish
-from spear_np.pool import Pool
+from spear_np.directions.polish import Directions, null_space, polish
+from spear_np.directions.pool import Pool
+from spear_np.factors.factorize import Factors
 from tests.backends import Backend, assert_lives_on
 from tests.layers import digit_layer, factors_of, layer_with_patterns, true_directions
 from tests.networks import Floats, LayerData

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear_np.polytope import PartialInputs, bound_inputs
+from spear_np.inputs.polytope import PartialInputs, bound_inputs
 from tests.backends import Backend
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
 from tests.networks import Floats, LayerData

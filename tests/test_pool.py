@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from spear_np.pool import Candidates, Pool, greedy_basis
+from spear_np.directions.pool import Candidates, Pool, greedy_basis
 from tests.networks import Floats
 from tests.pools import frozen
 

@@ -16,7 +16,7 @@ import typer.main
 
 import spear_np
 from spear_io import open_dump
-from spear_io.cli import app, main
+from spear_io.cli.main import app, main
 from tests.documents import code_blocks, run
 from tests.io_files import layer_data
 

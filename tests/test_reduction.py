@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spear_np.factorize import Factors
-from spear_np.search.reduction import reduce_pairs
+from spear_np.directions.reduction import reduce_pairs
+from spear_np.factors.factorize import Factors
 from tests.backends import Backend, assert_lives_on
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
 from tests.networks import Floats

@@ -8,11 +8,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.disaggregate import Disaggregation, disaggregate
-from spear_np.factorize import Factors
-from spear_np.polish import null_space
-from spear_np.reconstruct import reconstruct, zero_support
-from spear_np.refine import gauss_newton_step, refined
+from spear_np.directions.disaggregate import Disaggregation, disaggregate
+from spear_np.directions.polish import null_space
+from spear_np.directions.refine import gauss_newton_step, refined
+from spear_np.directions.support import zero_support
+from spear_np.factors.factorize import Factors
+from spear_np.inputs.reconstruct import reconstruct
 from tests.backends import Backend, assert_lives_on
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import Floats, LayerData
@@ -128,7 +129,7 @@ def test_a_layer_too_large_for_its_covariances_is_fitted_by_columns(
     factors = factors_of(data, backend)
     choice = choice_of(factors, data)
     whole = errors(factors, refined(factors, choice), data, backend)
-    monkeypatch.setattr("spear_np.refine.COVARIANCE_NUMBERS", 0)
+    monkeypatch.setattr("spear_np.directions.refine.COVARIANCE_NUMBERS", 0)
     by_columns = errors(factors, refined(factors, choice), data, backend)
     assert not np.array_equal(whole, by_columns)
     assert np.max(by_columns) < 1.5 * np.max(whole)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spear_np.disaggregate import Disaggregation, disaggregate
-from spear_np.factorize import Factors
-from spear_np.search.repair import realigned
+from spear_np.directions.disaggregate import Disaggregation, disaggregate
+from spear_np.directions.repair import realigned
+from spear_np.factors.factorize import Factors
 from tests.backends import Backend
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import Floats, LayerData

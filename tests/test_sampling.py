@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spear_np.factorize import Factors
-from spear_np.pool import Pool
-from spear_np.search.sampling import Sampling, draw_subsets, null_vectors
+from spear_np.directions.null_vectors import draw_subsets, null_vectors
+from spear_np.directions.pool import Pool
+from spear_np.factors.factorize import Factors
+from spear_np.search.sampling import Sampling
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import Floats

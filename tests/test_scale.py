@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import spear_np
 from spear_np import Certificate, Inversion, Status
-from spear_np.disaggregate import disaggregate
-from spear_np.reconstruct import reconstruct
-from spear_np.scale import _half_line, _most_agreed, checked_range, choose_scale
+from spear_np.directions.disaggregate import disaggregate
+from spear_np.inputs.reconstruct import reconstruct
+from spear_np.inputs.scale import _half_line, _most_agreed, checked_range, choose_scale
 from tests.backends import Backend, assert_lives_on
 from tests.io_files import Command, command, layer_arrays
 from tests.layers import digit_layer, factors_of, true_directions, with_bias

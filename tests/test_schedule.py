@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear_np.factorize import Factors
-from spear_np.pool import Pool
+from spear_np.directions.pool import Pool
+from spear_np.factors.factorize import Factors
+from spear_np.factors.signs import sign_model
 from spear_np.search import Search
 from spear_np.search.completion import MAX_MISSING, Completion
 from spear_np.search.descent import Descent, Settings
 from spear_np.search.sampling import Sampling
 from spear_np.search.schedule import SAMPLING_HELPS, SAMPLING_SUFFICES, Schedule
-from spear_np.search.signs import sign_model
 from tests.backends import Backend, assert_lives_on
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import LayerData

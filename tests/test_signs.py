@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.factorize import Factors, factorize
-from spear_np.search.signs import SignModel, fit_known, fit_signs, sign_model, smoother
+from spear_np.factors.factorize import Factors, factorize
+from spear_np.factors.signs import SignModel, fit_known, fit_signs, sign_model, smoother
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.cases import pick_digits
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions

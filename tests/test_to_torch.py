@@ -558,7 +558,7 @@ def test_nothing_is_copied_unless_asked_for() -> None:
 
 @pytest.mark.parametrize("way", ["recorded", "gradients", "weights"])
 def test_a_large_model_is_not_held_twice(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spear_io.storage.BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("spear_io.files.storage.BLOCK_BYTES", 2**18)
     model = nn.Sequential(nn.Linear(2000, 1000), nn.ReLU(), nn.Linear(1000, 10))
     size = 4 * 2000 * 1000
     inputs = torch.rand(2, 2000)

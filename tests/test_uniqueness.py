@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.factorize import Factors, expand
-from spear_np.uniqueness import SPARE, lone_rows, sharpened, uniqueness
+from spear_np.directions.uniqueness import SPARE, lone_rows, sharpened, uniqueness
+from spear_np.factors.factorize import Factors, expand
 from tests.backends import Backend
 from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions
 from tests.networks import Floats, LayerData

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .dump import Dump, RecordInfo, open_dump
-from .dump_writer import DumpWriter, LayerArrays, write_dump
-from .inversion import InversionWriter, open_inversion
+from .files.dump import Dump, RecordInfo, open_dump
+from .files.dump_writer import DumpWriter, LayerArrays, write_dump
+from .files.inversion import InversionWriter, open_inversion
+from .files.storage import Bfloat16
 from .problems import FileError
-from .storage import Bfloat16
 
 __all__ = [
     "Bfloat16",

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..factorize import Factors
-from ..pool import Pool
+from ..directions.pool import Pool
+from ..factors.factorize import Factors
 
 Array = Any
 

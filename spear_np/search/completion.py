@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from ..backend import smallest, to_host
-from ..disaggregate import bias_direction
-from ..factorize import Factors
-from ..polish import NEAR_ZERO
-from ..pool import Pool
-from ..uniqueness import SPARE
+from ..directions.disaggregate import bias_direction
+from ..directions.null_vectors import distinct, null_vectors_of_rows
+from ..directions.polish import NEAR_ZERO
+from ..directions.pool import Pool
+from ..directions.uniqueness import SPARE
+from ..factors.factorize import Factors
+from ..factors.signs import SignModel
 from . import Proposals
-from .sampling import distinct, null_vectors_of_rows
-from .signs import SignModel
 
 Array = Any
 HostArray = np.ndarray[Any, Any]

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from ..backend import inverse_or_pseudoinverse, orthogonal_complement, to_host
-from ..factorize import Factors
-from ..pool import Pool
+from ..directions.null_vectors import distinct
+from ..directions.pool import Pool
+from ..factors.factorize import Factors
+from ..factors.signs import SignModel, fit_known, smoother
 from . import Proposals
-from .sampling import distinct
-from .signs import SignModel, fit_known, smoother
 
 Array = Any
 HostArray = np.ndarray[Any, Any]

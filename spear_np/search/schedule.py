@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..factorize import Factors
-from ..pool import Pool
+from ..directions.pool import Pool
+from ..factors.factorize import Factors
 from . import Proposals, Search
 from .completion import Completion
 from .descent import Descent

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from spear_io.dump import RecordInfo
-from spear_io.dump_writer import NO_INFO, LayerArrays
+from spear_io.files.dump import RecordInfo
+from spear_io.files.dump_writer import NO_INFO, LayerArrays
 
 from ._layers import activations_of, check_names, find_layers
 from ._round import RecordingError, Update

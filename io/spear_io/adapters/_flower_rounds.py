@@ -9,7 +9,7 @@ from typing import Any
 
 import flwr
 
-from spear_io.dump import RecordInfo
+from spear_io.files.dump import RecordInfo
 
 from ._arrays import Arrays, differences, update_of
 from ._round import RoundWriter

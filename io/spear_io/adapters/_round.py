@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from spear_io.dump import RecordInfo
-from spear_io.dump_writer import NO_INFO, DumpWriter, LayerArrays
+from spear_io.files.dump import RecordInfo
+from spear_io.files.dump_writer import NO_INFO, DumpWriter, LayerArrays
 
 
 class RecordingError(RuntimeError):

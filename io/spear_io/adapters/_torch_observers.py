@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spear_io.dump_writer import LayerArrays
+from spear_io.files.dump_writer import LayerArrays
 
 from ._layers import check_names
 from ._round import RecordingError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spear_io.storage import Bfloat16
+from spear_io.files.storage import Bfloat16
 
 from ._round import RecordingError
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from spear_io.dump import RecordInfo
-from spear_io.dump_writer import LayerArrays
+from spear_io.files.dump import RecordInfo
+from spear_io.files.dump_writer import LayerArrays
 
 from ._layers import activations_of, check_names
 from ._round import RecordingError, Update

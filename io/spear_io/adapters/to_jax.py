@@ -24,7 +24,7 @@ except ImportError as error:
     msg = "JAX is not installed: pip install 'spear-np[jax]'"
     raise ImportError(msg) from error
 
-from spear_io.dump import RecordInfo
+from spear_io.files.dump import RecordInfo
 
 from . import _round
 from ._arrays import differences, update_of

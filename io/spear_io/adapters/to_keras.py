@@ -26,8 +26,8 @@ except ImportError as error:
 
 import numpy as np
 
-from spear_io.dump import RecordInfo
-from spear_io.dump_writer import NO_INFO, LayerArrays
+from spear_io.files.dump import RecordInfo
+from spear_io.files.dump_writer import NO_INFO, LayerArrays
 
 from . import _round
 from ._arrays import Difference, Transposed, check_fit

@@ -32,8 +32,8 @@ except ImportError as error:
     msg = "PyTorch is not installed: pip install 'spear-np[torch]'"
     raise ImportError(msg) from error
 
-from spear_io.dump import RecordInfo
-from spear_io.dump_writer import NO_INFO
+from spear_io.files.dump import RecordInfo
+from spear_io.files.dump_writer import NO_INFO
 
 from . import _round
 from ._round import RecordingError

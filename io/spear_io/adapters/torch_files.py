@@ -13,7 +13,7 @@ except ImportError as error:
     msg = "PyTorch is not installed: pip install 'spear-np[torch]'"
     raise ImportError(msg) from error
 
-from spear_io.storage import Bfloat16
+from spear_io.files.storage import Bfloat16
 
 __all__ = ["read_tensors"]
 

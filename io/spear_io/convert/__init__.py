@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..dump import DATASETS, RecordInfo
-from ..dump_writer import NO_INFO, DumpWriter, LayerArrays
+from ..files.dump import DATASETS, RecordInfo
+from ..files.dump_writer import NO_INFO, DumpWriter, LayerArrays
 from ..problems import FileError, listing, printable
 from .checks import check_gradients, check_input_shape, check_one_update
 from .difference import leave_out_unchanged

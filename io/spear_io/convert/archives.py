@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..files.safety import SMALL, size_text
 from ..problems import FileError, Place, listing
-from ..safety import SMALL, size_text
 from .source import check_count, reading
 
 EXPANSION = 100

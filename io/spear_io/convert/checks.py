@@ -7,8 +7,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from ..dump import RecordInfo
-from ..dump_writer import LayerArrays
+from ..files.dump import RecordInfo
+from ..files.dump_writer import LayerArrays
 from ..problems import FileError, Place, listing, printable
 from .layers import FoundLayer
 from .names import understand

@@ -6,17 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from .. import dump, safety
+from ..files import dump, safety
 from ..problems import FileError, Place, listing
-from . import (
-    flax_msgpack,
-    keras_files,
-    matlab,
-    numpy_files,
-    plain_hdf5,
-    safetensors_files,
-    torch_checkpoint,
-)
+from . import flax_msgpack, keras_files, matlab, numpy_files, plain_hdf5, safetensors_files, torch_checkpoint
 from .archives import open_archive
 from .source import Source
 

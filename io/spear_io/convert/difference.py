@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files.storage import Floats, row_blocks
 from ..problems import FileError, Place, printable
-from ..storage import Floats, row_blocks
 from .layers import FoundLayer, Part
 from .names import MOMENT, understand_all
 from .pairing import Given

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files.storage import Floats
 from ..problems import FileError, Place
-from ..storage import Floats
 from .source import PRECISIONS, NamedArray, Source, check_count, reading, unsuitable
 
 NDARRAY = 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import h5py
 
-from .. import safety
+from ..files import safety
 from ..problems import Place, printable
 from .archives import open_archive, read_member
 from .keras_config import LayerConfig, layer_configs

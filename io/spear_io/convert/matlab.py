@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..files.safety import SMALL
 from ..problems import FileError, Place, listing, printable
-from ..safety import SMALL
 from . import matlab5
 from .archives import EXPANSION
 from .plain_hdf5 import datasets, open_root

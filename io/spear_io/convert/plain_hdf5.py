@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import h5py
 
-from .. import safety
+from ..files import safety
+from ..files.storage import StoredArray
 from ..problems import FileError, Place
-from ..storage import StoredArray
 from .source import NamedArray, Source, check_count, reading
 
 ADVICE = "give one of the files that 'spear-np convert --help' lists"
@@ -45,7 +45,7 @@ def datasets(
     place : Place
         The file.
     opaque_bfloat16 : bool
-        As for `spear_io.safety.numbers`.
+        As for `spear_io.files.safety.numbers`.
     """
     arrays: list[NamedArray] = []
     skipped: dict[str, str] = {}

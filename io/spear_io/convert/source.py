@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..files.storage import Bfloat16, Floats, from_bfloat16
 from ..problems import FileError, Place, cause, printable
-from ..storage import Bfloat16, Floats, from_bfloat16
 
 Orientation = Literal["mn", "nm"]
 """Of a stored matrix: "mn", rows are output units (torch); "nm", columns are output units (Keras, Flax)."""

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..files.storage import Bfloat16
 from ..problems import FileError, Place
-from ..storage import Bfloat16
 from .archives import open_archive
 from .source import NamedArray, Source, check_count, reading
 

@@ -1,0 +1,1 @@
+"""Programs whose figures the README and docs quote."""

@@ -1,0 +1,156 @@
+"""The command `spear-np convert`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+
+import spear_np
+
+from ..convert import Origin
+from ..convert import convert as convert_files
+from ..files.dump import RecordInfo
+from ..show.tables import print_conversion, print_json
+from .options import Json
+
+Number = TypeVar("Number", int, float)
+
+
+def convert(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[SOURCE] DUMP.h5", help="What to read, and the dump to write.", show_default=False
+        ),
+    ],
+    gradients: Annotated[
+        bool, typer.Option("--gradients", help="All arrays of SOURCE are gradients, named as in the model.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="FILE", help="Where the weights are, if not in SOURCE.")
+    ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option("--before", metavar="A", help="Instead of SOURCE: the model before the step …"),
+    ] = None,
+    after: Annotated[Path | None, typer.Option("--after", metavar="B", help="… and after it.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", metavar="η", help="Of the step between two models.")
+    ] = None,
+    local_steps: Annotated[
+        int | None, typer.Option("--local-steps", min=1, help="Steps between two models.")
+    ] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="[LAYER.]PART=NAME",
+            help="Take this array as weight_grad, bias_grad, weight, bias or inputs; repeatable.",
+        ),
+    ] = None,
+    orientation: Annotated[
+        Literal["mn", "nm"] | None,
+        typer.Option("--orientation", help="mn: rows of a matrix are output units; nm: columns are."),
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", metavar="NAME", help="Only this layer; repeatable.")
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option("--activation", metavar="NAME", help="What follows these layers, e.g. relu.")
+    ] = None,
+    record: Annotated[str, typer.Option("--record", metavar="NAME", help="Name of the record.")] = "record-0",
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="If it is known.")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", metavar="1,28,28", help="Shape of one input.")
+    ] = None,
+    input_mean: Annotated[
+        str | None, typer.Option("--input-mean", metavar="0.5,…", help="What normalising subtracted …")
+    ] = None,
+    input_std: Annotated[
+        str | None, typer.Option("--input-std", metavar="0.5,…", help="… and divided by.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a dump of a file of gradients, or of two models.
+
+    Reads .npz, .npy and folders of .npy, .safetensors, MATLAB .mat, Keras .weights.h5, .keras and .h5, Flax msgpack,
+    any other HDF5, and PyTorch checkpoints.
+    """
+    source, output = _paths(paths, before, after)
+    if source is None and (gradients or model or maps):
+        msg = "cannot be combined with --gradients, --model or --map"
+        raise typer.BadParameter(msg, param_hint="--before")
+    if source is not None and (learning_rate is not None or local_steps is not None):
+        msg = "only describes the step between two models (--before, --after)"
+        raise typer.BadParameter(
+            msg, param_hint="--learning-rate" if local_steps is None else "--local-steps"
+        )
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        msg = f"{learning_rate:g} is not a positive number"
+        raise typer.BadParameter(msg, param_hint="--learning-rate")
+    if activation is not None and not activation.strip():
+        msg = "is empty: give a name, none if nothing follows"
+        raise typer.BadParameter(msg, param_hint="--activation")
+    info = RecordInfo(
+        input_shape=_numbers(input_shape, int, "--input-shape"),
+        input_mean=_numbers(input_mean, float, "--input-mean"),
+        input_std=_numbers(input_std, float, "--input-std"),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        local_steps=local_steps,
+    )
+    conversion = convert_files(
+        Origin(source, gradients, model, before, after, tuple(maps or ())),
+        output,
+        record=record,
+        info=info,
+        layers=layer or (),
+        orientation=orientation,
+        activation=activation,
+    )
+    if json:
+        print_json(
+            {
+                "command": "convert",
+                "version": spear_np.__version__,
+                "source": None if source is None else str(source),
+                "output": str(output),
+                **asdict(conversion),
+            }
+        )
+    else:
+        print_conversion(conversion, str(output))
+
+
+def _paths(paths: list[Path], before: Path | None, after: Path | None) -> tuple[Path | None, Path]:
+    """Return SOURCE, None if two models stand for it, and DUMP.h5."""
+    if (before is None) != (after is None):
+        msg = "two models are needed: --before A --after B"
+        raise typer.BadParameter(msg, param_hint="--before" if before is None else "--after")
+    wanted = 2 if before is None else 1
+    if len(paths) != wanted:
+        usage = "SOURCE DUMP.h5" if before is None else "--before A --after B DUMP.h5"
+        msg = f"{len(paths)} names are given, but it is: spear-np convert {usage}"
+        raise typer.BadParameter(msg, param_hint="DUMP.h5")
+    return (paths[0] if before is None else None), paths[-1]
+
+
+def _numbers(text: str | None, kind: type[Number], option: str) -> tuple[Number, ...] | None:
+    """Return numbers separated by commas."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        msg = f"'{text}' is not a list of numbers separated by commas"
+        raise typer.BadParameter(msg, param_hint=option) from error
+    if not all(math.isfinite(number) for number in numbers) or (
+        option != "--input-mean" and min(numbers) <= 0
+    ):
+        msg = f"'{text}' must be {'numbers' if option == '--input-mean' else 'positive'}"
+        raise typer.BadParameter(msg, param_hint=option)
+    return numbers

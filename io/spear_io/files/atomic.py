@@ -1,0 +1,186 @@
+"""Files that appear whole under their name, or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from ..problems import FileError, Place, cause
+
+
+class _Spool(io.RawIOBase):
+    """A file whose writes never fail, for HDF5, which may crash the process after one that does.
+
+    The first failure is kept in `failure` and everything after it is dropped, so HDF5 can close what it has
+    open in peace. Whoever uses the file asks `failure` after every step.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self.failure: BaseException | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        return self._raw.readinto(buffer)
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        rest = view
+        try:
+            while rest and self.failure is None:
+                rest = rest[self._raw.write(rest) :]
+        except BaseException as error:  # noqa: BLE001  (a Ctrl-C must not reach HDF5 either)
+            self.failure = error
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            if self.failure is None:
+                return self._raw.truncate(size)
+        except BaseException as error:  # noqa: BLE001
+            self.failure = error
+        return size or 0
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """An HDF5 file being written."""
+
+    root: h5py.File
+    _spool: _Spool
+
+    @contextmanager
+    def writing(self, place: Place) -> Iterator[None]:
+        """Turn a failure to write into a `FileError`; around writes only, never around a solver."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            raise _not_written(self._spool.failure or error, place) from error
+        if self._spool.failure is not None:
+            raise _not_written(self._spool.failure, place) from self._spool.failure
+
+
+@contextmanager
+def new_hdf5(path: Path, *, kind: str, version: int, sources: Iterable[Path] = ()) -> Iterator[NewFile]:
+    """Yield a new HDF5 file that replaces `path` when the block ends well.
+
+    It is written under a temporary name in the same folder, so everything that keeps `path` from being written
+    shows at once, an old file under that name stays as it is until the new one is complete, and an exception
+    leaves nothing behind.
+
+    Parameters
+    ----------
+    path : Path
+        Final name.
+    kind, version : str, int
+        Become the attributes `format` and `format_version`.
+    sources : iterable of Path
+        Files that are being read and must not be replaced.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be written there.
+    """
+    place = Place(path)
+    _check_target(path, place, sources)
+    with _replacing(path, place) as raw:
+        spool = _Spool(raw)
+        new = NewFile(h5py.File(spool, "w"), spool)
+        with new.root:
+            with new.writing(place):
+                new.root.attrs["format"] = kind
+                new.root.attrs["format_version"] = version
+                new.root.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+            yield new
+        with new.writing(place):
+            pass  # what closing the file wrote
+
+
+@contextmanager
+def _replacing(path: Path, place: Place) -> Iterator[io.FileIO]:
+    """Yield a new, empty file beside `path` that takes its name when the block ends well."""
+    target = Path(os.path.realpath(path))  # a symbolic link stays one
+    temporary = target.with_name(f".spear-np-{secrets.token_hex(6)}.partial")
+    try:
+        raw = io.FileIO(temporary, "x+")
+    except OSError as error:
+        msg = f"cannot be written ({cause(error)})"
+        raise FileError(msg, place, "choose a folder you may write to") from error
+    try:
+        with raw:
+            yield raw
+            try:
+                os.fsync(raw.fileno())
+            except OSError as error:
+                raise _not_written(error, place) from error
+        try:
+            temporary.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise _not_written(error, place) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until a new name is on the disk."""
+    if os.name != "posix":  # only POSIX opens folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _not_written(error: BaseException, place: Place) -> BaseException:
+    """Return the error to raise for a failed write; what is no failure of the disk goes on as it is."""
+    if not isinstance(error, OSError | RuntimeError):
+        return error
+    msg = f"cannot be written ({cause(error)})"
+    return FileError(msg, place, "nothing was written")
+
+
+def _check_target(path: Path, place: Place, sources: Iterable[Path]) -> None:
+    """Refuse a name that cannot or must not be written."""
+    try:
+        if path.is_dir():
+            msg = "is a directory"
+            raise FileError(msg, place, "give the name of a file to write")
+        if not path.parent.is_dir():
+            msg = f"the folder '{path.parent}' does not exist"
+            raise FileError(msg, place, "make it first, or choose another name")
+        if path.exists():
+            if not path.is_file():
+                msg = "is not a regular file"
+                raise FileError(msg, place, "choose another name to write to")
+            if any(source.exists() and path.samefile(source) for source in sources):
+                msg = "is the file that is being read"
+                raise FileError(msg, place, "choose another name to write to")
+    except OSError as error:
+        msg = f"cannot be written ({cause(error)})"
+        raise FileError(msg, place, "choose another name to write to") from error

@@ -1,0 +1,318 @@
+"""The gradient dump: what clients share, read lazily from files that may come from anybody.
+
+The layout is `format = "spear-gradients"`, `format_version = 1`::
+
+    /records/<record>/layers/<layer>/weight_grad (m, n), bias_grad (m,), weight (m, n), bias (m,)
+    /records/<record>/truth/<layer>/inputs (b, n)
+    /records/<record>/truth/labels (b,)
+
+Unknown groups, datasets and attributes are ignored. `spear_io.files.dump_writer` writes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import h5py
+
+import spear_np
+from spear_np.factors.gradients import CEILINGS
+
+from ..problems import FileError, Place, listing, printable
+from . import safety
+from .storage import FINITE, StoredArray, check_finite
+
+FORMAT = "spear-gradients"
+FORMAT_VERSION = 1
+
+DATASETS = {"weight_grad": 2, "bias_grad": 1, "weight": 2, "bias": 1}
+"""What a linear layer may hold, and in how many dimensions."""
+
+NO_ACTIVATION = ("none", "linear", "identity")
+"""Names of the activation that changes nothing."""
+
+UPDATES = ("gradient", "weight_delta")
+
+
+@dataclass(frozen=True)
+class RecordInfo:
+    """What a dump may say about one shared update; everything is optional."""
+
+    input_shape: tuple[int, ...] | None = None
+    """Shape of one input of the network, e.g. (1, 28, 28)."""
+    input_mean: tuple[float, ...] | None = None
+    """Mean subtracted from the inputs, one figure or one a channel; undone only for display and evaluation."""
+    input_std: tuple[float, ...] | None = None
+    """Standard deviation the inputs were divided by, likewise."""
+    batch_size: int | None = None
+    update: str = "gradient"
+    """"gradient", or "weight_delta": weights after the step minus weights before."""
+    learning_rate: float | None = None
+    local_steps: int | None = None
+    loss_reduction: str | None = None
+    client: str | int | None = None
+    round: str | int | None = None
+
+
+class Layer:
+    """One layer of a record: what is stored of it, opened only when asked for."""
+
+    def __init__(self, name: str, record: Record, group: h5py.Group, place: Place) -> None:
+        self.name = name
+        self.place = place
+        self._record = record
+        self._group = group
+        self.kind = self._required_text("kind", 'kind = "linear" for a fully connected layer')
+        self.activation = self._required_text("activation", 'activation = "relu", or what follows the layer')
+        self.order = safety.number(group, "order", place)
+
+    def _required_text(self, name: str, advice: str) -> str:
+        value = safety.text(self._group, name, self.place)
+        if value is None:
+            msg = f"the attribute '{name}' is missing"
+            raise FileError(msg, self.place, f"set {advice}")
+        return value
+
+    @property
+    def unsuitable(self) -> str | None:
+        """Why this kind of layer cannot be inverted, whatever its numbers are; None if it can."""
+        if self.kind != "linear":
+            return f"a '{printable(self.kind)}' layer: only fully connected ('linear') layers can be inverted"
+        if self.activation.lower() in NO_ACTIVATION:
+            return (
+                "followed by no activation, as an output layer is: only a ReLU leaves the zeros in the gradient that "
+                "the inversion rests on"
+            )
+        if self.activation.lower() not in CEILINGS:
+            return (
+                f"followed by '{printable(self.activation)}': only a ReLU leaves the zeros in the gradient that "
+                "the inversion rests on"
+            )
+        return None
+
+    @cached_property
+    def arrays(self) -> dict[str, StoredArray]:
+        """The datasets of the layer that are there, each found harmless; a weight delta already as a gradient."""
+        found = {}
+        for name, ndim in DATASETS.items():
+            array = safety.numbers(self._group, name, self.place, ndim=ndim)
+            if array is not None:
+                gradient = name.endswith("_grad")
+                found[name] = array.divided_by(self._record.divisor) if gradient else array
+        return found
+
+    @cached_property
+    def gradients(self) -> spear_np.LayerGradients:
+        """What the solver takes.
+
+        Raises
+        ------
+        FileError
+            If the datasets do not fit together or the layer is `unsuitable`.
+        """
+        arrays = self.arrays
+        if "weight_grad" not in arrays:
+            msg = "the dataset 'weight_grad' is missing"
+            there = listing(safety.member_names(self._group, self.place), "nothing")
+            raise FileError(msg, self.place, f"export the layer again; there is: {there}")
+        try:
+            return spear_np.LayerGradients(
+                **arrays, activation=self.activation, precision=arrays["weight_grad"].precision
+            )
+        except spear_np.InputError as error:
+            raise FileError(str(error), self.place, "export the layer again") from error
+
+    def check_finite(self) -> None:
+        """Read every dataset of the layer once, by blocks, and refuse NaN and infinity."""
+        for array in self.arrays.values():
+            check_finite(array, FINITE)
+
+    @cached_property
+    def truth(self) -> StoredArray | None:
+        """True inputs (b, n) of the layer, for evaluation only; None if the dump does not hold them."""
+        truth = safety.subgroup(self._record.group, "truth", self._record.place)
+        group = None if truth is None else safety.subgroup(truth, self.name, self.place)
+        if group is None:
+            return None
+        inputs = safety.numbers(group, "inputs", self.place, ndim=2)
+        features = self.gradients.shape[1]
+        if inputs is not None and (inputs.shape[1] != features or 0 in inputs.shape):
+            msg = f"has shape {inputs.shape}, but the layer has {features} input features"
+            raise FileError(msg, inputs.place, f"store one true input of {features} numbers a row")
+        return inputs
+
+
+class Record:
+    """One shared update: its layers and what is known about it."""
+
+    def __init__(self, name: str, group: h5py.Group, place: Place) -> None:
+        self.name = name
+        self.group = group
+        self.place = place
+
+    @cached_property
+    def info(self) -> RecordInfo:
+        """The optional attributes."""
+        group, place = self.group, self.place
+        update = safety.text(group, "update", place) or "gradient"
+        info = RecordInfo(
+            input_shape=_sizes(group, "input_shape", place),
+            input_mean=safety.vector(group, "input_mean", place),
+            input_std=safety.vector(group, "input_std", place),
+            batch_size=safety.integer(group, "batch_size", place),
+            update=update,
+            learning_rate=safety.number(group, "learning_rate", place),
+            local_steps=safety.integer(group, "local_steps", place),
+            loss_reduction=safety.text(group, "loss_reduction", place),
+            client=_label(group, "client", place),
+            round=_label(group, "round", place),
+        )
+        if update not in UPDATES:
+            msg = f"the attribute 'update' is '{printable(update)}', but must be one of {listing(UPDATES)}"
+            raise FileError(msg, place, "say what the layers hold")
+        rate = info.learning_rate
+        if update == "weight_delta" and rate is not None and not (math.isfinite(rate) and rate > 0):
+            msg = f"the attribute 'learning_rate' is {rate:g}, but a weight_delta is divided by it"
+            raise FileError(msg, place, "store the positive rate of the step, or leave the attribute out")
+        return info
+
+    @property
+    def divisor(self) -> float:
+        """What the stored gradients are divided by: 1, or minus the learning rate for a weight delta.
+
+        Without a learning rate only the sign is turned: the scale of ∂L/∂Z does not change the inputs.
+        """
+        if self.info.update == "gradient":
+            return 1.0
+        return -(1.0 if self.info.learning_rate is None else self.info.learning_rate)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What somebody who uses this record's results should know."""
+        notes = []
+        if self.info.update == "weight_delta":
+            if self.info.learning_rate is None:
+                notes.append(
+                    "a weight delta without learning_rate: the inputs are not affected, but output_grad is in units "
+                    "of the learning rate"
+                )
+            if (self.info.local_steps or 1) > 1:
+                notes.append(
+                    f"a weight delta of {self.info.local_steps} local steps: only a single step is a gradient, so "
+                    "expect noise"
+                )
+        return tuple(notes)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in forward order.
+
+        Raises
+        ------
+        FileError
+            If there are none, one lacks what every layer must say, or their order is not known.
+        """
+        group = safety.required_subgroup(self.group, "layers", self.place)
+        layers = []
+        for name in safety.member_names(group, self.place):
+            place = self.place.at(layer=name)
+            member = safety.subgroup(group, name, place)
+            if member is not None:
+                layers.append(Layer(name, self, member, place))
+        if not layers:
+            msg = "the group 'layers' is empty"
+            raise FileError(msg, self.place, "export at least one layer")
+        unordered = [layer.name for layer in layers if layer.order is None or math.isnan(layer.order)]
+        if unordered and len(layers) > 1:
+            msg = f"the attribute 'order' is missing for {listing(unordered)}"
+            raise FileError(
+                msg, self.place, "number the layers as they come in the forward pass: order = 0, 1, …"
+            )
+        return tuple(sorted(layers, key=lambda layer: layer.order or 0))
+
+    @cached_property
+    def labels(self) -> StoredArray | None:
+        """True labels (b,), for reports only."""
+        truth = safety.subgroup(self.group, "truth", self.place)
+        return None if truth is None else safety.numbers(truth, "labels", self.place, ndim=1, kind="any")
+
+
+class Dump:
+    """An open gradient dump."""
+
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self.path = path
+        self.place = Place(path)
+        self.producer = safety.text(file, "producer", self.place)
+        self.created = safety.text(file, "created", self.place)
+        self._group = safety.required_subgroup(file, "records", self.place)
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """The records, in the order of the file."""
+        records = []
+        for name in safety.member_names(self._group, self.place):
+            place = self.place.at(record=name)
+            member = safety.subgroup(self._group, name, place)
+            if member is not None:
+                records.append(Record(name, member, place))
+        if not records:
+            msg = "the group 'records' is empty"
+            raise FileError(msg, self.place, "export at least one record")
+        return tuple(records)
+
+
+@contextmanager
+def open_dump(path: str | Path) -> Iterator[Dump]:
+    """Open a gradient dump for reading.
+
+    Examples
+    --------
+    ::
+
+        with open_dump("dump.h5") as dump:
+            layer = dump.records[0].layers[0]
+            result = spear_np.invert_layer(layer.gradients)
+
+    Raises
+    ------
+    FileError
+        Here or later: whatever is wrong with the file, in one line that says where.
+    """
+    path = Path(path)
+    with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
+        yield Dump(file, path)
+
+
+Named = TypeVar("Named", Record, Layer)
+
+
+def named(items: Iterable[Named], name: str, place: Place, what: str) -> Named:
+    """Return the record or layer called `name`; the error lists what there is."""
+    items = tuple(items)
+    for item in items:
+        if item.name == name:
+            return item
+    msg = f"there is no {what} '{printable(name)}'"
+    raise FileError(msg, place, f"there is: {listing(item.name for item in items)}")
+
+
+def _sizes(group: h5py.Group, name: str, place: Place) -> tuple[int, ...] | None:
+    """Return an attribute that is a shape."""
+    values = safety.vector(group, name, place)
+    if values is None or all(value >= 1 and value == value // 1 for value in values):
+        return None if values is None else tuple(int(value) for value in values)
+    msg = f"the attribute '{name}' is {values}, but must be positive whole numbers"
+    raise FileError(msg, place, "correct it, or leave it out")
+
+
+def _label(group: h5py.Group, name: str, place: Place) -> str | int | None:
+    """Return an attribute that is shown only: text, or a number."""
+    value = safety.attribute(group, name, place)
+    return value if value is None or isinstance(value, str | int) else str(value)

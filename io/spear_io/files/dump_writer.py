@@ -1,0 +1,252 @@
+"""Writing gradient dumps: the one door through which every exporter goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from ..problems import FileError, Place
+from .atomic import NewFile, new_hdf5
+from .dump import DATASETS, FORMAT, FORMAT_VERSION, RecordInfo
+from .storage import FINITE, check_finite_block, from_bfloat16, row_blocks, same_numbers, stored_as
+
+FLOATS = ("float16", "float32", "float64")
+
+NO_INFO = RecordInfo()
+
+
+@dataclass(frozen=True)
+class LayerArrays:
+    """What is written of one layer; every array may be anything with `shape`, `dtype` and slicing.
+
+    Shapes: m output units, n input features, b inputs. bfloat16 numbers come as `Bfloat16` (or as an array of
+    the NumPy extension type of that name).
+    """
+
+    weight_grad: Any
+    """(m, n) ∂L/∂W."""
+    bias_grad: Any = None
+    """(m,) ∂L/∂b; without it inputs are found up to their scale."""
+    weight: Any = None
+    """(m, n); without it activation signs cannot be checked."""
+    bias: Any = None
+    """(m,)."""
+    inputs: Any = None
+    """(b, n) true inputs, for evaluation only."""
+    activation: str = "relu"
+    """What follows the layer."""
+    kind: str = "linear"
+
+
+class DumpWriter:
+    """A gradient dump being written; it takes its name when the `with` block ends well.
+
+    Parameters
+    ----------
+    path : path
+        Where; a file of that name is replaced only by a complete one.
+    producer : str
+        Program and version, e.g. "torch 2.13.0".
+    compression : str, optional
+        h5py's name of a built-in filter ("gzip", "lzf"). Gradients hardly shrink.
+    sources : iterable of Path
+        Files that are being read and must not be replaced.
+
+    Examples
+    --------
+    ::
+
+        with DumpWriter("dump.h5", producer="numpy") as dump:
+            dump.add_record("client-0", {"fc1": LayerArrays(weight_grad, bias_grad, weight, bias)})
+            dump.add_record("client-1", {"fc1": LayerArrays(other_grad, other_bias_grad)}, model_of="client-0")
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        producer: str = "numpy",
+        compression: str | None = None,
+        sources: Iterable[Path] = (),
+    ) -> None:
+        self.place = Place(Path(path))
+        self._producer = producer
+        self._compression = compression
+        self._new = new_hdf5(Path(path), kind=FORMAT, version=FORMAT_VERSION, sources=sources)
+
+    def __enter__(self) -> Self:
+        """Start the file under a temporary name."""
+        with ExitStack() as stack:
+            self._file: NewFile = stack.enter_context(self._new)
+            with self._file.writing(self.place):
+                self._file.root.attrs["producer"] = self._producer
+                self._records = self._file.root.create_group("records", track_order=True)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the file its name, or leave nothing behind."""
+        self._stack.__exit__(kind, error, trace)
+
+    def add_record(
+        self,
+        name: str,
+        layers: Mapping[str, LayerArrays],
+        *,
+        info: RecordInfo = NO_INFO,
+        labels: Any = None,
+        model_of: str | None = None,
+    ) -> None:
+        """Write one shared update.
+
+        Parameters
+        ----------
+        name : str
+            Name of the record.
+        layers : mapping
+            Layers by name, in forward order.
+        info : RecordInfo
+            What else is known.
+        labels : (b,) array, optional
+            True labels.
+        model_of : str, optional
+            An earlier record that shares the model: its `weight` and `bias` are linked instead of stored again.
+
+        Raises
+        ------
+        FileError
+            If arrays do not fit together or hold NaN or infinity, or the file cannot be written.
+        """
+        place = self.place.at(record=name)
+        _check_name(name, place, self._records)
+        with self._file.writing(place):
+            record = self._records.create_group(name)
+            _write_info(record, info)
+            groups = record.create_group("layers", track_order=True)
+        for order, (layer_name, layer) in enumerate(layers.items()):
+            layer_place = place.at(layer=layer_name)
+            _check_name(layer_name, layer_place, groups)
+            _check_shapes(layer, layer_place)
+            with self._file.writing(layer_place):
+                group = groups.create_group(layer_name)
+                group.attrs.update({"kind": layer.kind, "activation": layer.activation, "order": order})
+            for dataset in DATASETS:
+                array = getattr(layer, dataset)
+                if array is not None:
+                    self._write(group, dataset, array, layer_place)
+            if model_of is not None:
+                self._link_model(group, model_of, layer_place)
+            if layer.inputs is not None:
+                truth = record.require_group(f"truth/{layer_name}")
+                self._write(truth, "inputs", layer.inputs, layer_place)
+        if labels is not None:
+            with self._file.writing(place):
+                record.require_group("truth").create_dataset("labels", data=np.asarray(labels))
+
+    def stores_model(self, record: str, layers: Mapping[str, LayerArrays]) -> bool:
+        """Whether an earlier record holds the weights and biases of all these layers, to the last bit."""
+        stored = self._records[record]["layers"]
+        return all(
+            f"{name}/weight" in stored
+            and same_numbers(stored[name]["weight"], layer.weight)
+            and same_numbers(stored[name].get("bias"), layer.bias)
+            for name, layer in layers.items()
+        )
+
+    def _link_model(self, group: h5py.Group, model_of: str, place: Place) -> None:
+        """Hard-link `weight` and `bias` of the same layer of an earlier record."""
+        model = self._records.get(f"{model_of}/layers/{place.layer}")
+        if model is None or "weight" not in model:
+            msg = f"record '{model_of}' holds no weight of this layer to share"
+            raise FileError(msg, place, "write the record with the model first")
+        for dataset in ("weight", "bias"):
+            if dataset in model and dataset not in group:
+                group[dataset] = model[dataset]
+
+    def _write(self, group: h5py.Group, name: str, array: Any, place: Place) -> None:
+        """Copy one array into the file by blocks of rows."""
+        place = place.at(dataset=name)
+        array, dtype, bfloat16 = stored_as(array)
+        if dtype.name not in FLOATS and not bfloat16:
+            msg = f"has dtype {dtype.name}, but must be one of {', '.join(FLOATS)} or bfloat16"
+            raise FileError(msg, place, "convert it first")
+        shape = tuple(int(size) for size in array.shape)
+        with self._file.writing(place):
+            dataset = group.create_dataset(name, shape, dtype, compression=self._compression)
+            if bfloat16:
+                dataset.attrs["dtype"] = "bfloat16"
+        for rows in row_blocks(shape):
+            block = np.asarray(array[rows]).view(dtype)
+            numbers = from_bfloat16(block) if bfloat16 else block
+            check_finite_block(numbers, (rows.start, *[0] * (len(shape) - 1)), place, FINITE)
+            with self._file.writing(place):
+                dataset[rows] = block
+
+
+def write_dump(
+    path: str | Path,
+    layers: Mapping[str, LayerArrays],
+    *,
+    record: str = "record-0",
+    info: RecordInfo = NO_INFO,
+    labels: Any = None,
+    producer: str = "numpy",
+    compression: str | None = None,
+) -> None:
+    """Write a dump of a single record; see `DumpWriter`.
+
+    Examples
+    --------
+    ::
+
+        write_dump("dump.h5", {"fc1": LayerArrays(weight_grad, bias_grad, weight, bias)})
+    """
+    with DumpWriter(path, producer=producer, compression=compression) as dump:
+        dump.add_record(record, layers, info=info, labels=labels)
+
+
+def _check_name(name: str, place: Place, siblings: h5py.Group) -> None:
+    """Refuse a name that HDF5 would take for a path, or that is taken."""
+    if not name or "/" in name or name in (".", "..") or "\0" in name:
+        msg = f"'{name}' cannot be the name of a record or layer"
+        raise FileError(msg, place, "use a name without '/'")
+    if name in siblings:
+        msg = "this name was written before"
+        raise FileError(msg, place, "give every record and layer its own name")
+
+
+def _check_shapes(layer: LayerArrays, place: Place) -> None:
+    """Refuse a linear layer whose arrays do not fit together: it could not be read again."""
+    if layer.kind != "linear":
+        return
+    shape = tuple(layer.weight_grad.shape)
+    if len(shape) != 2 or 0 in shape:
+        msg = f"has shape {shape}, but must be (output units, input features)"
+        raise FileError(msg, place.at(dataset="weight_grad"), "store the two-dimensional gradient")
+    m, n = shape
+    wanted = {"bias_grad": (m,), "weight": (m, n), "bias": (m,)}
+    for name, expected in wanted.items():
+        array = getattr(layer, name)
+        if array is not None and tuple(array.shape) != expected:
+            msg = f"has shape {tuple(array.shape)}, but weight_grad has {shape}: expected {expected}"
+            raise FileError(msg, place.at(dataset=name), "export both from the same layer")
+    if layer.inputs is not None and (len(layer.inputs.shape) != 2 or layer.inputs.shape[1] != n):
+        msg = f"has shape {tuple(layer.inputs.shape)}, but the layer has {n} input features"
+        raise FileError(msg, place.at(dataset="inputs"), f"store one true input of {n} numbers a row")
+
+
+def _write_info(record: h5py.Group, info: RecordInfo) -> None:
+    """Store what is known as attributes."""
+    for field in fields(info):
+        value = getattr(info, field.name)
+        if value is not None:
+            record.attrs[field.name] = list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,392 @@
+"""Opening HDF5 files from strangers: the only module that follows a link or trusts a size.
+
+A dump may come from anybody. HDF5 files can point at other files in three ways (links, virtual datasets, raw
+storage outside the file), and a few hundred bytes can claim terabytes. Everything here looks before it touches:
+only hard links are followed, layouts are asked before shapes, and sizes are held against the bytes that are there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import h5py
+import numpy as np
+
+from ..problems import FileError, Place, cause, listing, printable
+from .storage import StoredArray
+
+SMALL = 64 * 2**20
+"""Bytes that may be claimed without being there: an unwritten or very well packed dataset."""
+
+EXPANSION = 1100
+"""Most that a built-in filter unpacks a byte into (deflate: 1032)."""
+
+LARGEST_CHUNK = 2**30
+"""Bytes of one chunk: HDF5 unpacks a whole chunk to read one number of it."""
+
+LARGEST_ATTRIBUTE = 64 * 2**10
+"""Bytes of one attribute."""
+
+# How HDF5 describes the four number formats: bytes; sign, exponent, its bits, mantissa, its bits; exponent bias.
+_FLOATS = {
+    (2, (15, 10, 5, 0, 10), 15): "float16",
+    (2, (15, 7, 8, 0, 7), 127): "bfloat16",
+    (4, (31, 23, 8, 0, 23), 127): "float32",
+    (8, (63, 52, 11, 0, 52), 1023): "float64",
+}
+
+_TYPE_NAMES = {
+    h5py.h5t.INTEGER: "integers",
+    h5py.h5t.STRING: "strings",
+    h5py.h5t.BITFIELD: "bit fields",
+    h5py.h5t.OPAQUE: "opaque bytes",
+    h5py.h5t.COMPOUND: "compound values",
+    h5py.h5t.REFERENCE: "references",
+    h5py.h5t.ENUM: "enumerations",
+    h5py.h5t.VLEN: "objects of varying length",
+    h5py.h5t.ARRAY: "nested arrays",
+    getattr(h5py.h5t, "COMPLEX", -1): "complex numbers",  # HDF5 2.0
+}
+
+_WANTED = "store float16, float32 or float64 (bfloat16 as uint16 with the attribute dtype = 'bfloat16')"
+
+
+@contextmanager
+def open_untrusted(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading and hold its `format` and `format_version` against what is wanted.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : str
+        Wanted `format`, e.g. "spear-gradients".
+    version : int
+        Newest `format_version` this program knows.
+    """
+    place = Place(path)
+    with open_hdf5(path, advice=_advice(kind)) as file:
+        found = text(file, "format", place)
+        if found is None:
+            msg = f"an HDF5 file, but not a {kind} file: it has no attribute 'format'"
+            raise FileError(msg, place, _advice(kind))
+        if found != kind:
+            msg = f"holds format '{printable(found)}', but '{kind}' is wanted"
+            raise FileError(msg, place, _advice(kind))
+        found_version = integer(file, "format_version", place)
+        if found_version is None or found_version < 1:
+            msg = "the attribute 'format_version' is missing or not a version number"
+            raise FileError(msg, place, f"this spear-np writes {version}")
+        if found_version > version:
+            msg = f"written in version {found_version} of {kind}, but this spear-np reads up to {version}"
+            raise FileError(msg, place, "update spear-np: pip install --upgrade spear-np")
+        yield file
+
+
+@contextmanager
+def open_hdf5(path: Path, *, advice: str, image: BinaryIO | None = None) -> Iterator[h5py.File]:
+    """Open any HDF5 file for reading.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    advice : str
+        What to do if it is none.
+    image : binary file, optional
+        The HDF5 file itself if it lies inside `path`, e.g. in an archive.
+    """
+    place = Place(path)
+    check_readable(path, advice=advice)
+    try:
+        file = h5py.File(path if image is None else image, "r", locking="best-effort")
+    except BlockingIOError as error:
+        msg = "another program is writing this file"
+        raise FileError(msg, place, "wait until it is done") from error
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        if image is None and not is_hdf5(path):
+            msg = "not an HDF5 file"
+            raise FileError(msg, place, advice) from error
+        cut = "truncated" in str(error)
+        msg = "the file is cut off: its end is missing" if cut else f"a damaged HDF5 file ({cause(error)})"
+        raise FileError(msg, place, "copy or export it again") from error
+    with file:
+        yield file
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether the file begins as HDF5 does, perhaps behind a block of another program."""
+    return bool(h5py.is_hdf5(path))
+
+
+def check_readable(path: Path, *, advice: str) -> None:
+    """Refuse what is not there, no regular file, or closed to this user; `advice` says what to give instead."""
+    place = Place(path)
+    try:
+        if not path.exists():
+            msg = "there is no such file"
+            raise FileError(msg, place, "check the name")
+        if not path.is_file():
+            msg = "is a directory" if path.is_dir() else "is not a regular file"
+            raise FileError(msg, place, advice)
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        msg = f"cannot be read ({cause(error)})"
+        raise FileError(msg, place) from error
+
+
+def _advice(kind: str) -> str:
+    if kind == "spear-gradients":
+        return "give a gradient dump, as the exporters of spear-np write it"
+    return "give a file written by 'spear-np invert'"
+
+
+def member_names(group: h5py.Group, place: Place) -> list[str]:
+    """Names in `group`, in the order of the file; nothing is opened."""
+    with _damage(place):
+        return [str(name) for name in group]
+
+
+def subgroup(group: h5py.Group, name: str, place: Place) -> h5py.Group | None:
+    """Return the group `name` inside `group`, or None if there is none."""
+    found = member(group, name, place)
+    if found is None or isinstance(found, h5py.Group):
+        return found
+    msg = f"'{printable(name)}' should be a group, but is a {type(found).__name__.lower()}"
+    raise FileError(msg, place, "export the file again")
+
+
+def required_subgroup(group: h5py.Group, name: str, place: Place) -> h5py.Group:
+    """Return the group `name` inside `group`.
+
+    Raises
+    ------
+    FileError
+        If there is none; the message lists what is there.
+    """
+    found = subgroup(group, name, place)
+    if found is None:
+        msg = f"the group '{printable(name)}' is missing"
+        raise FileError(msg, place, f"there is: {listing(member_names(group, place), 'nothing')}")
+    return found
+
+
+def numbers(
+    group: h5py.Group,
+    name: str,
+    place: Place,
+    *,
+    ndim: int | None,
+    kind: Literal["float", "any"] = "float",
+    opaque_bfloat16: bool = False,
+) -> StoredArray | None:
+    """Return the dataset `name` of `group`, found harmless, or None if there is none.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        A layer or the like.
+    name : str
+        Name of the dataset.
+    place : Place
+        Where `group` is.
+    ndim : int, optional
+        Number of dimensions it must have; any if None.
+    kind : {"float", "any"}
+        "any" accepts integers too (labels, counts).
+    opaque_bfloat16 : bool
+        Whether opaque values of two bytes are bfloat16: what h5py makes of the extension type for NumPy.
+    """
+    place = place.at(dataset=name)
+    dataset = member(group, name, place)
+    if dataset is None:
+        return None
+    if not isinstance(dataset, h5py.Dataset):
+        msg = "should be a dataset, but is a group"
+        raise FileError(msg, place, "export the file again")
+    with _damage(place):
+        _check_storage(dataset, place)
+        opaque = dataset.id.get_type().get_class() == h5py.h5t.OPAQUE and dataset.dtype.itemsize == 2
+        if opaque and opaque_bfloat16:
+            precision, encoded = "bfloat16", True
+        else:
+            precision, encoded = _number_format(dataset, place, kind)
+        _check_size(dataset, place, ndim)
+    return StoredArray(dataset, place, precision=precision, encoded=encoded)
+
+
+def member(group: h5py.Group, name: str, place: Place) -> h5py.Group | h5py.Dataset | h5py.Datatype | None:
+    """Follow a hard link; refuse every other kind before it is followed."""
+    links, raw_name = group.id.links, name.encode("utf-8", "surrogateescape")
+    with _damage(place):
+        # Asked of the link itself: `name in group` would follow it, `group[name]` would walk a path ("." is one).
+        if b"/" in raw_name or raw_name == b"." or not links.exists(raw_name):
+            return None
+        link_type = links.get_info(raw_name).type
+        if link_type != h5py.h5l.TYPE_HARD:
+            what = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}.get(
+                link_type, "a user-defined link"
+            )
+            msg = f"'{printable(name)}' is {what}, and a file from elsewhere must not lead anywhere else"
+            raise FileError(msg, place, "store the data itself; hard links are fine")
+        return group[name]
+
+
+def _check_storage(dataset: h5py.Dataset, place: Place) -> None:
+    """Refuse data that lies elsewhere or cannot be unpacked; never asks for the shape (see below)."""
+    layout = dataset.id.get_create_plist()
+    # The shape of a virtual dataset is found by opening its source files: layout first.
+    if layout.get_layout() == h5py.h5d.VIRTUAL:
+        msg = "a virtual dataset: its numbers lie in other files"
+        raise FileError(msg, place, "store the data itself, e.g. with h5repack")
+    if layout.get_external_count() > 0:
+        msg = "its numbers lie in another file (external storage)"
+        raise FileError(msg, place, "store the data itself, e.g. with h5repack")
+    for position in range(layout.get_nfilters()):
+        code, _, _, name = layout.get_filter(position)
+        if not h5py.h5z.filter_avail(code):
+            shown = printable(name.decode(errors="replace")) or "unnamed"
+            msg = f"packed with filter {code} ({shown}), which is not installed"
+            raise FileError(msg, place, "use gzip or lzf, or install and import the plugin")
+
+
+def _number_format(dataset: h5py.Dataset, place: Place, kind: Literal["float", "any"]) -> tuple[str, bool]:
+    """Return (precision, whether bfloat16 is encoded as uint16) or refuse the type."""
+    datatype = dataset.id.get_type()
+    type_class = datatype.get_class()
+    if type_class == h5py.h5t.FLOAT:
+        precision = _FLOATS.get((datatype.get_size(), datatype.get_fields(), datatype.get_ebias()))
+        if precision is not None:
+            return precision, False
+        msg = f"holds floating-point numbers of an unknown format ({8 * datatype.get_size()} bits)"
+        raise FileError(msg, place, _WANTED)
+    if type_class == h5py.h5t.INTEGER:
+        if (
+            dataset.dtype.kind == "u"
+            and dataset.dtype.itemsize == 2
+            and text(dataset, "dtype", place) == "bfloat16"
+        ):
+            return "bfloat16", True
+        if kind == "any":
+            return dataset.dtype.name, False
+        msg = f"holds integers ({dataset.dtype.name})"
+        raise FileError(msg, place, _WANTED)
+    what = _TYPE_NAMES.get(type_class, "values of an unknown type")
+    if type_class == h5py.h5t.COMPOUND and dataset.dtype.kind == "c":
+        what = "complex numbers"
+    msg = f"holds {what}, not real numbers"
+    raise FileError(msg, place, _WANTED)
+
+
+def _check_size(dataset: h5py.Dataset, place: Place, ndim: int | None) -> None:
+    """Refuse shapes that do not fit or that the file cannot hold."""
+    shape = dataset.shape
+    if shape is None:
+        msg = "holds no numbers at all (an empty dataspace)"
+        raise FileError(msg, place, "export the file again")
+    if ndim is not None and len(shape) != ndim:
+        wanted = {1: "one dimension", 2: "two dimensions"}[ndim]
+        msg = f"has shape {shape}, but must have {wanted}"
+        raise FileError(msg, place, "export the file again")
+    claimed = math.prod(shape) * dataset.id.get_type().get_size()
+    stored = dataset.id.get_storage_size()
+    if claimed > max(SMALL, EXPANSION * stored):
+        msg = (
+            f"claims shape {shape}, {size_text(claimed)}, but only {size_text(stored)} of it are in the file"
+        )
+        raise FileError(msg, place, "the file is damaged or made up: export it again")
+    if dataset.chunks is not None:
+        chunk = math.prod(dataset.chunks) * dataset.id.get_type().get_size()
+        if chunk > LARGEST_CHUNK or chunk > max(SMALL, EXPANSION * stored):
+            msg = f"is stored in chunks of {size_text(chunk)}, which would have to be in memory at once"
+            raise FileError(msg, place, "store it in chunks of a few megabytes, e.g. with h5repack")
+
+
+def size_text(count: int) -> str:
+    """Return a size as people write it."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count // size} {unit}"
+    return f"{count} bytes"
+
+
+def text(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> str | None:
+    """Return a string attribute, or None if there is none."""
+    value = attribute(holder, name, place)
+    if value is None or isinstance(value, str):
+        return value
+    raise _wrong_attribute(name, "text", value, place)
+
+
+def number(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> float | None:
+    """Return a real number attribute (NaN and infinities included), or None if there is none."""
+    value = attribute(holder, name, place)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise _wrong_attribute(name, "a number", value, place)
+
+
+def integer(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> int | None:
+    """Return an integer attribute, or None if there is none."""
+    value = number(holder, name, place)
+    if value is None or (math.isfinite(value) and value == int(value)):
+        return value if value is None else int(value)
+    raise _wrong_attribute(name, "a whole number", value, place)
+
+
+def vector(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> tuple[float, ...] | None:
+    """Return an attribute of real numbers as a tuple (a single number as one of length 1), or None."""
+    value = attribute(holder, name, place)
+    values: Sequence[Any] | None = value if value is None or isinstance(value, list) else [value]
+    if values is None or all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return values if values is None else tuple(values)
+    raise _wrong_attribute(name, "numbers", value, place)
+
+
+def attribute(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> Any:
+    """Return an attribute as plain Python data (str, bool, int, float or a list of them), or None.
+
+    Strings, numbers and booleans of a modest size are read; everything else is refused.
+    """
+    with _damage(place):
+        if name not in holder.attrs:
+            return None
+        identity = holder.attrs.get_id(name)
+        size = math.prod(identity.shape or ()) * identity.get_type().get_size()
+        readable = identity.get_type().get_class() in (
+            h5py.h5t.STRING,
+            h5py.h5t.INTEGER,
+            h5py.h5t.FLOAT,
+            h5py.h5t.ENUM,
+        )
+        if not readable or size > LARGEST_ATTRIBUTE or len(identity.shape or ()) > 1:
+            msg = f"the attribute '{name}' is of a type or size that nothing here needs ({size_text(size)})"
+            raise FileError(msg, place, "store a short text, a number or a few numbers")
+        value = holder.attrs[name]
+    if isinstance(value, h5py.Empty):
+        return None
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    return value
+
+
+def _wrong_attribute(name: str, wanted: str, value: Any, place: Place) -> FileError:
+    msg = f"the attribute '{name}' should be {wanted}, but is {printable(repr(value), 60)}"
+    return FileError(msg, place, "export the file again")
+
+
+@contextmanager
+def _damage(place: Place) -> Iterator[None]:
+    """Turn what h5py raises for inconsistent metadata into a `FileError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError) as error:
+        msg = f"the structure of the file is damaged here ({cause(error)})"
+        raise FileError(msg, place, "copy or export it again") from error

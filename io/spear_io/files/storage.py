@@ -1,0 +1,214 @@
+"""Numbers as they lie in a file: bfloat16, scaled and ordinary datasets behind one face, read by slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..problems import FileError, Place, cause
+
+Floats = np.ndarray[Any, np.dtype[Any]]
+
+BLOCK_BYTES = 32 * 2**20
+"""Target size of one block of columns, as float64."""
+
+
+FINITE = "every number must be finite: export a step that did not overflow"
+"""What to do about a NaN or an infinity in a dump."""
+
+
+def from_bfloat16(bits: Any) -> Floats:
+    """Return the float32 numbers whose upper halves are the uint16 `bits`: exact, bfloat16 is a cut float32."""
+    bits = np.asarray(bits)
+    if bits.dtype.kind == "V":  # opaque bytes
+        bits = bits.view(np.uint16)
+    numbers: Floats = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return numbers
+
+
+class Bfloat16:
+    """bfloat16 numbers, for which NumPy has no type: uint16 `bits` that read as float32.
+
+    Parameters
+    ----------
+    bits : array or sliceable of uint16
+        The numbers as they lie in memory, e.g. ``tensor.view(torch.uint16).numpy()``.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, bits: Any) -> None:
+        if np.dtype(bits.dtype) != np.uint16:
+            msg = f"`bits` has dtype {bits.dtype}: bfloat16 numbers are handed over as uint16"
+            raise TypeError(msg)
+        self.bits = bits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the numbers."""
+        return tuple(self.bits.shape)
+
+    def __getitem__(self, key: Any) -> Floats:
+        """Read a slice as float32."""
+        return from_bfloat16(self.bits[key])
+
+
+class StoredArray:
+    """A dataset that is read only where it is sliced; what `spear_np.LayerGradients` takes for a matrix.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+        Already found harmless (`spear_io.files.safety`).
+    place : Place
+        Named in the error when the bytes cannot be read.
+    precision : str
+        What the numbers were rounded to: "float16", "bfloat16", "float32" or "float64".
+    divisor : float
+        Every number read is divided by it.
+    """
+
+    def __init__(
+        self,
+        dataset: h5py.Dataset,
+        place: Place,
+        *,
+        precision: str,
+        encoded: bool = False,
+        divisor: float = 1.0,
+    ) -> None:
+        self._dataset = dataset
+        self._encoded = encoded
+        self._divisor = divisor
+        self.place = place
+        self.precision = precision
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dataset."""
+        return tuple(int(size) for size in self._dataset.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """dtype of what slicing returns, in the byte order of this machine.
+
+        A division would round once more, so a scaled dataset reads as float64.
+        """
+        if self._divisor != 1.0:
+            return np.dtype(np.float64)
+        return np.dtype(np.float32 if self.precision == "bfloat16" else self.precision)
+
+    def __getitem__(self, key: Any) -> Floats:
+        """Read a slice.
+
+        Raises
+        ------
+        FileError
+            If the bytes cannot be read: damaged, cut off, or packed with a filter that fails.
+        """
+        try:
+            block = self._dataset[key]
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            msg = f"the numbers cannot be read ({cause(error)})"
+            raise FileError(
+                msg, self.place, "the file is damaged or incomplete: copy or export it again"
+            ) from error
+        if self._encoded:
+            block = from_bfloat16(block)
+        block = np.asarray(block, dtype=self.dtype)
+        return block / self._divisor if self._divisor != 1.0 else block
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
+        """Read everything: for vectors."""
+        return np.asarray(self[...], dtype=dtype)
+
+    def divided_by(self, divisor: float) -> StoredArray:
+        """Return the same dataset, divided by `divisor` wherever it is read."""
+        return StoredArray(
+            self._dataset,
+            self.place,
+            precision=self.precision,
+            encoded=self._encoded,
+            divisor=self._divisor * divisor,
+        )
+
+
+def stored_as(array: Any) -> tuple[Any, np.dtype[Any], bool]:
+    """Return what slices of `array` give, the dtype they are stored with, and whether that encodes bfloat16."""
+    if isinstance(array, Bfloat16):
+        return array.bits, np.dtype(np.uint16), True
+    dtype = np.dtype(array.dtype)
+    return (array, np.dtype(np.uint16), True) if dtype.name == "bfloat16" else (array, dtype, False)
+
+
+def same_numbers(dataset: h5py.Dataset | None, array: Any) -> bool:
+    """Whether a stored array, or a missing one, holds the numbers of `array` in its precision."""
+    if dataset is None or array is None:
+        return dataset is array
+    array, dtype, bfloat16 = stored_as(array)
+    return (
+        dataset.shape == tuple(array.shape)
+        and dataset.dtype == dtype
+        and ("dtype" in dataset.attrs) == bfloat16
+        and all(
+            np.array_equal(dataset[rows], np.asarray(array[rows]).view(dtype))
+            for rows in row_blocks(dataset.shape)
+        )
+    )
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices of the first axis whose blocks take about `BLOCK_BYTES` as float64."""
+    rows = max(1, BLOCK_BYTES // (8 * max(1, shape[-1] if len(shape) > 1 else 1)))
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))
+
+
+def column_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices of the last axis whose blocks take about `BLOCK_BYTES` as float64."""
+    rows = int(np.prod(shape[:-1], dtype=object)) if len(shape) > 1 else 1
+    width = max(1, BLOCK_BYTES // (8 * max(1, rows)))
+    for start in range(0, shape[-1], width):
+        yield slice(start, min(start + width, shape[-1]))
+
+
+def check_finite(array: StoredArray, advice: str) -> None:
+    """Read `array` once by blocks and refuse the first number that is none.
+
+    Parameters
+    ----------
+    array : StoredArray
+        Of any number of dimensions from one.
+    advice : str
+        What to do if there is one.
+
+    Raises
+    ------
+    FileError
+        Naming the first NaN or infinity and its position.
+    """
+    for columns in column_blocks(array.shape):
+        corner = (*[0] * (len(array.shape) - 1), columns.start)
+        check_finite_block(array[..., columns], corner, array.place, advice)
+
+
+def check_finite_block(block: Floats, corner: Sequence[int], place: Place, advice: str) -> None:
+    """Refuse the first number of a block that is none; `corner` is the position of its first entry.
+
+    Raises
+    ------
+    FileError
+        Naming the first NaN or infinity and its position.
+    """
+    finite = np.isfinite(block)
+    if finite.all():
+        return
+    first = np.argwhere(~finite)[0]
+    value = "NaN" if np.isnan(block[tuple(first)]) else "infinity"
+    index = [int(offset + i) for offset, i in zip(corner, first, strict=True)]
+    where = f"entry {index[-1]}" if len(index) == 1 else f"row {index[0]}, column {index[-1]}"
+    msg = f"holds {value} at {where}"
+    raise FileError(msg, place, advice)

@@ -1,0 +1,410 @@
+"""How close an inversion came: rows matched to the true inputs, errors and peak signal-to-noise ratios.
+
+Reads the truth that a dump may hold; the solver never does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+import spear_np
+
+from ..files.dump import Dump, Layer, Record, named
+from ..files.inversion import InversionFile, RecoveredLayer
+from ..files.storage import Floats, StoredArray, check_finite, column_blocks
+from ..problems import FileError, printable
+from .similarity import discrete_columns, image_axes, structural_similarity
+
+EXACT = 1e-4
+"""An input counts as exact if its largest error is below this share of the data range."""
+
+LARGEST_TABLE = 2**27
+"""Most entries of the table of distances (1 GiB)."""
+
+
+@dataclass(frozen=True)
+class RowMatch:
+    """One recovered input beside the true input it was matched to; errors are None where none was left."""
+
+    row: int
+    """Row of `inputs` in the inversion."""
+    truth: int | None
+    """Row of the true inputs."""
+    psnr: float | None
+    """Peak signal-to-noise ratio in dB, with the layer's `data_range` as peak; infinite if nothing differs."""
+    max_error: float | None
+    """Largest absolute error, as a share of the data range."""
+    exact: bool
+    """Whether `max_error` is below `EXACT`."""
+    scale: float
+    """What the recovered row was multiplied by: 1 unless the file says that the scale is unknown."""
+    within_bound: bool | None
+    """Whether the error stays within the bound that the inversion gave; None without one."""
+    ssim: float | None = None
+    """Structural similarity, for images and where scikit-image is installed."""
+    discrete: float | None = None
+    """For rows of a table: share of the features with whole numbers that round to the true one."""
+
+
+@dataclass(frozen=True)
+class LayerEvaluation:
+    """One layer; the figures are None and `rows` empty where there is no truth to compare with."""
+
+    record: str
+    layer: str
+    status: str
+    recovered: int
+    truth_inputs: int | None
+    """Number of true inputs."""
+    distinct_truth: int | None
+    """Number of different ones: a gradient shows identical inputs once."""
+    units: str
+    """"pixels" if normalisation could be undone, else "layer inputs"."""
+    data_range: float | None
+    """Range that errors are relative to, in `units`."""
+    rows: tuple[RowMatch, ...] = ()
+    problem: str | None = None
+    """Why there is nothing to compare."""
+
+    @property
+    def matched(self) -> int:
+        """Recovered inputs that have a true one as counterpart."""
+        return sum(row.truth is not None for row in self.rows)
+
+    @property
+    def matched_share(self) -> float | None:
+        """Matched inputs as a share of the different true ones."""
+        return self.matched / self.distinct_truth if self.distinct_truth else None
+
+    @property
+    def exact(self) -> int:
+        """Recovered inputs that are exact."""
+        return sum(row.exact for row in self.rows)
+
+    @property
+    def exact_share(self) -> float | None:
+        """Exact inputs as a share of the different true ones."""
+        return self.exact / self.distinct_truth if self.distinct_truth else None
+
+    @property
+    def mean_psnr(self) -> float | None:
+        """Mean over the matched rows, dB."""
+        return _mean([row.psnr for row in self.rows])
+
+    @property
+    def mean_ssim(self) -> float | None:
+        """Mean over the matched rows."""
+        return _mean([row.ssim for row in self.rows])
+
+    @property
+    def mean_discrete(self) -> float | None:
+        """Mean over the matched rows."""
+        return _mean([row.discrete for row in self.rows])
+
+    @property
+    def max_error(self) -> float | None:
+        """Largest error of any matched row, as a share of the data range."""
+        return max((row.max_error for row in self.rows if row.max_error is not None), default=None)
+
+    @property
+    def broken_promise(self) -> bool:
+        """Whether the status is "exact" although a row is neither exact nor within its error bound."""
+        return self.status == spear_np.Status.EXACT and any(
+            not row.exact and not row.within_bound for row in self.rows
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, summary figures included."""
+        return {**asdict(self), **{name: getattr(self, name) for name in SUMMARY}}
+
+
+SUMMARY = (
+    "matched",
+    "matched_share",
+    "exact",
+    "exact_share",
+    "mean_psnr",
+    "mean_ssim",
+    "mean_discrete",
+    "max_error",
+    "broken_promise",
+)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def evaluate(inversion: InversionFile, dump: Dump) -> tuple[LayerEvaluation, ...]:
+    """Compare every recovered layer with the truth in `dump`.
+
+    Raises
+    ------
+    FileError
+        If the files do not belong together, or no layer has truth.
+    """
+    results = []
+    for recovered in inversion.layers:
+        record = named(dump.records, recovered.record, dump.place, "record")
+        layer = named(record.layers, recovered.layer, record.place, "layer")
+        results.append(evaluate_layer(recovered, record, layer))
+    if all(result.truth_inputs is None for result in results):
+        msg = "holds no true inputs for the layers of this inversion: there is nothing to compare with"
+        raise FileError(msg, dump.place, "export the dump with truth to evaluate")
+    return tuple(results)
+
+
+def evaluate_layer(recovered: RecoveredLayer, record: Record, layer: Layer) -> LayerEvaluation:
+    """Match the recovered rows to the true inputs so that the sum of squared distances is smallest."""
+    result = LayerEvaluation(
+        record=record.name,
+        layer=layer.name,
+        status=str(recovered.status),
+        recovered=recovered.found,
+        truth_inputs=None,
+        distinct_truth=None,
+        units="layer inputs",
+        data_range=None,
+    )
+    truth = layer.truth
+    if truth is None:
+        return replace(result, problem="the dump holds no true inputs of this layer")
+    if recovered.inputs.shape[1] != truth.shape[1]:
+        msg = f"has {recovered.inputs.shape[1]} features, but the true inputs have {truth.shape[1]}"
+        raise FileError(msg, recovered.inputs.place, "give the dump that this inversion came from")
+    check_finite(truth, "export the true inputs again")
+    check_finite(recovered.inputs, "run 'spear-np invert' again")
+
+    pixels = _pixels(record, layer)
+    distinct = _distinct_rows(truth)
+    data_range = _data_range(truth, pixels)
+    result = replace(
+        result,
+        truth_inputs=truth.shape[0],
+        distinct_truth=len(distinct),
+        units="layer inputs" if pixels is None else "pixels",
+        data_range=data_range,
+    )
+    if recovered.found * len(distinct) > LARGEST_TABLE:
+        msg = f"{recovered.found} recovered and {len(distinct)} true inputs are too many to match"
+        raise FileError(msg, truth.place)
+    rows = _match(recovered, truth, distinct, 1.0 if pixels is None else pixels.std, data_range)
+    image = image_axes(record.info.input_shape) if layer is record.layers[0] else None
+    if image is not None and math.prod(image[0]) == truth.shape[1]:
+        rows = _with_ssim(rows, recovered.inputs, truth, image, pixels, data_range)
+    else:
+        rows = _with_discrete(rows, recovered.inputs, truth)
+    return replace(result, rows=rows)
+
+
+def _with_ssim(
+    rows: tuple[RowMatch, ...],
+    inputs: StoredArray,
+    truth: StoredArray,
+    image: tuple[tuple[int, ...], int],
+    pixels: _Pixels | None,
+    data_range: float,
+) -> tuple[RowMatch, ...]:
+    """Add the structural similarity of every matched row, in pixels where normalisation can be undone."""
+    mean, std = (0.0, 1.0) if pixels is None else (pixels.mean, pixels.std)
+    compared = []
+    for row in rows:
+        if row.truth is not None:
+            recovered = row.scale * inputs[row.row : row.row + 1, :].astype(np.float64)[0] * std + mean
+            original = truth[row.truth : row.truth + 1, :].astype(np.float64)[0] * std + mean
+            row = replace(row, ssim=structural_similarity(recovered, original, *image, data_range))
+        compared.append(row)
+    return tuple(compared)
+
+
+def _with_discrete(
+    rows: tuple[RowMatch, ...], inputs: StoredArray, truth: StoredArray
+) -> tuple[RowMatch, ...]:
+    """Add the share of right features of every matched row, where the true inputs hold whole numbers."""
+    matched = [row for row in rows if row.truth is not None]
+    right, count = np.zeros(len(matched)), 0
+    for x, t in _pair_blocks(inputs, truth):
+        discrete = discrete_columns(t)
+        count += int(np.sum(discrete))
+        for place, row in enumerate(matched):
+            same = np.rint(row.scale * x[row.row, discrete]) == t[row.truth, discrete]
+            right[place] += np.sum(same)
+    if not count:
+        return rows
+    shares = {row.row: float(share) for row, share in zip(matched, right / count, strict=True)}
+    return tuple(replace(row, discrete=shares.get(row.row)) for row in rows)
+
+
+def _match(
+    recovered: RecoveredLayer, truth: StoredArray, distinct: list[int], std: Floats | float, data_range: float
+) -> tuple[RowMatch, ...]:
+    k = recovered.found
+    distances, scales = _distances(recovered, truth, distinct)
+    partners = dict(zip(*(side.tolist() for side in linear_sum_assignment(distances)), strict=True))
+    pairs = [(row, distinct[partner], float(scales[row, partner])) for row, partner in partners.items()]
+    errors = _errors(recovered.inputs, truth, pairs, std)
+    bounds = np.full(k, np.nan) if recovered.error_bound is None else recovered.error_bound[:]
+    matches = {}
+    for (row, partner, scale), (largest, largest_raw, mean_square) in zip(pairs, errors, strict=True):
+        share = largest / data_range
+        matches[row] = RowMatch(
+            row=row,
+            truth=partner,
+            psnr=math.inf if mean_square == 0 else 10 * math.log10(data_range**2 / mean_square),
+            max_error=share,
+            exact=share < EXACT,
+            scale=scale,
+            within_bound=None if np.isnan(bounds[row]) else bool(largest_raw <= bounds[row]),
+        )
+    alone = {
+        row: RowMatch(row, None, None, None, exact=False, scale=1.0, within_bound=None) for row in range(k)
+    }
+    return tuple({**alone, **matches}.values())
+
+
+def _distances(
+    recovered: RecoveredLayer, truth: StoredArray, distinct: list[int]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Squared distances (k, number of distinct true inputs), and what to scale each recovered row by.
+
+    Where the scale is known it is 1. Else it is the best one, xᵀt / xᵀx, of either sign, and the distance is
+    what it leaves, tᵀt - (xᵀt)² / xᵀx.
+    """
+    xx: Any = 0.0
+    tt: Any = 0.0
+    xt: Any = 0.0
+    for x, t in _pair_blocks(recovered.inputs, truth):
+        rows = t[distinct]
+        # Without a common offset the difference of large sums keeps its digits.
+        center = rows.mean(axis=0) if recovered.scale_known else 0.0
+        x, rows = x - center, rows - center
+        xx = xx + np.sum(x * x, axis=1)[:, None]
+        tt = tt + np.sum(rows * rows, axis=1)[None, :]
+        xt = xt + x @ rows.T
+    if recovered.scale_known:
+        return np.maximum(xx + tt - 2 * xt, 0), np.ones_like(xt)
+    scales = xt / np.where(xx > 0, xx, 1)
+    return np.maximum(tt - scales * xt, 0), scales
+
+
+def _errors(
+    inputs: StoredArray, truth: StoredArray, pairs: list[tuple[int, int, float]], std: Floats | float
+) -> list[tuple[float, float, float]]:
+    """For each pair: largest error in pixels, largest error in layer inputs, mean square error in pixels."""
+    if not pairs:
+        return []
+    rows, partners, scales = (np.asarray(side) for side in zip(*pairs, strict=True))
+    largest = np.zeros(len(rows))
+    largest_raw = np.zeros(len(rows))
+    square = np.zeros(len(rows))
+    start = 0
+    for x, t in _pair_blocks(inputs, truth):
+        stop = start + x.shape[1]
+        raw = np.abs(scales[:, None] * x[rows] - t[partners])
+        error = raw * (std if isinstance(std, float) else std[start:stop])
+        largest = np.maximum(largest, error.max(axis=1))
+        largest_raw = np.maximum(largest_raw, raw.max(axis=1))
+        square += np.sum(error * error, axis=1)
+        start = stop
+    mean_square = square / inputs.shape[1]
+    return list(zip(largest.tolist(), largest_raw.tolist(), mean_square.tolist(), strict=True))
+
+
+def _pair_blocks(inputs: StoredArray, truth: StoredArray) -> Iterator[tuple[Floats, Floats]]:
+    """Yield the same columns of both, as float64."""
+    for columns in column_blocks((inputs.shape[0] + truth.shape[0], truth.shape[1])):
+        yield inputs[:, columns].astype(np.float64), truth[:, columns].astype(np.float64)
+
+
+def _distinct_rows(truth: StoredArray) -> list[int]:
+    """Return the first of every group of identical rows."""
+    hashes = [hashlib.blake2b(digest_size=16) for _ in range(truth.shape[0])]
+    for columns in column_blocks(truth.shape):
+        block = np.ascontiguousarray(truth[:, columns] + 0)  # -0.0 becomes 0.0
+        for state, row in zip(hashes, block, strict=True):
+            state.update(row)
+    first: dict[bytes, int] = {}
+    for row, state in enumerate(hashes):
+        first.setdefault(state.digest(), row)
+    return list(first.values())
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """How to undo the normalisation of a network's inputs: pixel = std · input + mean, per feature or overall."""
+
+    mean: Floats | float
+    std: Floats | float
+
+
+def _pixels(record: Record, layer: Layer) -> _Pixels | None:
+    """Return how to get back to pixels, if `layer` takes the network's own inputs and the record says how."""
+    info = record.info
+    features = layer.gradients.shape[1]
+    if layer is not record.layers[0] or info.input_std is None or info.input_mean is None:
+        return None
+    if info.input_shape is not None and math.prod(info.input_shape) != features:
+        return None
+    if not all(math.isfinite(v) for v in info.input_mean) or not all(
+        0 < v < math.inf for v in info.input_std
+    ):
+        msg = "the attributes 'input_mean' and 'input_std' must be finite, and 'input_std' positive"
+        raise FileError(msg, record.place, "correct them, or leave them out")
+    mean = _per_feature(info.input_mean, info.input_shape, features)
+    std = _per_feature(info.input_std, info.input_shape, features)
+    return None if mean is None or std is None else _Pixels(mean, std)
+
+
+def _per_feature(
+    values: tuple[float, ...], shape: tuple[int, ...] | None, features: int
+) -> Floats | float | None:
+    """Spread one figure a channel over all features; None if it is not clear which is which."""
+    if len(values) == 1:
+        return float(values[0])
+    if len(values) == features:
+        return np.asarray(values)
+    if shape is None or len(values) not in shape:
+        return None
+    axis = shape.index(len(values))  # channels first wins where both would fit
+    spread = np.asarray(values).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return np.broadcast_to(spread, shape).reshape(-1)
+
+
+def _data_range(truth: StoredArray, pixels: _Pixels | None) -> float:
+    """Range of the true inputs; 1 if they are pixels between 0 and 1."""
+    low, high = math.inf, -math.inf
+    for columns in column_blocks(truth.shape):
+        block = truth[:, columns].astype(np.float64)
+        if pixels is not None:
+            std, mean = (v if isinstance(v, float) else v[columns] for v in (pixels.std, pixels.mean))
+            block = block * std + mean
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+    if pixels is not None and low > -1e-3 and high < 1 + 1e-3:
+        return 1.0
+    return high - low or max(abs(high), 1.0)
+
+
+def evaluation_notes(results: tuple[LayerEvaluation, ...]) -> list[str]:
+    """Return what a reader of the figures must not miss."""
+    notes = []
+    for result in results:
+        where = f"record '{printable(result.record)}', layer '{printable(result.layer)}'"
+        if result.problem:
+            notes.append(f"{where}: {result.problem}, so it is not evaluated")
+        if result.broken_promise:
+            wrong = sum(not row.exact and not row.within_bound for row in result.rows)
+            notes.append(f"{where}: marked exact, but {wrong} input(s) are wrong: please report this")
+        if result.distinct_truth and result.truth_inputs != result.distinct_truth:
+            notes.append(
+                f"{where}: only {result.distinct_truth} of the {result.truth_inputs} true inputs are different; "
+                "identical ones count once"
+            )
+    return notes

@@ -1,0 +1,289 @@
+"""What the commands print on standard output: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import spear_np
+
+from ..convert import Conversion
+from ..files.dump import Dump
+from ..problems import listing, printable
+from .evaluate import LayerEvaluation
+from .overview import LayerOverview, RecordOverview
+from .progress import count, duration
+
+STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
+
+PIPE_WIDTH = 160
+"""Columns where there is no terminal to ask."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one layer of the dump."""
+
+    record: str
+    layer: str
+    result: spear_np.Inversion
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: everything but the arrays."""
+        result = self.result
+        return {
+            "record": self.record,
+            "layer": self.layer,
+            "shape": list(result.gradients.shape),
+            "status": str(result.status),
+            "reason": result.reason,
+            "batch_size": result.batch_size,
+            "found": result.found,
+            "scale_known": result.scale_known,
+            "data_range": result.data_range,
+            "method": result.method,
+            "seed": result.seed,
+            "seconds": result.seconds,
+            "device": result.device,
+            "proposals": result.proposals,
+            "certificate": result.certificate.as_dict(),
+            "notes": list(self.notes),
+        }
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one strict JSON document: a NaN or infinity, which JSON does not have, becomes null."""
+    json.dump(_strict(document), sys.stdout, indent=2, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _console() -> Console:
+    # Without a terminal rich assumes 80 columns and folds.
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        right = heading.startswith(">")
+        table.add_column(heading.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _status(status: str) -> Text:
+    return Text(status, style=STATUS_STYLE.get(status, ""))
+
+
+def _figure(value: float | None, form: str = ".3g", missing: str = "–") -> str:
+    return missing if value is None or math.isnan(value) else format(value, form)
+
+
+def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
+    """Print the table that ends `spear-np invert`."""
+    console = _console()
+    table = _table("record", "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device")
+    for outcome in outcomes:
+        result = outcome.result
+        agreement = {check.name: check.value for check in result.certificate.checks}.get("sign_agreement")
+        table.add_row(
+            printable(outcome.record),
+            printable(outcome.layer),
+            _status(str(result.status)),
+            f"{result.found}/{result.batch_size}",
+            _figure(agreement, ".6g"),
+            count(result.proposals),
+            duration(result.seconds) if result.seconds >= 10 else f"{result.seconds:.2g} s",
+            result.device,
+        )
+    console.print(table)
+    for outcome in outcomes:
+        where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
+        result = outcome.result
+        if len(outcomes) == 1 and result.certificate.checks:
+            console.print(str(result.certificate), soft_wrap=True)
+        if result.reason and (result.status != spear_np.Status.EXACT or len(outcomes) == 1):
+            console.print(f"{where}: {result.reason}", soft_wrap=True)
+        for note in outcome.notes:
+            console.print(f"{where}: {note}", soft_wrap=True)
+    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+
+
+def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
+    """Print what `spear-np inspect` found."""
+    console = _console()
+    by = f", written by {printable(dump.producer)}" if dump.producer else ""
+    console.print(f"{printable(str(dump.path), 1000)}: {len(records)} record(s){by}", soft_wrap=True)
+    for record in records:
+        console.print()
+        console.print(_record_line(record), soft_wrap=True)
+        table = _table(
+            "layer",
+            ">m × n",
+            "type",
+            "followed by",
+            "holds",
+            ">truth",
+            ">batch",
+            ">noise",
+            ">gap",
+            ">submatrices",
+            ">forecast",
+            "can be inverted",
+        )
+        for layer in record.layers:
+            table.add_row(*_overview_row(layer))
+        console.print(table)
+        for layer in record.layers:
+            if layer.problem:
+                console.print(f"{printable(layer.layer)}: {layer.problem}", soft_wrap=True)
+        for note in record.notes:
+            console.print(f"note: {note}", soft_wrap=True)
+
+
+def _record_line(record: RecordOverview) -> Text:
+    info = record.info
+    facts = [
+        info.update.replace("_", " "),
+        f"batch of {info.batch_size} stated" if info.batch_size is not None else "",
+        f"inputs {' × '.join(map(str, info.input_shape))}" if info.input_shape else "",
+        f"loss {printable(info.loss_reduction)}" if info.loss_reduction else "",
+        f"learning rate {info.learning_rate:g}" if info.learning_rate is not None else "",
+        f"{info.local_steps} local steps" if info.local_steps is not None else "",
+        f"client {printable(str(info.client))}" if info.client is not None else "",
+        f"round {printable(str(info.round))}" if info.round is not None else "",
+        "true labels" if record.labels else "",
+    ]
+    return Text.assemble((printable(record.record), "bold"), ": ", ", ".join(fact for fact in facts if fact))
+
+
+def _batch_size(survey: spear_np.Survey | None) -> str:
+    """Return the rank, with the interval of those that are plausible too."""
+    if survey is None or (survey.batch_size is None and not survey.full_rank):
+        return "–"
+    least, most = survey.plausible_batch_sizes or (survey.batch_size, survey.batch_size)
+    rank = "full rank" if survey.full_rank else str(survey.batch_size)
+    return rank if least == most else f"{rank} ({least} to {most})"
+
+
+def _overview_row(layer: LayerOverview) -> tuple[str | Text, ...]:
+    survey = layer.survey
+    expected = None if survey is None else survey.expected_submatrices
+    forecast = None if survey is None else survey.forecast_seconds
+    return (
+        printable(layer.layer),
+        "–" if layer.shape is None else " × ".join(map(str, layer.shape)),
+        layer.precision or "–",
+        printable(layer.activation),
+        " ".join(layer.datasets) or "–",
+        "–" if layer.truth_inputs is None else str(layer.truth_inputs),
+        _batch_size(survey),
+        _figure(None if survey is None else survey.relative_noise, ".1e"),
+        _figure(None if survey is None else survey.gap, ".2g"),
+        "–" if expected is None else "never" if math.isinf(expected) else count(expected),
+        "–" if forecast is None else "never" if math.isinf(forecast) else _about(forecast),
+        Text("no", style="red") if layer.problem else Text("yes", style="green"),
+    )
+
+
+def _about(seconds: float) -> str:
+    return "< 1 s" if seconds < 1 else f"{seconds:.0f} s" if seconds < 60 else duration(seconds)
+
+
+def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
+    """Print what `spear-np evaluate` found: every matched row, then a line a layer."""
+    console = _console()
+    for result in results:
+        if not result.rows:
+            continue
+        console.print(
+            Text.assemble(
+                (f"{printable(result.record)}, {printable(result.layer)}", "bold"),
+                f": errors relative to a data range of {result.data_range:.4g} ({result.units})",
+            ),
+            soft_wrap=True,
+        )
+        # Columns that not every layer has.
+        more: dict[str, tuple[str, str]] = {}
+        if result.mean_ssim is not None:
+            more[">SSIM"] = ("ssim", ".4f")
+        if result.mean_discrete is not None:
+            more[">right categories"] = ("discrete", ".1%")
+        if any(row.scale != 1 for row in result.rows):
+            more[">scale"] = ("scale", ".4g")
+        table = _table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
+        for row in result.rows:
+            mark = Text("yes", style="green") if row.exact else Text("no", style="red")
+            table.add_row(
+                str(row.row),
+                "–" if row.truth is None else str(row.truth),
+                _figure(row.psnr, ".1f"),
+                _figure(row.max_error, ".1e"),
+                mark,
+                *(_figure(getattr(row, name), style) for name, style in more.values()),
+            )
+        console.print(table)
+    summary = _table(
+        "record", "layer", "status", ">recovered", ">matched", ">exact", ">mean PSNR (dB)", ">largest error"
+    )
+    for result in results:
+        compared = result.problem is None
+        summary.add_row(
+            printable(result.record),
+            printable(result.layer),
+            _status(result.status),
+            str(result.recovered),
+            f"{result.matched}/{result.distinct_truth}" if compared else "no truth",
+            f"{result.exact}/{result.distinct_truth}" if compared else "–",
+            _figure(result.mean_psnr, ".1f"),
+            _figure(result.max_error, ".1e"),
+        )
+    console.print(summary)
+
+
+def print_conversion(conversion: Conversion, output: str) -> None:
+    """Print what `spear-np convert` found, what it left out, and what it assumed."""
+    console = _console()
+    table = _table("layer", ">m × n", "type", "followed by", "holds", "stored as", "known by")
+    for layer in conversion.layers:
+        stored = layer.orientation is not None
+        table.add_row(
+            printable(layer.layer),
+            " × ".join(map(str, layer.shape)) if stored else "–",
+            layer.precision if stored else "–",
+            printable(layer.activation),
+            " ".join(layer.datasets) or f"nothing: {layer.kind}",
+            {"mn": "(m, n)", "nm": "(n, m)", None: "–"}[layer.orientation],
+            layer.known_by or "–",
+        )
+    console.print(f"{conversion.format}: record {printable(conversion.record)}", soft_wrap=True)
+    console.print(table)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in conversion.skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        console.print(f"not used, as each {reason}: {listing(names)}", soft_wrap=True)
+    for note in conversion.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)

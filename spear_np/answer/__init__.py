@@ -1,0 +1,1 @@
+"""What the solver hands back, as data: the certificate and the inversion."""

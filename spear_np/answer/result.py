@@ -1,0 +1,114 @@
+"""What the solver hands back: data, and the reading of the inputs by blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ..backend import Device
+from ..factors.gradients import LayerGradients
+from .certificate import Certificate
+
+Array = Any
+
+
+class Status(StrEnum):
+    """How much of the batch was recovered, and how sure that is."""
+
+    EXACT = "exact"
+    """Every input recovered, every check of the certificate holds at the precision of the data."""
+    APPROXIMATE = "approximate"
+    """Every input recovered, but noise or missing data keeps exactness from being certified."""
+    PARTIAL = "partial"
+    """Only some of the batch recovered; those inputs carry error bounds."""
+    FAILED = "failed"
+    """Nothing recovered; `Inversion.reason` says why."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report of a running inversion, handed to the callback of `spear_np.invert`."""
+
+    stage: str
+    """"factorize", "search" or "verify"."""
+    seconds: float
+    """Since the start of `invert`."""
+    time_limit: float
+    """Seconds after which the search stops."""
+    batch_size: int = 0
+    """Directions wanted; 0 until the rank is known."""
+    found: int = 0
+    """Independent directions found so far."""
+    proposals: int = 0
+    """Candidates examined so far."""
+    expected: float | None = None
+    """Proposals the published search would be expected to need in all, where a forecast exists."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the search, for the history of a result."""
+
+    search: str
+    """Name of the search that proposed."""
+    proposals: int
+    """Candidates it examined."""
+    found: int
+    """Independent directions known after the round."""
+    agreement: float | None
+    """λ of the best complete choice so far; None while directions are missing or without W."""
+    seconds: float
+    """Since the start of `invert`."""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """The answer of `spear_np.invert` for one layer.
+
+    Shapes: m output units, n input features, k recovered inputs. Arrays live where the computation ran.
+    """
+
+    status: Status
+    reason: str
+    """One sentence: why this status and, if it is not `exact`, what would help."""
+    batch_size: int
+    """Rank of `weight_grad`: the number of linearly independent inputs that can be seen in it; 0 if unknown."""
+    found: int
+    """k, the number of inputs handed out."""
+    output_grad: Array
+    """(m, k) float64, ∂L/∂Z: column i belongs to row i of `inputs`."""
+    certificate: Certificate
+    method: str
+    seed: int
+    seconds: float
+    device: str
+    """"cpu" or "gpu:N"."""
+    proposals: int
+    """Candidate directions examined."""
+    history: tuple[Round, ...]
+    scale_known: bool
+    """False if every input is known up to a factor only (no bias_grad), however that was chosen: see `spear_np.inputs.scale`."""
+    gradients: LayerGradients = field(repr=False)
+    recovery: Array = field(repr=False)
+    """(k, m) float64: ``inputs = recovery @ weight_grad``."""
+    where: Device = field(repr=False)
+    """The device itself."""
+    data_range: tuple[float, float] | None = None
+    """Range of the inputs that was given; it matters only where the scale is unknown."""
+
+    @property
+    def inputs(self) -> Array:
+        """(k, n) float64: one recovered input per row, computed anew at each access."""
+        n = self.gradients.shape[1]
+        if not self.found:
+            return self.where.zeros((0, n))
+        with self.where.activate():
+            return self.where.xp.concat([block for _, block in self.input_blocks()], axis=1)
+
+    def input_blocks(self) -> Iterator[tuple[slice, Array]]:
+        """Yield ``(columns, block)``, block (k, width) float64: the inputs without holding all of them."""
+        with self.where.activate():
+            for columns, (block,) in self.gradients.blocks("weight_grad", device=self.where):
+                yield columns, self.recovery @ block

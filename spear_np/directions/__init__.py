@@ -1,0 +1,1 @@
+"""From candidates to directions of inputs: null vectors, polish, pool, choice, uniqueness, refinement."""

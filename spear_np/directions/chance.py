@@ -1,0 +1,56 @@
+"""How probable it is that a direction of no input has its zeros by chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..factors.factorize import ZERO_SIGMAS, Factors, expected_hidden
+from ..theory import false_direction_probability
+from .uniqueness import Uniqueness, sharpened
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+MAX_CHANCE = 1e-2
+"""Largest probability of that chance."""
+
+
+def chances(
+    factors: Factors,
+    directions: Array,
+    off: Array,
+    unique: Uniqueness,
+    limit: float,
+    *,
+    doubtful: HostArray | None = None,
+) -> tuple[Uniqueness, HostArray]:
+    """`unique` of `directions` (k, b) and the probabilities (k,) that they are of no input.
+
+    The rows to spare of those that are `doubtful` (k,) bool, or all, and more probable than `limit` are counted sharply.
+    """
+    false = false_probabilities(factors, directions, unique.redundancy)
+    again = (false > limit) & (unique.redundancy >= 1)
+    again &= True if doubtful is None else doubtful
+    if np.any(again):
+        unique = sharpened(factors, directions, off, unique, np.flatnonzero(again))
+        false = false_probabilities(factors, directions, unique.redundancy)
+    return unique, false
+
+
+def false_probabilities(factors: Factors, directions: Array, redundancy: HostArray) -> HostArray:
+    """(k,): bound on the probability that `directions` (k, b) of no input have such `redundancy` (k,) by chance.
+
+    Chance is the density of the non-zero entries of a column near zero, times the width of the zero test: from their
+    median, where they are spread like a normal distribution; from those just above the test, where these are more.
+    """
+    probabilities = []
+    for units, rows in zip(to_host(factors.noise_units(directions)), redundancy, strict=True):
+        values = units[units > ZERO_SIGMAS]
+        near = expected_hidden(units) / max(len(values), 1)
+        # For a normal distribution of median magnitude μ, P(|u| < 6) ≈ 0.538 · 6 / μ.
+        chance = max(0.538 * ZERO_SIGMAS / float(np.median(values)), near) if len(values) else 1.0
+        probabilities.append(false_direction_probability(len(units), int(rows), chance))
+    return np.asarray(probabilities)

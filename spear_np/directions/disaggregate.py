@@ -1,0 +1,202 @@
+"""From b independent directions to ∂L/∂Z and the inputs: Q, its scale from bias_grad, its choice by λ.
+
+With directions q_i as rows, ``y_i = q_i / S`` and Y = [y_1 … y_b]: ∂L/∂Z = (weight_grad V) Y and Xᵀ = Y⁻¹ Vᵀ
+(Dimitrov et al. 2024, Theorem 3.1). The scale of each y_i follows from ``bias_grad = ∂L/∂Z · 1``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend import inverse_or_pseudoinverse, to_host
+from ..factors.factorize import ZERO_SIGMAS, Factors
+from .pool import Pool
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+SWAP_WORK = 2_000_000
+"""Alternatives tried in the second stage, times the m·b entries each of them costs."""
+MAX_BIAS_RESIDUAL = 100.0
+"""Relative residual of bias_grad, in units of the relative noise, up to which the batch explains it."""
+EXPLAINED = 5.0
+"""The same up to which noise alone explains it; measured: below 1, whatever the noise is."""
+HIDDEN_SHARE = 4.0
+"""How many times larger than what is seen of them outside the known columns the gradients of unknown inputs may be."""
+HUGE = 1e50
+"""Sensitivity of a scale from which nothing is known of it: its square leaves room below the overflow."""
+AGREES = 0.995
+"""λ of a column that is kept when all others are forgotten: a few gradients may drown in noise."""
+
+
+@dataclass(frozen=True)
+class Disaggregation:
+    """A complete choice of directions, scaled; shapes m, b as in `Factors`."""
+
+    q: Array
+    """(b, b): one direction a row, scaled so that ``factors.columns(q)`` is ∂L/∂Z."""
+    scale_variance: Array
+    """(b,): relative variance of each scale; zeros if there was no bias_grad."""
+    bias_residual: float | None
+    """Relative residual of bias_grad, in units of the relative noise of weight_grad; None if missing."""
+    dual: Array
+    """(b, b): row i is c_i, the coordinates of input i in V."""
+    agreement: Array | None
+    """(b,): λ of each column, the share of output units where gradient and layer agree; None without W."""
+    lenient: bool = False
+    """Whether λ passes over units that are on but have no gradient, as behind dropout."""
+
+    def mean_agreement(self) -> float | None:
+        """λ over all columns."""
+        if self.agreement is None:
+            return None
+        return float(np.mean(to_host(self.agreement)))
+
+
+def disaggregate(factors: Factors, q: Array, *, lenient: bool = False) -> Disaggregation:
+    """Scale the directions `q` (b, b) and compute the coordinates of their inputs and their λ.
+
+    A `lenient` λ counts only what no layer explains: gradients of units that are off. Units that are on may lack one.
+    """
+    xp = factors.xp
+    scaled, variance, residual = _scaled(factors, q)
+    dual = inverse_or_pseudoinverse(xp, scaled / factors.S).T
+    agreement = None
+    if factors.layer is not None and factors.signs_known:
+        z = factors.layer @ dual.T + factors.bias[:, None]
+        agreement = _agreement(factors, scaled, z, lenient=lenient)
+    return Disaggregation(scaled, variance, residual, dual, agreement, lenient)
+
+
+def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disaggregation, Pool]:
+    """Second stage of the published algorithm: exchange directions for others of the pool while λ grows.
+
+    The columns with the lowest λ are exchanged first. Returns the best choice and the pool with that basis.
+    """
+    best, basis = start, list(pool.basis)
+    if best.agreement is None or best.mean_agreement() == 1.0 or len(pool.q) == len(basis):
+        return best, pool
+    limit = max(4, SWAP_WORK // (factors.noise.shape[0] * len(basis)))
+    tried, improving = 0, True
+    while improving and tried < limit and best.mean_agreement() != 1.0:
+        improving = False
+        for index in sorted(set(range(len(pool.q))) - set(basis)):
+            # A wrong direction spoils the λ of its own column and of those it mixes in: try each it could replace.
+            # An exchange may have left directions that are hardly independent: no plain solve.
+            share = np.abs(np.linalg.lstsq(pool.q[basis].T, pool.q[index], rcond=None)[0])
+            agreement = to_host(best.agreement)
+            places = np.flatnonzero((share > pool.angle[index]) & (agreement < 1))
+            for place in places[np.argsort(agreement[places], kind="stable")][: limit - tried]:
+                tried += 1
+                trial = [*basis[:place], index, *basis[place + 1 :]]
+                trial_q = factors.device.float64(pool.q[trial])
+                candidate = disaggregate(factors, trial_q, lenient=start.lenient)
+                if (candidate.mean_agreement() or 0) > (best.mean_agreement() or 0):
+                    best, basis, improving = candidate, trial, True
+                    break
+    return best, pool.with_basis(tuple(basis)) if best is not start else pool
+
+
+def doubtful(factors: Factors, choice: Disaggregation, pool: Pool) -> list[int]:
+    """Candidate behind the column that agrees least with the layer; empty if all agree."""
+    if choice.agreement is None:
+        return []
+    worst = int(factors.xp.argmin(choice.agreement))
+    return [] if float(choice.agreement[worst]) >= 1.0 else _candidates(choice, pool, np.asarray([worst]))
+
+
+def contradicting(choice: Disaggregation, pool: Pool) -> list[int]:
+    """Candidates behind all columns that agree with the layer on less than `AGREES` of the units."""
+    if choice.agreement is None:
+        return []
+    return _candidates(choice, pool, np.flatnonzero(to_host(choice.agreement) < AGREES))
+
+
+def _candidates(choice: Disaggregation, pool: Pool, columns: HostArray) -> list[int]:
+    """Indices in the pool of the directions of some columns."""
+    if not len(columns) or not pool.basis:
+        return []
+    cosine = np.abs(to_host(choice.q)[columns] @ pool.basis_vectors.T)
+    return [pool.basis[int(position)] for position in np.argmax(cosine, axis=1)]
+
+
+def bias_direction(factors: Factors) -> HostArray | None:
+    """(b,): ȳ with ``weight_grad V ȳ = bias_grad``; every input with coordinates c satisfies ``c · ȳ = 1``.
+
+    None without bias_grad, or if the rows of weight_grad do not explain it: then there are inputs that leave no trace
+    in weight_grad.
+    """
+    if factors.bias_grad is None:
+        return None
+    live = to_host(factors.live)
+    weights = 1 / to_host(factors.noise)[live]
+    rows = to_host(factors.coordinates)[live] * weights[:, None]
+    target = to_host(factors.bias_grad)[live] * weights
+    solution: HostArray = np.linalg.lstsq(rows, target, rcond=None)[0]
+    rest = np.linalg.norm(target - rows @ solution)
+    explained = rest <= MAX_BIAS_RESIDUAL * factors.relative_noise * np.linalg.norm(target)
+    return solution if explained and np.any(target) else None
+
+
+def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
+    """Scale rows of `q` by weighted least squares on bias_grad: (q, relative variances, residual)."""
+    xp = factors.xp
+    columns = factors.columns(q)
+    if factors.bias_grad is None:
+        # No scale to be had: unit columns, the sign by the layer where it is known.
+        length = xp.linalg.vector_norm(columns, axis=0)
+        q = q / length[:, None]
+        return q * _signs(factors, q)[:, None], factors.device.zeros(q.shape[0]), None
+    weights = 1 / xp.take(factors.noise, factors.live)
+    A = xp.take(columns, factors.live, axis=0) * weights[:, None]
+    target = xp.take(factors.bias_grad, factors.live) * weights
+    Q, R = xp.linalg.qr(A)
+    inverse = inverse_or_pseudoinverse(xp, R)
+    inverse = xp.clip(xp.where(xp.isfinite(inverse), inverse, xp.full_like(inverse, HUGE)), -HUGE, HUGE)
+    scale = inverse @ (Q.T @ target)
+    rest = float(xp.linalg.vector_norm(target - Q @ (Q.T @ target)))
+    size = float(xp.linalg.vector_norm(target))
+    dof = max(1, A.shape[0] - A.shape[1])
+    residual = rest / size / factors.relative_noise if size > 0 else math.inf
+    # bias_grad carries the relative noise of its rows at least, even if the residual happens to be smaller. What noise
+    # does not explain is the gradient of inputs that are not among these: as much again may lie along the columns.
+    sigma = max(rest / math.sqrt(dof), factors.relative_noise * size / math.sqrt(A.shape[0]))
+    sigma = max(sigma, HIDDEN_SHARE / ZERO_SIGMAS * rest) if residual > EXPLAINED else sigma
+    variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, HUGE**-2))
+    tiny = xp.abs(scale) < 1e-300
+    return q * xp.where(tiny, xp.ones_like(scale), scale)[:, None], variance, residual
+
+
+def _signs(factors: Factors, q: Array) -> Array:
+    """(b,) ±1: the sign of each input that its activation pattern asks for; 1 without W."""
+    xp = factors.xp
+    ones = xp.ones(q.shape[0], dtype=xp.float64, device=factors.device.handle)
+    if factors.layer is None:
+        return ones
+    dual = inverse_or_pseudoinverse(xp, q / factors.S).T
+    active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
+    z = xp.take(factors.layer @ dual.T, factors.live, axis=0)
+    votes = xp.sum(2 * xp.astype(active == (z > 0), xp.float64) - 1, axis=0)
+    return xp.where(votes < 0, -ones, ones)
+
+
+def _noise(factors: Factors, q: Array) -> Array:
+    """(ℓ, k): the size below which an entry of ``factors.columns(q)`` is zero, live rows."""
+    xp = factors.xp
+    return ZERO_SIGMAS * xp.take(factors.noise, factors.live)[:, None] * factors.noise_norm(q)[None, :]
+
+
+def _agreement(factors: Factors, q: Array, z: Array, *, lenient: bool) -> Array:
+    """(b,): share of the live units of each column where the gradient is non-zero exactly if the unit passes it on.
+
+    Or, if `lenient`, only if it does.
+    """
+    xp = factors.xp
+    active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
+    on = factors.states(xp.take(z, factors.live, axis=0))[0]
+    agree = on | ~active if lenient else active == on
+    return xp.sum(xp.astype(agree, xp.float64), axis=0) / agree.shape[0]

@@ -1,0 +1,64 @@
+"""Null vectors of submatrices, and what drawing and telling them apart takes: for every search and for the polish."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from ..backend import Device, gather, solve_or_nan
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+
+def draw_subsets(log_weights: HostArray, size: int, count: int, rng: np.random.Generator) -> HostArray:
+    """Draw `count` subsets (count, size) of distinct indices, index i with weight ``exp(log_weights[i])``.
+
+    Exponential clocks: the `size` that ring first are a weighted sample without replacement (Efraimidis and
+    Spirakis 2006). Drawn on the host, so that every device sees the same subsets.
+    """
+    clocks = rng.standard_exponential((count, len(log_weights)), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        clocks *= np.exp(np.float32(np.max(log_weights)) - log_weights).astype(np.float32)
+    return (
+        np.argpartition(clocks, size - 1, axis=1)[:, :size] if size else np.empty((count, 0), dtype=np.int64)
+    )
+
+
+def null_vectors(xp: Any, submatrices: Array) -> Array:
+    """Unit null vectors (k, r) of a stack of matrices (k, r-1, r), by one LU solve each; 0 where singular."""
+    k, _, r = submatrices.shape
+    last = xp.ones((k, 1), dtype=submatrices.dtype, device=array_api_compat.device(submatrices))
+    if r == 1:
+        return last
+    solution = solve_or_nan(xp, submatrices[:, :, :-1], -submatrices[:, :, -1:])
+    vectors = xp.concat([solution[:, :, 0], last], axis=1)
+    length = xp.linalg.vector_norm(vectors, axis=1, keepdims=True)
+    good = xp.isfinite(length)
+    return xp.where(good, vectors / xp.where(good, length, xp.ones_like(length)), xp.zeros_like(vectors))
+
+
+def null_vectors_of_rows(device: Device, rows: Array, subsets: Array, rng: np.random.Generator) -> Array:
+    """Unit null vectors (k, r) of the `rows` (ℓ, r) picked by `subsets` (k, r-1); 0 where these are dependent."""
+    xp, r = device.xp, rows.shape[1]
+    # No coordinate is special: turn at random, so that the last component of a null vector is never small.
+    turn = xp.linalg.qr(device.normal(rng, (r, r))).Q
+    return null_vectors(xp, gather(xp, rows @ turn, subsets)) @ turn.T
+
+
+def distinct(vectors: HostArray, cosine: float, limit: int) -> HostArray:
+    """Indices of the first of each group of parallel unit vectors (k, b), at most `limit`.
+
+    Two are parallel if the cosine of the angle between their lines is above `cosine`.
+    """
+    chosen: list[int] = []
+    taken = np.zeros(len(vectors), dtype=bool)
+    for index in range(len(vectors)):
+        if len(chosen) == limit:
+            break
+        if not taken[index]:
+            chosen.append(index)
+            taken |= np.abs(vectors @ vectors[index]) > cosine
+    return np.asarray(chosen, dtype=np.int64)

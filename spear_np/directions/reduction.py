@@ -1,0 +1,87 @@
+"""Sparser combinations of two known directions: takes apart the mixtures that a search brings home.
+
+If v = α y_i + β y_k mixes two inputs' directions and w = y_k is known, then v + ρ w annuls every row on which
+input i is off for one and the same ratio ρ = -(U v)_j / (U w)_j: the rows vote, and no sampling is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..factors.factorize import ZERO_SIGMAS, Factors
+from .pool import Pool
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+MIN_VOTES = 4
+"""Rows that must agree on a ratio: chance agreement of so many, within noise, is not seen."""
+ALL_PAIRS = 24
+"""Size of the basis up to which all pairs are tried."""
+NEARLY_POSSIBLE = 0.9
+"""Agreement with the layer from which a direction of a large batch may combine as few as two inputs."""
+BLOCK_NUMBERS = 4_000_000
+
+
+def reduce_pairs(factors: Factors, pool: Pool, fresh: HostArray) -> Array:
+    """Return combinations (k, b) of two directions of the basis on whose ratio many rows agree.
+
+    Parameters
+    ----------
+    fresh : (f,) int array
+        Positions in ``pool.basis`` to try against the whole basis; the others were tried before. In a large batch
+        only those that may rest on a single row, or whose pattern the layer can nearly produce but not quite.
+    """
+    xp, device = factors.xp, factors.device
+    basis = np.asarray(pool.basis, dtype=np.int64)
+    if len(basis) > ALL_PAIRS:
+        # Without W nothing is known of patterns; a combination of many inputs has none that comes near a possible one.
+        solid = np.isin(basis[fresh], pool.solid)
+        unknown = ~np.any(pool.coordinates[basis[fresh]], axis=1)
+        fresh = fresh[unknown | (~solid & (pool.agreement[basis[fresh]] > NEARLY_POSSIBLE))]
+    if len(basis) < 2 or not len(fresh):
+        return device.zeros((0, factors.batch_size))
+    vectors = pool.q[basis] / to_host(factors.noise_norm(device.float64(pool.q[basis])))[:, None]
+    q = device.float64(vectors)
+    products = q @ factors.U.T  # in noise units
+    live = products.shape[1]
+    found: list[Array] = []
+    step = max(1, BLOCK_NUMBERS // (len(basis) * live))
+    for start in range(0, len(fresh), step):
+        first = device.integers(fresh[start : start + step])
+        ratio, votes = _best_ratio(xp, xp.take(products, first, axis=0)[:, None, :], products[None, :, :])
+        others = device.integers(np.arange(len(basis)))
+        pick = xp.nonzero((votes >= MIN_VOTES) & (first[:, None] != others[None, :]))
+        chosen = xp.take(q, xp.take(first, pick[0]), axis=0)
+        partner = xp.take(q, pick[1], axis=0)
+        flat = pick[0] * len(basis) + pick[1]
+        found.append(chosen + xp.take(xp.reshape(ratio, (-1,)), flat)[:, None] * partner)
+    return xp.concat(found, axis=0)
+
+
+def _best_ratio(xp: Any, v: Array, w: Array) -> tuple[Array, Array]:
+    """Return the ratio ρ (..., ) for which most entries of v + ρ w (…, ℓ) vanish, and how many do.
+
+    `v` and `w` broadcast against each other, in noise units. Only rows on which both stand out vote: where one of
+    them is zero the ratio says nothing.
+    """
+    level = 5 * ZERO_SIGMAS
+    both = (xp.abs(v) > level) & (xp.abs(w) > level)
+    one = xp.ones_like(v * w)
+    far = 1e300
+    ratios = xp.sort(xp.where(both, -v / xp.where(xp.abs(w) > level, w, one), one * far), axis=-1)
+    # `MIN_VOTES` neighbours in sorted order that agree: the centre of the closest such group.
+    low, high = ratios[..., : 1 - MIN_VOTES], ratios[..., MIN_VOTES - 1 :]
+    agreement = (high - low) / (xp.abs(high) + xp.abs(low) + 1e-300)
+    spread = xp.where(high < far, agreement, xp.full_like(agreement, 2.0))
+    place = xp.argmin(spread, axis=-1, keepdims=True)
+    ratio = (xp.take_along_axis(low, place, axis=-1) + xp.take_along_axis(high, place, axis=-1)) / 2
+    finite = ratio < far / 2
+    ratio = xp.where(finite, ratio, xp.zeros_like(ratio))
+    # v + ρ w carries noise √(1 + ρ²) where v and w carry one.
+    zero = xp.abs(v + ratio * w) < ZERO_SIGMAS * xp.sqrt(1 + ratio**2)
+    votes = xp.sum(xp.astype(zero & both & finite, xp.int64), axis=-1)
+    return ratio[..., 0], votes

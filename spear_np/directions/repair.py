@@ -1,0 +1,113 @@
+"""Directions that the layer itself asks for: the null vectors of the rows on which a known input is off.
+
+An input may be right although its own direction is wrong or missing: ``c_i`` depends on the *other* directions only
+(c_i · y_j = 0). Its pre-activations then tell which output units are off, and these rows determine y_i.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..factors.factorize import Factors
+from .disaggregate import Disaggregation, bias_direction, disaggregate
+from .polish import null_space
+from .pool import Pool
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+REALIGNMENTS = 10
+"""Steps of a realignment, at most."""
+MOST_REALIGNED = 32
+"""Directions that are realigned together, those that disagree most."""
+
+
+def repair_candidates(factors: Factors, pool: Pool, choice: Disaggregation | None) -> Array:
+    """Return directions (k, b) for the columns that disagree with the layer, or for a single missing one."""
+    nothing = factors.device.zeros((0, factors.batch_size))
+    if factors.layer is None or not factors.signs_known:
+        return nothing
+    if choice is not None and choice.agreement is not None:
+        wrong = np.flatnonzero(to_host(choice.agreement) < 1.0)
+        return _by_layer(factors, factors.xp.take(choice.dual, factors.device.integers(wrong), axis=0))[0]
+    if len(pool.basis) == factors.batch_size - 1 and factors.bias_grad is not None:
+        return _by_layer(factors, _last_input(factors, pool))[0]
+    return nothing
+
+
+def realigned(factors: Factors, choice: Disaggregation) -> Disaggregation:
+    """Take the directions that disagree with the layer from the layer, as long as the agreement grows.
+
+    Where noise hides which gradients are zero, the layer still tells which units an input leaves off: all of them
+    together determine the direction better than those that look like zeros.
+    """
+    for _ in range(REALIGNMENTS):
+        if choice.agreement is None or choice.mean_agreement() == 1.0:
+            break
+        agreement = to_host(choice.agreement)
+        wrong = np.flatnonzero(agreement < 1.0)
+        wrong = wrong[np.argsort(agreement[wrong], kind="stable")][:MOST_REALIGNED]
+        dual = factors.xp.take(choice.dual, factors.device.integers(wrong), axis=0)
+        q, usable = _by_layer(factors, dual)
+        better = None
+        for count in {1, len(usable)}:
+            replaced = _replaced(factors, choice.q, q[:count, :], wrong[usable[:count]])
+            candidate = disaggregate(factors, replaced, lenient=choice.lenient)
+            if (candidate.mean_agreement() or 0.0) > ((better or choice).mean_agreement() or 0.0):
+                better = candidate
+        if better is None:
+            break
+        choice = better
+    return choice
+
+
+def _replaced(factors: Factors, q: Array, rows: Array, which: HostArray) -> Array:
+    """`q` (b, b) with `rows` (k, b) in the places `which` (k,)."""
+    changed = to_host(q).copy()
+    changed[which] = to_host(rows)
+    return factors.device.float64(changed)
+
+
+def _by_layer(factors: Factors, coordinates: Array) -> tuple[Array, HostArray]:
+    """Directions (k', b) of the inputs at `coordinates` (k, b) in V by the units they leave off, and which they are."""
+    xp = factors.xp
+    z = xp.take(factors.layer @ coordinates.T + factors.bias[:, None], factors.live, axis=0).T
+    counts = xp.sum(xp.astype(z < 0, xp.int64), axis=1)
+    usable = np.flatnonzero(to_host(counts) >= factors.batch_size - 1)
+    if not len(usable):
+        return factors.device.zeros((0, factors.batch_size)), usable
+    chosen = factors.device.integers(usable)
+    order = xp.argsort(xp.take(z, chosen, axis=0), axis=1)
+    return null_space(factors, order, xp.take(counts, chosen)).basis[:, 0, :], usable
+
+
+def units_off_last(factors: Factors, pool: Pool) -> int | None:
+    """Number of units that the last input leaves off; None unless all others' directions are known for sure."""
+    if factors.layer is None or not factors.signs_known or factors.bias_grad is None:
+        return None
+    if len(pool.basis) != factors.batch_size - 1 or len(pool.solid) < len(pool.basis):
+        return None
+    coordinates = _last_input(factors, pool)
+    if not coordinates.shape[0]:
+        return None
+    z = factors.layer @ coordinates[0, :] + factors.bias
+    return int(factors.xp.sum(factors.xp.astype(factors.xp.take(z, factors.live) < 0, factors.xp.int64)))
+
+
+def _last_input(factors: Factors, pool: Pool) -> Array:
+    """(1, b): the input that none of the b - 1 known directions sees, scaled by ``weight_grad V ȳ = bias_grad``.
+
+    (0, b) where bias_grad contradicts weight_grad or says nothing of that input.
+    """
+    y = pool.basis_vectors / to_host(factors.S)
+    unseen = np.linalg.svd(y, full_matrices=True)[2][-1]
+    total = bias_direction(factors)
+    if total is None:
+        return factors.device.zeros((0, factors.batch_size))
+    seen = float(total @ unseen)
+    if seen == 0:
+        return factors.device.zeros((0, factors.batch_size))
+    return factors.device.float64(unseen[None, :] / seen)

@@ -1,0 +1,409 @@
+"""From weight_grad to its factors: rank, noise floor and coordinates, read once by blocks of columns.
+
+Notation (see docs/method.md): weight_grad = D Xᵀ + noise, of rank b. Each row is divided by the standard
+deviation η of its own noise, so that "zero" means the same in all of them. With V (n, b) an orthonormal basis
+of the row space, the whitened rows are ``weight_grad V / η = U diag(S)``, U (m, b) with orthonormal columns.
+A direction q (b,) gives the column ``D q̂ = η · U q`` of ∂L/∂Z, up to its scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from ..backend import Device, scatter_columns, to_host, triangular_factor
+from ..errors import InputError
+from .gradients import LayerGradients, fits_precision, narrower_precisions
+from .rank import (
+    CLEAR_GAP,
+    Spectrum,
+    additive_rank,
+    excess_over_noise,
+    gap_rank,
+    in_all_rows,
+    noise_edge,
+    plausible_ranks,
+    rounding_rank,
+    spectrum_at,
+)
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+ZERO_SIGMAS = 6.0
+"""An entry is zero if it is below this many standard deviations of its noise: the one definition of zero."""
+SURELY_ON = 2
+"""Multiple of the zero test from which a gradient is there for sure: what a direction that is slightly off adds to the
+zeros, and no zero row shows, stays below the test."""
+NOISY_FROM = 1e-5
+"""Relative noise from which it is more than rounding to float32: it hides gradients, and averaging over it gains accuracy."""
+HIDES_NONE = 0.2
+"""Gradients of a column that may be expected to be hidden where none is."""
+NEAR_NOISE = 10
+"""Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
+ROUNDING_SAFETY = 3.0
+"""Rounding errors follow the size of the entries, so a direction that sees the large ones sees more noise than
+the average residual tells; measured factors stay below 3 on images."""
+LARGEST = 1e100
+"""Magnitude that no array may reach, nor its inverse."""
+BEYOND_DOUBT = 100.0
+"""Drop in the singular values that leaves hardly another rank to consider."""
+LARGE_LAYER = 1000
+"""Units from which a second decomposition takes so long that it is not tried for the sake of another rank beside one
+that is beyond doubt."""
+STANDS_OUT = 2.0
+"""Multiple of what independent noise shows at most from which a singular value may be that of an input."""
+ARITHMETIC = 6 * float(np.finfo(np.float64).eps)
+"""Relative error of our own float64 products, the lowest noise a row can have."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Everything the search needs; all arrays on `device`, float64.
+
+    ℓ ≤ m counts the live output units: those whose gradient row stands out of its noise.
+    """
+
+    device: Device
+    gradients: LayerGradients
+    spectrum: Spectrum
+    batch_size: int
+    """b, the rank used."""
+    U: Array
+    """(ℓ, b): whitened live rows, orthonormal columns."""
+    S: Array
+    """(b,): singular values in noise units."""
+    live: Array
+    """(ℓ,) int64: which rows of weight_grad they are."""
+    noise: Array
+    """(m,): standard deviation η of one entry of each row of weight_grad, an upper estimate."""
+    row_norm: Array
+    """(m,): Euclidean norm of each row of weight_grad."""
+    to_basis: Array
+    """(m, b): V = weight_gradᵀ · to_basis."""
+    coordinates: Array
+    """(m, b): weight_grad · V, the rows before whitening."""
+    layer: Array | None
+    """(m, b): W V, so that pre-activations of an input x = V c are `layer · c + bias`; None without W."""
+    weight_norm: Array | None
+    """(m,): Euclidean norm of each row of W; None without W."""
+    bias: Array
+    """(m,); zeros if missing."""
+    bias_grad: Array | None
+    """(m,); None if missing."""
+    relative_noise: float
+    """Median over live rows of η divided by the row's root mean square: dimensionless."""
+    omission: float
+    """How many times further than noise of size η an input below the rank can move the others; 1 if there can be none."""
+
+    @property
+    def xp(self) -> Any:
+        """Array namespace of all arrays here."""
+        return self.device.xp
+
+    @property
+    def signs_known(self) -> bool:
+        """Whether activation signs can be computed: W is there, and so is the scale unless there is no bias."""
+        return self.layer is not None and (self.bias_grad is not None or self.gradients.bias is None)
+
+    def states(self, z: Array, doubt: Array | float = 0.0) -> tuple[Array, Array]:
+        """Where pre-activations `z`, known up to `doubt`, surely pass a gradient on, and where they surely do not."""
+        ceiling = self.gradients.ceiling
+        return (z > doubt) & (z < ceiling - doubt), (z < -doubt) | (z > ceiling + doubt)
+
+    def noise_norm(self, q: Array) -> Array:
+        """(k,): standard deviation of the noise in ``U q`` for each row of `q` (k, b)."""
+        return self.xp.linalg.vector_norm(q / self.S, axis=-1)
+
+    def noise_units(self, q: Array) -> Array:
+        """(k, ℓ): |U q| in standard deviations of its noise, for each row of `q` (k, b)."""
+        return self.xp.abs(q @ self.U.T) / self.noise_norm(q)[:, None]
+
+    def columns(self, q: Array) -> Array:
+        """(m, k): the columns of ∂L/∂Z that belong to the directions `q` (k, b)."""
+        return self.coordinates @ (q / self.S).T
+
+    def zeros(self, q: Array) -> Array:
+        """(k, ℓ) bool: which output units the directions `q` (k, b) leave without gradient."""
+        return self.noise_units(q) < ZERO_SIGMAS
+
+    def angle_noise(self, q: Array) -> Array:
+        """(k,): how far, in radians, noise may turn the directions `q` (k, b), a generous estimate."""
+        xp = self.xp
+        angle = 10 * math.sqrt(self.batch_size) * self.noise_norm(q) / xp.linalg.vector_norm(q, axis=-1)
+        return xp.clip(angle, 1e-6, 0.1)
+
+
+@dataclass(frozen=True)
+class _Accumulated:
+    """What one pass over the columns leaves: nothing in it grows with n."""
+
+    R: Array
+    """(min(m, n), m): triangular factor (or the transpose itself), weight_grad = Rᵀ Qᵀ."""
+    cross: Array | None
+    """(m, m): W · weight_gradᵀ."""
+    weight_squares: Array | None
+    """(m,): squared norms of the rows of W."""
+    used_features: int
+    """Columns of weight_grad that are not zero throughout: its rank cannot exceed them."""
+    precision: str
+    """What the entries of weight_grad were rounded to, by their digits."""
+
+
+def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool) -> _Accumulated:
+    """Reduce weight_grad to its triangular factor by blocked QR, and multiply W into it on the way.
+
+    Householder QR is backward stable column by column, here row by row of weight_grad: a row of small
+    gradients keeps its full relative precision, which a Gram matrix in float64 would not give.
+    """
+    xp = device.xp
+    m, _ = gradients.shape
+    names = ("weight_grad", "weight") if with_weight else ("weight_grad",)
+    R: Array | None = None
+    cross: Array | None = None
+    squares: Array | None = None
+    used = 0
+    sizes = [0.0] * len(names)
+    narrower = narrower_precisions(gradients.precision_name)
+    for columns, blocks in gradients.blocks(*names, device=device):
+        for name, block in zip(names, blocks, strict=True):
+            if not bool(xp.all(xp.isfinite(block))):
+                msg = f"`{name}` holds NaN or infinity in columns {columns.start} to {columns.stop - 1}"
+                raise InputError(msg)
+        sizes = [max(old, float(xp.max(xp.abs(block)))) for old, block in zip(sizes, blocks, strict=True)]
+        for name, largest in zip(names, sizes, strict=True):
+            _check_size(name, max(largest, 1.0))  # how small it is shows in the end
+        narrower = [name for name in narrower if fits_precision(xp, blocks[0], name)]
+        used += int(xp.sum(xp.astype(xp.any(blocks[0] != 0, axis=0), xp.int64)))
+        stacked = blocks[0].T if R is None else xp.concat([R, blocks[0].T], axis=0)
+        R = stacked if stacked.shape[0] <= m else triangular_factor(xp, stacked)
+        if with_weight:
+            product = blocks[1] @ blocks[0].T
+            cross = product if cross is None else cross + product
+            norms = xp.sum(blocks[1] ** 2, axis=1)
+            squares = norms if squares is None else squares + norms
+    for name, largest in zip(names, sizes, strict=True):
+        _check_size(name, largest)
+    assert R is not None  # a matrix has at least one block
+    return _Accumulated(R, cross, squares, used, (narrower or [gradients.precision_name])[0])
+
+
+def spectrum_of(gradients: LayerGradients, device: Device) -> Spectrum:
+    """Singular values and rank of weight_grad alone: what `survey` needs."""
+    accumulated = _accumulate(gradients, device, with_weight=False)
+    readings, _ = _decompose(accumulated, replace(gradients, precision=accumulated.precision), device)
+    return readings[0][0]
+
+
+def factorize(
+    gradients: LayerGradients, device: Device, batch_size: int | None = None, *, reading: int = 0
+) -> Factors | Spectrum:
+    """Return the factors of `gradients` at the detected rank, or at `batch_size` if given.
+
+    Returns the bare spectrum when there is no rank to work with (full rank or all zero). `reading` 0 is the most
+    plausible reading of the singular values; there are `Spectrum.alternatives` more.
+
+    Raises
+    ------
+    InputError
+        If an array holds NaN or infinity, or `batch_size` is impossible for the shape.
+    """
+    xp = device.xp
+    m, n = gradients.shape
+    if batch_size is not None and not 1 <= batch_size <= min(m, n):
+        msg = f"a batch size of {batch_size} is impossible: weight_grad is {m} x {n}, its rank at most {min(m, n)}"
+        raise InputError(msg)
+    vectors = {name: _finite_vector(gradients, name, device) for name in ("bias_grad", "bias")}
+    accumulated = _accumulate(gradients, device, with_weight=gradients.weight is not None)
+    gradients = replace(gradients, precision=accumulated.precision)
+    readings, doubted = _decompose(accumulated, gradients, device)
+    spectrum, A, model, svd = readings[min(reading, len(readings) - 1)]
+    b = batch_size if batch_size is not None else spectrum.rank
+    if not b or spectrum.rank == 0:
+        return spectrum
+    b = min(b, int(xp.sum(xp.astype(svd.S > 0, xp.int64))))
+    left, values, right = svd.U[:, :b], svd.S[:b], svd.Vh[:b, :].T
+    whitened = A @ right
+    residual = xp.linalg.vector_norm(A - whitened @ right.T, axis=1)
+    row_norm = xp.linalg.vector_norm(accumulated.R, axis=0)
+    noise = _row_noise(residual * model, model, row_norm, n - b, spectrum, gradients.unit_roundoff)
+    coordinates = whitened * model[:, None]
+    to_basis = left / (values * model[:, None])
+    # The rows in units of their measured noise; those that hold nothing but noise are left out.
+    rows = coordinates / noise[:, None]
+    live = xp.nonzero(xp.linalg.vector_norm(rows, axis=1) > 8 * math.sqrt(b))[0]
+    if live.shape[0] < b:
+        return replace(spectrum, rank=None)
+    U, S, rotation = xp.linalg.svd(xp.take(rows, live, axis=0), full_matrices=False)
+    # A batch size beyond the numerical rank leaves singular values of zero: nothing may be divided by them.
+    S = xp.maximum(S, 1e-15 * S[0] * xp.ones_like(S))
+    to_basis, coordinates = to_basis @ rotation.T, coordinates @ rotation.T
+    relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
+    return Factors(
+        device=device,
+        gradients=gradients,
+        spectrum=spectrum,
+        batch_size=b,
+        U=U,
+        S=S,
+        live=live,
+        noise=noise,
+        row_norm=row_norm,
+        to_basis=to_basis,
+        coordinates=coordinates,
+        layer=None if accumulated.cross is None else accumulated.cross @ to_basis,
+        weight_norm=None if accumulated.weight_squares is None else xp.sqrt(accumulated.weight_squares),
+        bias=device.zeros(m) if vectors["bias"] is None else vectors["bias"],
+        bias_grad=vectors["bias_grad"],
+        relative_noise=float(np.median(to_host(relative))),
+        omission=_omission([*readings, *doubted], spectrum, b, n, noise, live),
+    )
+
+
+def _omission(readings: list[_Reading], chosen: Spectrum, b: int, n: int, noise: Array, live: Array) -> float:
+    """How many times further than noise of size `noise` (m,) an input that other readings show below b moves the others.
+
+    At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
+    """
+    xp = array_api_compat.array_namespace(noise)
+    omission = 1.0
+    for spectrum, _, model, svd in readings:
+        if b >= (spectrum.rank or 0) or (chosen.rounding and not spectrum.rounding):
+            continue  # coherent rounding looks like signal where all rows count alike
+        if spectrum is not chosen and (spectrum.rank or 0) > 2 * b > 2:
+            continue  # not a few more inputs: noise that this reading does not know
+        value = float(svd.S[b])
+        if value > STANDS_OUT * noise_edge(to_host(svd.S), b + 1, noise.shape[0], n):
+            omission = max(
+                omission, float(np.median(to_host(xp.take(model / noise, live)))) * value / ZERO_SIGMAS
+            )
+    return omission
+
+
+def _finite_vector(gradients: LayerGradients, name: str, device: Device) -> Array | None:
+    if getattr(gradients, name) is None:
+        return None
+    vector = gradients.vector(name, device=device)
+    if not bool(device.xp.all(device.xp.isfinite(vector))):
+        msg = f"`{name}` holds NaN or infinity"
+        raise InputError(msg)
+    _check_size(name, float(device.xp.max(device.xp.abs(vector))))
+    return vector
+
+
+def _check_size(name: str, largest: float) -> None:
+    """Refuse numbers whose squares leave the range of float64."""
+    if largest != 0 and not 1 / LARGEST < largest < LARGEST:
+        msg = (
+            f"the largest entry of `{name}` has the magnitude {largest:.1e}, which leaves no room for arithmetic: multiply "
+            "weight_grad and bias_grad by one factor, or weight and bias, so that they are nearer to one"
+        )
+        raise InputError(msg)
+
+
+_Reading = tuple[Spectrum, Array, Array, Any]
+"""Spectrum, whitened rows, noise model (m,), SVD."""
+
+
+def _decompose(
+    accumulated: _Accumulated, gradients: LayerGradients, device: Device
+) -> tuple[list[_Reading], list[_Reading]]:
+    """Whiten by a noise model, decompose, find the rank; returns the readings, the most plausible first, and doubted ones.
+
+    Rounding (noise in proportion to each row) is doubted without a clear gap; equal additive noise, or a gap, come after it.
+    """
+    xp, R = device.xp, accumulated.R
+    m, n = gradients.shape
+    row_norm = xp.linalg.vector_norm(R, axis=0)
+    largest = float(xp.max(row_norm))
+    if largest == 0:
+        nothing = Spectrum((0.0,) * min(m, n), 0, math.inf, rounding=True)
+        return [(nothing, R.T, xp.ones_like(row_norm), None)], []
+    unit = gradients.unit_roundoff / math.sqrt(n)
+    ones = xp.ones_like(row_norm)
+    model = xp.where(row_norm > 0, xp.maximum(row_norm, ones * (largest * 1e-300)) * unit, ones)
+    A = R.T / model[:, None]
+    svd = xp.linalg.svd(A, full_matrices=False)
+    values = to_host(svd.S)
+    live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
+    rank = rounding_rank(values, live, n, accumulated.used_features)
+    spectrum = spectrum_at(values, rank, rounding=True)
+    if rank is not None and spectrum.gap > BEYOND_DOUBT and m > LARGE_LAYER:
+        return [(replace(spectrum, plausible=(rank, rank), shown=rank), A, model, svd)], []
+    uniform = ones * (largest * unit)
+    A_uniform = R.T / uniform[:, None]
+    svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
+    uniform_values = to_host(svd_uniform.S)
+    random = additive_rank(uniform_values, live, accumulated.used_features)
+    by_gap = gap_rank(uniform_values, gradients.unit_roundoff)
+    clear = spectrum.rank is not None and spectrum.gap > CLEAR_GAP
+    readings: list[_Reading] = [(spectrum, A, model, svd)] if clear else []
+    doubted: list[_Reading] = [] if clear else [(spectrum, A, model, svd)]
+    for other in sorted({b for b in (by_gap, random) if b is not None}):
+        of_noise = spectrum_at(uniform_values, other, rounding=False)
+        if other != random or not in_all_rows(uniform_values, other, to_host(row_norm / uniform), n):
+            of_noise = replace(
+                of_noise, noise_known=False, excess=excess_over_noise(uniform_values, other, live, n)
+            )
+        if not clear or other != spectrum.rank:
+            readings.append((of_noise, A_uniform, uniform, svd_uniform))
+    readings = readings or [(spectrum, A, model, svd)]
+    interval = plausible_ranks(*(reading[0] for reading in readings))
+    by_rounding = readings[0][0].rank if readings[0][0].rounding else None
+    told: list[_Reading] = []
+    for left, (reading, rows, noise, decomposition) in zip(
+        reversed(range(len(readings))), readings, strict=True
+    ):
+        shown = max(by_rounding or 0, reading.rank or 0)
+        known = replace(reading, plausible=interval, alternatives=left, shown=shown)
+        told.append((known, rows, noise, decomposition))
+    return told, doubted
+
+
+def _row_noise(
+    residual: Array, model: Array, row_norm: Array, dof: int, spectrum: Spectrum, unit_roundoff: float
+) -> Array:
+    """Standard deviation of one entry of each row (m,), from what lies outside the row space.
+
+    Rows with few degrees of freedom lean on the median ratio to the noise model, as if it had been seen ten
+    times; nothing is taken for more precise than our own arithmetic or the rounding of its type.
+    """
+    xp = array_api_compat.array_namespace(residual)
+    measured = residual / math.sqrt(max(dof, 1))
+    ratios = to_host(measured / model)
+    typical = float(np.median(ratios[to_host(row_norm) > 0])) if dof > 0 else 1.0
+    prior = 10.0
+    noise = xp.sqrt((dof * measured**2 + prior * (typical * model) ** 2) / (dof + prior))
+    # Noise of no known kind may be as coherent as its largest singular value.
+    noise = (ROUNDING_SAFETY if spectrum.rounding else spectrum.excess) * noise
+    # Rounding is a function of the entry: over constant regions of the inputs it does not average out but points
+    # along the row space, where the residual cannot see it. At worst it is the unit roundoff times the row.
+    coherent = max(1.0, 2 * typical) * unit_roundoff / ZERO_SIGMAS if spectrum.rounding else 0.0
+    floor = max(ARITHMETIC, coherent) * row_norm
+    tiny = float(np.finfo(np.float64).tiny)
+    return xp.maximum(xp.maximum(noise, floor), xp.full_like(noise, tiny))
+
+
+def zeros_tell(units: HostArray) -> bool:
+    """Whether a unit without gradient in a column, `units` (ℓ,) in noise units, has none: noise is expected to hide none."""
+    return expected_hidden(units) <= HIDES_NONE
+
+
+def expected_hidden(units: HostArray) -> float:
+    """How many non-zero gradients of a column, `units` (ℓ,) in noise units, the zero test is expected to hide.
+
+    Near zero their density is even: as many in each interval as are seen, on average, in those just above the test.
+    """
+    seen = np.sum((units > ZERO_SIGMAS) & (units < NEAR_NOISE * ZERO_SIGMAS))
+    return float(seen) / (NEAR_NOISE - 1)
+
+
+def expand(factors: Factors, live_mask: Array) -> Array:
+    """(m, k) bool from a mask (k, ℓ) over the live rows: false elsewhere."""
+    xp = factors.xp
+    spread = scatter_columns(xp.astype(live_mask, xp.float64), factors.live, factors.noise.shape[0])
+    return spread.T > 0.5

@@ -1,0 +1,200 @@
+"""What one layer shares: validated once, read by blocks of columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from .. import backend
+from ..errors import InputError
+
+Array = Any
+
+BLOCK_BYTES = 32 * 2**20
+"""Target size of one float64 block of columns."""
+
+UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Largest relative rounding error of one stored number, by precision."""
+
+SPLITTABLE = 1e280
+"""Entry up to which the digits of a float64 can be split without overflow."""
+
+CEILINGS = {"relu": math.inf, "relu6": 6.0}
+"""Activations that can be inverted: zero below zero, constant above this value, and the identity between."""
+
+
+@runtime_checkable
+class Sliceable(Protocol):
+    """Anything two-dimensional that can be read by blocks: an array, an h5py dataset, a wrapper of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """Type of one entry."""
+        ...
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """Read a block."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """The shared update of one fully connected ReLU layer, Z = W X + b·1ᵀ.
+
+    Parameters
+    ----------
+    weight_grad : (m, n) array or sliceable, float16, float32 or float64
+        ∂L/∂W; row j belongs to output unit j. Never copied as a whole: it is read by blocks of columns.
+    bias_grad : (m,) array, optional
+        ∂L/∂b. Without it every input is found up to its scale.
+    weight : (m, n) array or sliceable, optional
+        W. Without it (and `bias`) activation signs cannot be checked.
+    bias : (m,) array, optional
+        b. A missing bias counts as zero when `weight` is given.
+    activation : str
+        "relu" or "relu6": only they leave zeros in the gradient.
+    precision : {"float64", "float32", "float16", "bfloat16"}, optional
+        What the numbers were rounded to. Defaults to the dtype of `weight_grad`. A wider type that carries narrower
+        numbers gives itself away when they are read, unless they were scaled since.
+
+    Raises
+    ------
+    InputError
+        If shapes or dtypes do not fit together or the activation cannot be inverted.
+    """
+
+    weight_grad: Any
+    bias_grad: Any = None
+    weight: Any = None
+    bias: Any = None
+    activation: str = "relu"
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check everything that can be checked without reading the matrices."""
+        m, n = _matrix_shape("weight_grad", self.weight_grad)
+        if self.weight is not None:
+            shape = _matrix_shape("weight", self.weight)
+            if shape != (m, n):
+                msg = f"`weight` has shape {shape}, but `weight_grad` has {(m, n)}: they must be the same"
+                raise InputError(msg)
+        for name in ("bias_grad", "bias"):
+            vector = getattr(self, name)
+            if vector is not None:
+                _check_vector(name, vector, m)
+        if self.activation.lower() not in CEILINGS:
+            msg = (
+                f"the activation after this layer is {self.activation!r}: only a ReLU leaves the zeros in the "
+                "gradient that the inversion rests on"
+            )
+            raise InputError(msg)
+        if self.precision is not None and self.precision not in UNIT_ROUNDOFF:
+            msg = f"`precision` is {self.precision!r}, but must be one of {', '.join(UNIT_ROUNDOFF)}"
+            raise InputError(msg)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        m, n = self.weight_grad.shape
+        return int(m), int(n)
+
+    @property
+    def ceiling(self) -> float:
+        """Pre-activation above which the activation is constant and leaves no gradient; infinite for a plain ReLU."""
+        return CEILINGS[self.activation.lower()]
+
+    @property
+    def unit_roundoff(self) -> float:
+        """Largest relative rounding error of one entry of `weight_grad`, dimensionless."""
+        return UNIT_ROUNDOFF[self.precision_name]
+
+    @property
+    def precision_name(self) -> str:
+        """What the entries of `weight_grad` were rounded to."""
+        return self.precision or _dtype_name(self.weight_grad.dtype)
+
+    def blocks(self, *names: str, device: backend.Device) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+        """Yield `(columns, arrays)`: float64 blocks (m, width) of the named matrices, on `device`."""
+        m, n = self.shape
+        width = max(1, min(n, BLOCK_BYTES // (8 * m)))
+        for start in range(0, n, width):
+            columns = slice(start, min(start + width, n))
+            yield columns, tuple(device.float64(getattr(self, name)[:, columns]) for name in names)
+
+    def vector(self, name: str, *, device: backend.Device) -> Array:
+        """(m,) float64 copy of `bias_grad` or `bias` on `device`; zeros for a missing `bias`."""
+        value = getattr(self, name)
+        if value is None:
+            return device.xp.zeros(self.shape[0], dtype=device.xp.float64, device=device.handle)
+        return device.float64(value[:] if not hasattr(value, "ndim") else value)
+
+
+def narrower_precisions(precision: str) -> list[str]:
+    """Precisions with fewer digits than `precision`, the one with fewest first."""
+    roundoff = UNIT_ROUNDOFF[precision]
+    names = [name for name, unit in UNIT_ROUNDOFF.items() if unit > roundoff]
+    return sorted(names, key=lambda name: -UNIT_ROUNDOFF[name])
+
+
+def fits_precision(xp: Any, values: Array, precision: str) -> bool:
+    """Whether no float64 entry of `values` has more digits than `precision` holds, whatever its exponent.
+
+    By splitting off the digits beyond (Dekker 1971, "A floating-point technique for extending the available
+    precision").
+    """
+    if float(xp.max(xp.abs(values))) > SPLITTABLE:
+        return False
+    split = values * (UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["float64"] + 1)
+    return bool(xp.all(split - (split - values) == values))
+
+
+def _dtype_name(dtype: Any) -> str:
+    """Name of a dtype of any array library ("float32", also for torch- or strict-style reprs)."""
+    try:
+        return str(np.dtype(dtype).name)
+    except TypeError:
+        return str(dtype).rsplit(".", maxsplit=1)[-1]
+
+
+def _check_dtype(name: str, dtype: Any) -> None:
+    """Refuse everything but real floating point."""
+    if _dtype_name(dtype) not in UNIT_ROUNDOFF:
+        msg = f"`{name}` has dtype {_dtype_name(dtype)}: expected float16, float32 or float64"
+        raise InputError(msg)
+
+
+def _matrix_shape(name: str, matrix: Any) -> tuple[int, int]:
+    """Return (m, n) of a non-empty floating-point matrix, or say what it is instead."""
+    if not isinstance(matrix, Sliceable):
+        msg = f"`{name}` is a {type(matrix).__name__}: it needs `shape`, `dtype` and slicing, as an array has"
+        raise InputError(msg)
+    shape = tuple(int(size) for size in matrix.shape)
+    if len(shape) != 2:
+        msg = f"`{name}` has shape {shape}: expected two dimensions (output units, input features)"
+        raise InputError(msg)
+    _check_dtype(name, matrix.dtype)
+    if 0 in shape:
+        msg = f"`{name}` is empty: its shape is {shape}"
+        raise InputError(msg)
+    return shape[0], shape[1]
+
+
+def _check_vector(name: str, vector: Any, m: int) -> None:
+    """Refuse a vector whose length or dtype does not fit."""
+    if not isinstance(vector, Sliceable):
+        msg = f"`{name}` is a {type(vector).__name__}: expected an array of {m} numbers"
+        raise InputError(msg)
+    shape = tuple(int(size) for size in vector.shape)
+    if shape != (m,):
+        msg = f"`{name}` has shape {shape}, but `weight_grad` has {m} rows: expected ({m},)"
+        raise InputError(msg)
+    _check_dtype(name, vector.dtype)

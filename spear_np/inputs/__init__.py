@@ -1,0 +1,1 @@
+"""From directions to inputs: reconstruction, error bounds, partial batches, scale."""

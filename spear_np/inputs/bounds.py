@@ -1,0 +1,72 @@
+"""How far an input may be off: by the noise of the gradient, and in its pre-activations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..directions.uniqueness import Uniqueness
+from ..factors.factorize import ZERO_SIGMAS, Factors
+from .reconstruct import Reconstruction
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+FORWARD_ROUNDING = 2.0**-24
+"""Forward passes accumulate in float32 or better."""
+MAX_HIDDEN_ROW = 0.2
+"""The same for an input to be handed out."""
+
+
+def noise_bound(
+    factors: Factors,
+    recovery: Array,
+    input_max: HostArray,
+    scale_variance: HostArray,
+    unique: Uniqueness,
+    *,
+    largest: HostArray | None = None,
+) -> HostArray:
+    """(k,): six standard deviations of the largest error of each input, in units of the inputs.
+
+    First order: ``δX = -E X + R N`` with E the mixing of directions by the noise of their zero rows, which also
+    shifts the scales by its row sums, and R N the noise of weight_grad seen through the recovery matrix.
+
+    Parameters
+    ----------
+    recovery : (k, m)
+        Inputs are recovery · weight_grad.
+    input_max, scale_variance : (k,)
+        Largest absolute entry of each input, relative variance of its scale.
+    unique : Uniqueness
+        Of the directions (k, b), asked about the inputs.
+    largest : (m,), optional
+        Largest entry of each row of weight_grad that the inputs leave: noise may be in few entries.
+    """
+    if factors.batch_size == 1 and factors.omission > 1:
+        # Another reading shows a second input: this one may be the mean of both, and no zeros tell.
+        return np.full(len(input_max), math.inf)
+    power = input_max**2
+    with np.errstate(invalid="ignore", over="ignore"):
+        mixing = np.where(np.eye(len(power), dtype=bool), 0.0, unique.mixing)  # its own share is its scale
+        mixed = mixing @ power + mixing.sum(axis=1) * power
+    scale = scale_variance * power
+    noise = to_host(factors.noise)
+    if largest is not None:
+        noise = np.maximum(noise, largest / ZERO_SIGMAS)
+    direct = np.sum((to_host(recovery) * noise) ** 2, axis=1)
+    bound: HostArray = np.nan_to_num(
+        ZERO_SIGMAS * factors.omission * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
+    )
+    return bound
+
+
+def preactivation_doubt(factors: Factors, batch: Reconstruction, input_error: HostArray) -> Array:
+    """(m, k): how far pre-activations may be off by rounding, and by the errors of the inputs, `input_error` (k,) at most."""
+    assert factors.weight_norm is not None  # there are no pre-activations without W
+    unit = min(factors.gradients.unit_roundoff, FORWARD_ROUNDING)
+    spread = 4 * unit * batch.input_norm + factors.device.float64(input_error)
+    return factors.weight_norm[:, None] * spread[None, :]

@@ -1,0 +1,221 @@
+"""Inputs of a batch that was found only in part: what the signs of the layer leave of them.
+
+A found direction y_i fixes which units its input turns on: linear inequalities on the input's coordinates c,
+``sign(W V c + b) = pattern``, besides ``c · y_j = 0`` for every other found direction and ``c · ȳ = 1`` with
+``weight_grad V ȳ = bias_grad`` (because ∂L/∂Z 1 = bias_grad, every input satisfies it). The centre of the largest
+ball in that polytope is the estimate, its bounding box the error bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..directions.disaggregate import bias_direction
+from ..factors.factorize import SURELY_ON, ZERO_SIGMAS, Factors, zeros_tell
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+MAX_MISSING = 24
+"""Missing directions up to which bounds are computed: each costs two linear programs an input."""
+MAX_WORK = 2e7
+"""Entries of all linear programs together: beyond (tens of seconds) the last directions get no bound."""
+SIGN_SLACK = 1e-6
+"""Relative slack on the signs: rounding of the forward pass."""
+MOVED = 0.2
+"""Slack on the signs, as a share of the typical pre-activation, where noise is more than rounding: the update may be that
+of several steps, in which some units changed sides."""
+EMPTY = 2
+"""Status of a linear program that nothing satisfies."""
+EVIDENCE = 20
+"""Bits by which the information of a pattern must exceed what tells apart the patterns that the layer can produce in the
+space of the unknown inputs: a pattern of no input fits one of them with a probability of 2^-EVIDENCE."""
+
+
+@dataclass(frozen=True)
+class PartialInputs:
+    """Bounded estimates of some inputs."""
+
+    which: HostArray
+    """(k,) int: rows of the directions they belong to."""
+    coordinates: HostArray
+    """(k, b): estimates in V."""
+    error_bound: HostArray
+    """(k,): bound on the largest error of each input, in units of the input."""
+
+
+def bound_inputs(
+    factors: Factors, q: Array, around: HostArray | None = None, *, lenient: bool = False
+) -> PartialInputs:
+    """Estimate and bound the inputs of the sound directions `q` (f, b), f < b, from the layer's signs.
+
+    Needs W and bias_grad; returns no rows where they are missing, too many directions are missing or the signs
+    leave an input unbounded.
+
+    Parameters
+    ----------
+    around : (f, b), optional
+        Estimates in V that are already there: kept where the signs allow them, and bounded.
+    lenient : bool
+        Whether units that are on may lack a gradient, as behind dropout: those that have one are too little to go by, and
+        nothing is bounded.
+    """
+    found = None if lenient else _bounded(factors, q, around)
+    nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, q.shape[1])), np.empty(0))
+    return nothing if found is None else found
+
+
+def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInputs | None:
+    """As `bound_inputs`; None if a direction's gradients are those of some input, but its zeros are not.
+
+    Then it is not the layer alone that decides which gradients are zero, and where some input does have the zeros of a
+    direction it need not be the one sought.
+    """
+    f, b = q.shape
+    nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, b)), np.empty(0))
+    total = bias_direction(factors)
+    if factors.layer is None or total is None or not f or b - f > MAX_MISSING:
+        return nothing
+    y = to_host(q / factors.S)
+    # Equations of very different size would lose the small ones to the cut-off of least squares.
+    y = y / np.linalg.norm(y, axis=1, keepdims=True)
+    weight = 1 / float(np.linalg.norm(total))
+    live = to_host(factors.live)
+    layer, bias = to_host(factors.layer)[live], to_host(factors.bias)[live]
+    units = to_host(factors.noise_units(q))
+    found: list[int] = []
+    centres: list[HostArray] = []
+    widths: list[tuple[HostArray, HostArray]] = []
+    d = b - f
+    moved = 0.0 if factors.spectrum.rounding else MOVED
+    for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(live))))):
+        others = np.delete(y, index, axis=0)
+        state = told(units[index], ceiling=math.isfinite(factors.gradients.ceiling))
+        pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)[state]
+        if _information(pattern) < _pattern_bits(len(pattern), d) + EVIDENCE:
+            continue
+        # Every input sees total · c = 1; the other found directions do not see it at all.
+        constraints = np.concatenate([others, weight * total[None, :]])
+        start = np.linalg.lstsq(constraints, weight * np.eye(f)[-1], rcond=None)[0]
+        free = np.linalg.svd(constraints, full_matrices=True)[2][f:].T
+        given = None if around is None else free.T @ (around[index] - start)
+        slope, offset = (layer @ free)[state], (layer @ start + bias)[state]
+        offset = offset + moved * pattern * math.sqrt(float(np.mean(offset**2)))
+        box = _bounding_box(slope, offset, pattern, given)
+        if box is None:
+            on = pattern > 0
+            if _centre(slope[on], offset[on], pattern[on]) is not None:
+                return None
+            continue
+        centre, half = box
+        if np.all(np.isfinite(half)):
+            found.append(index)
+            centres.append(start + free @ centre if around is None else around[index])
+            widths.append((free, half))
+    if not found:
+        return nothing
+    bounds = _largest_errors(factors, widths)
+    return PartialInputs(np.asarray(found), np.asarray(centres), bounds)
+
+
+def told(units: HostArray, *, ceiling: bool) -> HostArray:
+    """(ℓ,) bool: units whose state the gradient tells, from its size in noise `units` (ℓ,).
+
+    A gradient that stands well out of the noise tells that its unit is on. That a unit without one is off can only be
+    said if no gradient is expected to be hidden in the noise, where near zero their density is even, and if the
+    activation has no `ceiling` where it leaves none either.
+    """
+    on: HostArray = units > SURELY_ON * ZERO_SIGMAS
+    return on if ceiling or not zeros_tell(units) else on | (units <= ZERO_SIGMAS)
+
+
+def _information(pattern: HostArray) -> float:
+    """Bits of a pattern of ±1: its entropy, as what nearly all inputs turn on tells little of one of them."""
+    share = np.mean(pattern > 0) if len(pattern) else 0.0
+    if share in (0.0, 1.0):
+        return 0.0
+    return float(-len(pattern) * (share * np.log2(share) + (1 - share) * np.log2(1 - share)))
+
+
+def _pattern_bits(units: int, dimensions: int) -> float:
+    """Logarithm to base 2 of the number of cells into which `units` hyperplanes cut a space (Schläfli)."""
+    return math.log2(sum(math.comb(units, i) for i in range(min(units, dimensions) + 1)))
+
+
+def _bounding_box(
+    slope: HostArray, start: HostArray, pattern: HostArray, centre: HostArray | None = None
+) -> tuple[HostArray, HostArray] | None:
+    """Centre and half-widths of ``{t : pattern · (slope t + start) >= -slack}``; None if empty, infinite if unbounded.
+
+    `slope` (ℓ, d), `start` (ℓ,), `pattern` (ℓ,) ±1; the `centre` (d,) is the Chebyshev centre unless given.
+    """
+    from scipy.optimize import linprog  # slow to import, needed only for what could not be found whole
+
+    d = slope.shape[1]
+    unbounded = np.full(d, np.inf)
+    scale = np.linalg.norm(slope, axis=0)
+    if centre is None:
+        centre = _centre(slope, start, pattern)
+        if centre is None:
+            return None
+    if not np.all(np.isfinite(centre)) or np.any(scale == 0):
+        return centre, unbounded
+    A, limit = _inequalities(slope, start, pattern)
+    half = np.empty(d)
+    for axis in range(d):
+        objective = np.zeros(d)
+        for sign in (1.0, -1.0):
+            objective[axis] = sign
+            end = linprog(objective, A, limit, bounds=[(None, None)] * d)
+            if end.status != 0 or end.x is None:
+                return None if end.status == EMPTY else (centre, unbounded)
+            reach = abs(end.x[axis] - centre[axis] * scale[axis])
+            half[axis] = reach if sign > 0 else max(half[axis], reach)
+    return centre, half / scale
+
+
+def _centre(slope: HostArray, start: HostArray, pattern: HostArray) -> HostArray | None:
+    """Chebyshev centre (d,) of the polytope of `_bounding_box`; None if it is empty, infinite if unbounded."""
+    from scipy.optimize import linprog
+
+    d = slope.shape[1]
+    scale = np.linalg.norm(slope, axis=0)
+    unbounded = np.full(d, np.inf)
+    if np.any(scale == 0):
+        return unbounded
+    A, limit = _inequalities(slope, start, pattern)
+    ball = linprog(
+        np.append(np.zeros(d), -1.0),
+        np.column_stack([A, np.linalg.norm(A, axis=1)]),
+        limit,
+        bounds=[(None, None)] * d + [(0, None)],
+    )
+    if ball.status != 0 or ball.x is None:
+        return None if ball.status == EMPTY else unbounded
+    centre: HostArray = ball.x[:d] / scale
+    return centre
+
+
+def _inequalities(slope: HostArray, start: HostArray, pattern: HostArray) -> tuple[HostArray, HostArray]:
+    """(ℓ, d) A and (ℓ,) limit: ``A (scale · t) <= limit`` in the polytope of `_bounding_box`, columns of unit length."""
+    scale = np.linalg.norm(slope, axis=0)
+    return -(pattern[:, None] * slope / scale), pattern * start + SIGN_SLACK * np.abs(start)
+
+
+def _largest_errors(factors: Factors, widths: list[tuple[HostArray, HostArray]]) -> HostArray:
+    """(k,): largest error over the entries of each input, for boxes of given axes (b, d) and half-widths (d,)."""
+    xp, device = factors.xp, factors.device
+    errors = np.zeros(len(widths))
+    axes = device.float64(np.concatenate([free for free, _ in widths], axis=1))
+    half = device.float64(np.concatenate([width for _, width in widths]))
+    ends = np.cumsum([len(width) for _, width in widths])
+    for _, (block,) in factors.gradients.blocks("weight_grad", device=device):
+        moved = to_host(xp.abs((block.T @ factors.to_basis) @ axes) * half[None, :])
+        per_input = np.add.reduceat(moved, np.concatenate([[0], ends[:-1]]), axis=1)
+        errors = np.maximum(errors, per_input.max(axis=0))
+    return errors
