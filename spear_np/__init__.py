@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .answer.certificate import Certificate, Check
 from .answer.result import Inversion, Progress, Round, Status
 from .errors import DeviceError, InputError
+from .factors.activation import ACTIVATIONS, Activation
 from .factors.gradients import LayerGradients
 from .invert import METHODS, invert, invert_layer
 from .survey import Survey, survey
@@ -20,7 +21,9 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "ACTIVATIONS",
     "METHODS",
+    "Activation",
     "Certificate",
     "Check",
     "DeviceError",

@@ -153,6 +153,19 @@ def to_host(array: Any) -> HostArray:
     return np.asarray(array)
 
 
+def erf(xp: ModuleType, values: Array) -> Array:
+    """Error function of `values`, in their dtype; through the host where the library has none."""
+    if array_api_compat.is_cupy_namespace(xp):
+        from cupyx.scipy.special import erf as cupy_erf
+
+        return cupy_erf(values)
+    from scipy.special import erf as scipy_erf  # slow to import, needed for one activation
+
+    if array_api_compat.is_numpy_namespace(xp):
+        return scipy_erf(values)
+    return xp.asarray(scipy_erf(to_host(values)), device=array_api_compat.device(values))
+
+
 def triangular_factor(xp: ModuleType, matrix: Array) -> Array:
     """R of the QR decomposition of (rows, columns) `matrix`, without forming Q where the library can."""
     if array_api_compat.is_numpy_namespace(xp):

@@ -14,6 +14,7 @@ from .backend import device_for, suitable_threads
 from .directions.pool import Pool
 from .directions.repair import repair_candidates, units_off_last
 from .errors import InputError
+from .factors.activation import Activation
 from .factors.factorize import Factors, factorize
 from .factors.gradients import LayerGradients
 from .factors.rank import Spectrum
@@ -44,7 +45,7 @@ def invert(
     *,
     weight: Any = None,
     bias: Any = None,
-    activation: str = "relu",
+    activation: str | Activation = "relu",
     precision: str | None = None,
     batch_size: int | None = None,
     data_range: DataRange | None = None,
@@ -68,7 +69,7 @@ def invert(
         W. Without it activation signs cannot be checked and the status is `approximate` at best.
     bias : (m,) array, optional
         b; zero if missing.
-    activation : str
+    activation : str or Activation
         What follows the layer: "relu" or "relu6"; others leave no zeros to rest on.
     precision : {"float64", "float32", "float16", "bfloat16"}, optional
         What the numbers were rounded to, if narrower than their dtype.
@@ -102,7 +103,8 @@ def invert(
     Raises
     ------
     InputError
-        If the arrays do not fit together, hold NaN or infinity, or an option is out of range.
+        If the arrays do not fit together, hold NaN or infinity, the activation leaves no zeros, or an option is out of
+        range.
     DeviceError
         If the device asked for does not answer.
 
@@ -143,6 +145,7 @@ def invert_layer(
     if isinstance(method, str) and method not in METHODS:
         msg = f"unknown method {method!r}: expected one of {', '.join(METHODS)}"
         raise InputError(msg)
+    gradients.require_zeros()
     budget = Budget(time_limit, max_proposals, stop or (lambda: False))
     where = device_for(device, gradients.weight_grad)
     run = Run(gradients, where, method, seed, budget, callback or (lambda _: None), checked_range(data_range))

@@ -63,7 +63,7 @@ def converted(spear: Command, folder: Path, *arguments: Any) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(run.out)
     with open_dump(dump) as opened:
         (record,) = opened.records
-        written = [(layer.name, layer.activation) for layer in record.layers]
+        written = [(layer.name, str(layer.activation)) for layer in record.layers]
     assert written == [(layer["layer"], layer["activation"]) for layer in document["layers"]]
     return document
 

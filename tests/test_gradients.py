@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spear_np import InputError, LayerGradients, survey
+from spear_np import Activation, InputError, LayerGradients, survey
 from spear_np.factors import gradients
 from spear_np.factors.gradients import fits_precision
 from tests.backends import Backend, assert_array
@@ -71,7 +71,10 @@ class Measured:
         ({"bias_grad": np.zeros(M, np.int8)}, "`bias_grad` has dtype int8: expected float16"),
         ({"bias": np.zeros(1)}, "`bias` has shape (1,), but `weight_grad` has 6 rows: expected (6,)"),
         ({"bias": np.zeros(M, bool)}, "`bias` has dtype bool: expected float16"),
-        ({"activation": "gelu"}, "the activation after this layer is 'gelu': only a ReLU"),
+        (
+            {"activation": Activation("prelu", {"slope": np.ones(M + 1)})},
+            "have shape (7,), but the layer has 6 output",
+        ),
         ({"precision": "float8"}, "`precision` is 'float8', but must be one of float64, float32, float16"),
     ],
 )
@@ -88,7 +91,7 @@ def test_what_does_not_fit_is_named_with_what_was_expected(changes: dict[str, An
 
 
 def test_a_relu_may_be_spelled_in_capitals() -> None:
-    assert LayerGradients(matrix(), activation="ReLU").activation == "ReLU"
+    assert LayerGradients(matrix(), activation="ReLU").activation == Activation("relu")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -50,7 +50,7 @@ def test_everything_written_is_read_back(path: Path, dtype: Any) -> None:
         assert record.labels is not None
         np.testing.assert_array_equal(record.labels[:], labels)
         (layer,) = record.layers
-        assert (layer.name, layer.kind, layer.activation, layer.order) == ("fc1", "linear", "relu", 0)
+        assert (layer.name, layer.kind, str(layer.activation), layer.order) == ("fc1", "linear", "relu", 0)
         assert layer.unsuitable is None
         gradients = layer.gradients
         assert gradients.shape == (M, N)

@@ -75,7 +75,7 @@ def test_every_client_of_a_round_is_recovered(tmp_path: Path) -> None:
             assert (record.info.update, record.info.local_steps) == ("weight_delta", 1)
             assert (record.info.learning_rate, record.info.round, record.info.batch_size) == (RATE, 1, B)
             assert tuple(layer.name for layer in record.layers) == LAYERS
-            assert [layer.activation for layer in record.layers] == ["relu", "relu", "linear"]
+            assert [str(layer.activation) for layer in record.layers] == ["relu", "relu", "none"]
     recovered = inverted(dump)
     for client in IDS:
         _, inputs = recovered[f"client-{client}"]

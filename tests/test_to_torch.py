@@ -143,7 +143,7 @@ def test_a_dump_holds_what_autograd_computed(tmp_path: Path) -> None:
         assert record.labels is not None
         assert np.array_equal(record.labels[:], labels)
         assert [layer.name for layer in record.layers] == ["0", "2", "4"]
-        assert [layer.activation for layer in record.layers] == ["relu", "relu", "cross_entropy"]
+        assert [str(layer.activation) for layer in record.layers] == ["relu", "relu", "cross_entropy"]
         for layer in record.layers:
             module = model[int(layer.name)]
             for name in ("weight", "bias"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +10,7 @@ import numpy as np
 
 from .. import backend
 from ..errors import InputError
+from .activation import Activation, as_activation
 
 Array = Any
 
@@ -22,9 +22,6 @@ UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, 
 
 SPLITTABLE = 1e280
 """Entry up to which the digits of a float64 can be split without overflow."""
-
-CEILINGS = {"relu": math.inf, "relu6": 6.0}
-"""Activations that can be inverted: zero below zero, constant above this value, and the identity between."""
 
 
 @runtime_checkable
@@ -48,7 +45,7 @@ class Sliceable(Protocol):
 
 @dataclass(frozen=True)
 class LayerGradients:
-    """The shared update of one fully connected ReLU layer, Z = W X + b·1ᵀ.
+    """The shared update of one fully connected layer, Z = W X + b·1ᵀ.
 
     Parameters
     ----------
@@ -60,8 +57,8 @@ class LayerGradients:
         W. Without it (and `bias`) activation signs cannot be checked.
     bias : (m,) array, optional
         b. A missing bias counts as zero when `weight` is given.
-    activation : str
-        "relu" or "relu6": only they leave zeros in the gradient.
+    activation : str or Activation
+        What is applied to Z, element by element. A name stands for the activation with default parameters.
     precision : {"float64", "float32", "float16", "bfloat16"}, optional
         What the numbers were rounded to. Defaults to the dtype of `weight_grad`. A wider type that carries narrower
         numbers gives itself away when they are read, unless they were scaled since.
@@ -69,14 +66,14 @@ class LayerGradients:
     Raises
     ------
     InputError
-        If shapes or dtypes do not fit together or the activation cannot be inverted.
+        If shapes or dtypes do not fit together, or a parameter of the activation is out of range.
     """
 
     weight_grad: Any
     bias_grad: Any = None
     weight: Any = None
     bias: Any = None
-    activation: str = "relu"
+    activation: str | Activation = "relu"
     precision: str | None = None
 
     def __post_init__(self) -> None:
@@ -91,12 +88,12 @@ class LayerGradients:
             vector = getattr(self, name)
             if vector is not None:
                 _check_vector(name, vector, m)
-        if self.activation.lower() not in CEILINGS:
-            msg = (
-                f"the activation after this layer is {self.activation!r}: only a ReLU leaves the zeros in the "
-                "gradient that the inversion rests on"
-            )
+        activation = as_activation(self.activation)
+        slope = activation.parameters.get("slope")
+        if isinstance(slope, np.ndarray) and slope.shape != (m,):
+            msg = f"the slopes of 'prelu' have shape {slope.shape}, but the layer has {m} output units"
             raise InputError(msg)
+        object.__setattr__(self, "activation", activation)
         if self.precision is not None and self.precision not in UNIT_ROUNDOFF:
             msg = f"`precision` is {self.precision!r}, but must be one of {', '.join(UNIT_ROUNDOFF)}"
             raise InputError(msg)
@@ -108,9 +105,31 @@ class LayerGradients:
         return int(m), int(n)
 
     @property
+    def sigma(self) -> Activation:
+        """σ, what is applied to Z."""
+        return as_activation(self.activation)
+
+    @property
     def ceiling(self) -> float:
-        """Pre-activation above which the activation is constant and leaves no gradient; infinite for a plain ReLU."""
-        return CEILINGS[self.activation.lower()]
+        """Pre-activation above which a ReLU is constant and leaves no gradient; infinite for a plain one."""
+        ceiling = self.sigma.ceiling
+        assert ceiling is not None  # see `require_zeros`
+        return ceiling
+
+    def require_zeros(self) -> None:
+        """Refuse a layer whose gradient has no zeros for a single layer's inversion to rest on.
+
+        Raises
+        ------
+        InputError
+            If the activation is neither "relu" nor "relu6".
+        """
+        if self.sigma.ceiling is None:
+            msg = (
+                f"the activation after this layer is '{self.sigma}': only a ReLU leaves the zeros in the "
+                "gradient that the inversion of a single layer rests on"
+            )
+            raise InputError(msg)
 
     @property
     def unit_roundoff(self) -> float:

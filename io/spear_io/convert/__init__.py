@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from spear_np.factors.activation import as_activation
+
 from ..files.dump import DATASETS, RecordInfo
 from ..files.dump_writer import NO_INFO, DumpWriter, LayerArrays
 from ..problems import FileError, listing, printable
@@ -212,7 +214,7 @@ def _report(one: FoundLayer, arrays: LayerArrays, settled: Settled | None) -> Co
         shape=settled.shape if settled else one.matrix.shape,
         precision=one.matrix.precision,
         datasets=_datasets(one, arrays) if settled else (),
-        activation=arrays.activation,
+        activation=str(as_activation(arrays.activation)),
         orientation=settled.orientation if settled else None,
         known_by=settled.known_by if settled else "",
     )

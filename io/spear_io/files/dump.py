@@ -22,10 +22,10 @@ from typing import TypeVar
 import h5py
 
 import spear_np
-from spear_np.factors.gradients import CEILINGS
 
 from ..problems import FileError, Place, listing, printable
 from . import safety
+from .chains import Link, check_follows, read_activation
 from .storage import FINITE, StoredArray, check_finite
 
 FORMAT = "spear-gradients"
@@ -33,9 +33,6 @@ FORMAT_VERSION = 1
 
 DATASETS = {"weight_grad": 2, "bias_grad": 1, "weight": 2, "bias": 1}
 """What a linear layer may hold, and in how many dimensions."""
-
-NO_ACTIVATION = ("none", "linear", "identity")
-"""Names of the activation that changes nothing."""
 
 UPDATES = ("gradient", "weight_delta")
 
@@ -55,6 +52,8 @@ class RecordInfo:
     """"gradient", or "weight_delta": weights after the step minus weights before."""
     learning_rate: float | None = None
     local_steps: int | None = None
+    loss: str | None = None
+    """"cross_entropy", "mse", …"""
     loss_reduction: str | None = None
     client: str | int | None = None
     round: str | int | None = None
@@ -69,7 +68,10 @@ class Layer:
         self._record = record
         self._group = group
         self.kind = self._required_text("kind", 'kind = "linear" for a fully connected layer')
-        self.activation = self._required_text("activation", 'activation = "relu", or what follows the layer')
+        said = self._required_text("activation", 'activation = "relu", or what follows the layer')
+        self.activation = read_activation(group, said, place)
+        self.follows = safety.text(group, "follows", place)
+        self.between = safety.text(group, "between", place)
         self.order = safety.number(group, "order", place)
 
     def _required_text(self, name: str, advice: str) -> str:
@@ -84,14 +86,14 @@ class Layer:
         """Why this kind of layer cannot be inverted, whatever its numbers are; None if it can."""
         if self.kind != "linear":
             return f"a '{printable(self.kind)}' layer: only fully connected ('linear') layers can be inverted"
-        if self.activation.lower() in NO_ACTIVATION:
+        if self.activation.name == "none":
             return (
                 "followed by no activation, as an output layer is: only a ReLU leaves the zeros in the gradient that "
                 "the inversion rests on"
             )
-        if self.activation.lower() not in CEILINGS:
+        if self.activation.ceiling is None:
             return (
-                f"followed by '{printable(self.activation)}': only a ReLU leaves the zeros in the gradient that "
+                f"followed by '{printable(str(self.activation))}': only a ReLU leaves the zeros in the gradient that "
                 "the inversion rests on"
             )
         return None
@@ -127,6 +129,12 @@ class Layer:
             )
         except spear_np.InputError as error:
             raise FileError(str(error), self.place, "export the layer again") from error
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """(m, n) of a fully connected layer; None where nothing tells it."""
+        array = self.arrays.get("weight_grad") if self.kind == "linear" else None
+        return None if array is None else array.shape
 
     def check_finite(self) -> None:
         """Read every dataset of the layer once, by blocks, and refuse NaN and infinity."""
@@ -169,6 +177,7 @@ class Record:
             update=update,
             learning_rate=safety.number(group, "learning_rate", place),
             local_steps=safety.integer(group, "local_steps", place),
+            loss=safety.text(group, "loss", place),
             loss_reduction=safety.text(group, "loss_reduction", place),
             client=_label(group, "client", place),
             round=_label(group, "round", place),
@@ -216,7 +225,7 @@ class Record:
         Raises
         ------
         FileError
-            If there are none, one lacks what every layer must say, or their order is not known.
+            If there are none, one lacks what every layer must say, their order is not known, or a `follows` cannot be.
         """
         group = safety.required_subgroup(self.group, "layers", self.place)
         layers = []
@@ -234,7 +243,31 @@ class Record:
             raise FileError(
                 msg, self.place, "number the layers as they come in the forward pass: order = 0, 1, …"
             )
-        return tuple(sorted(layers, key=lambda layer: layer.order or 0))
+        layers.sort(key=lambda layer: layer.order or 0)
+        linked = any(layer.follows is not None for layer in layers)
+        check_follows(
+            {
+                layer.name: Link(layer.shape if linked else None, layer.follows, layer.place)
+                for layer in layers
+            }
+        )
+        return tuple(layers)
+
+    @property
+    def chains(self) -> tuple[tuple[Layer, ...], ...]:
+        """Layers that feed each other with nothing in between: every path of two or more, as long as it goes."""
+        layers = {layer.name: layer for layer in self.layers}
+        fed = {layer.follows for layer in self.layers}
+        chains = []
+        for last in self.layers:
+            if last.name in fed:
+                continue
+            path = [last]
+            while (before := path[0].follows) is not None:
+                path.insert(0, layers[before])
+            if len(path) > 1:
+                chains.append(tuple(path))
+        return tuple(chains)
 
     @cached_property
     def labels(self) -> StoredArray | None:

@@ -12,8 +12,11 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+import spear_np
+
 from ..problems import FileError, Place
 from .atomic import NewFile, new_hdf5
+from .chains import Link, check_follows, write_activation
 from .dump import DATASETS, FORMAT, FORMAT_VERSION, RecordInfo
 from .storage import FINITE, check_finite_block, from_bfloat16, row_blocks, same_numbers, stored_as
 
@@ -40,8 +43,12 @@ class LayerArrays:
     """(m,)."""
     inputs: Any = None
     """(b, n) true inputs, for evaluation only."""
-    activation: str = "relu"
-    """What follows the layer."""
+    activation: str | spear_np.Activation = "relu"
+    """What is applied to the output, element by element; a name stands for the activation with default parameters."""
+    follows: str | None = None
+    """The layer whose activated output is, exactly, the input of this one."""
+    between: str | None = None
+    """What stands before this layer and keeps it from following another, e.g. "layer_norm"; several joined by +."""
     kind: str = "linear"
 
 
@@ -132,13 +139,20 @@ class DumpWriter:
             record = self._records.create_group(name)
             _write_info(record, info)
             groups = record.create_group("layers", track_order=True)
+        check_follows(
+            {key: Link(_shape(layer), layer.follows, place.at(layer=key)) for key, layer in layers.items()}
+        )
         for order, (layer_name, layer) in enumerate(layers.items()):
             layer_place = place.at(layer=layer_name)
             _check_name(layer_name, layer_place, groups)
             _check_shapes(layer, layer_place)
             with self._file.writing(layer_place):
                 group = groups.create_group(layer_name)
-                group.attrs.update({"kind": layer.kind, "activation": layer.activation, "order": order})
+                group.attrs.update({"kind": layer.kind, "order": order})
+                write_activation(group, layer.activation)
+                for attribute in ("follows", "between"):
+                    if (value := getattr(layer, attribute)) is not None:
+                        group.attrs[attribute] = value
             for dataset in DATASETS:
                 array = getattr(layer, dataset)
                 if array is not None:
@@ -222,6 +236,11 @@ def _check_name(name: str, place: Place, siblings: h5py.Group) -> None:
     if name in siblings:
         msg = "this name was written before"
         raise FileError(msg, place, "give every record and layer its own name")
+
+
+def _shape(layer: LayerArrays) -> tuple[int, ...] | None:
+    """(m, n) of a fully connected layer."""
+    return tuple(layer.weight_grad.shape) if layer.kind == "linear" else None
 
 
 def _check_shapes(layer: LayerArrays, place: Place) -> None:

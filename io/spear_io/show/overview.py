@@ -18,6 +18,11 @@ class LayerOverview:
     layer: str
     kind: str
     activation: str
+    """With the parameters that differ from their defaults."""
+    follows: str | None
+    """The layer whose activated output is this one's input."""
+    between: str | None
+    """What stands before the layer and keeps it from following another."""
     shape: tuple[int, ...] | None
     precision: str | None
     """"float32", …: what the gradient was rounded to."""
@@ -78,7 +83,9 @@ def _layer_overview(layer: Layer, device: str | None) -> LayerOverview:
     return LayerOverview(
         layer=layer.name,
         kind=layer.kind,
-        activation=layer.activation,
+        activation=str(layer.activation),
+        follows=layer.follows,
+        between=layer.between,
         shape=None if gradient is None else gradient.shape,
         precision=None if gradient is None else gradient.precision,
         datasets=tuple(arrays),
