@@ -10,6 +10,7 @@ import numpy as np
 from . import theory
 from .backend import Device, device_for
 from .directions.null_vectors import null_vectors
+from .errors import InputError
 from .factors.factorize import Factors, factorize
 from .factors.gradients import LayerGradients
 from .loop.hand_out import no_rank_reason
@@ -38,17 +39,17 @@ class Survey:
     gap: float
     """Last singular value above the noise over the first below."""
     expected_submatrices: float | None
-    """For the published uniform draw, half of the units off; None without a rank."""
+    """For the published uniform draw, half of the units off; None without a rank or without a ReLU."""
     seconds_per_million: float | None
-    """Measured here, for null vectors by LU."""
+    """Measured here, for null vectors by LU; None where nothing is drawn."""
     forecast_seconds: float | None
     """Their product: an upper estimate, since weighted draws and known directions shorten the search."""
     problem: str | None
-    """Why this layer cannot be inverted; None if nothing speaks against it."""
+    """Why this layer cannot be inverted by itself; None if nothing speaks against it."""
 
 
 def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: int | None = None) -> Survey:
-    """Read the rank and noise of `gradients` and forecast the published search.
+    """Read the rank and noise of `gradients`, whatever the activation, and forecast the published search behind a ReLU.
 
     Raises
     ------
@@ -76,8 +77,11 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
                 problem=no_rank_reason(factors, gradients),
             )
         b = factors.batch_size
-        expected = theory.expected_submatrices(factors.U.shape[0], b)
-        pace = _seconds_per_million(where, b)
+        no_zeros = _no_zeros_reason(gradients)
+        expected = pace = None
+        if no_zeros is None:
+            expected = theory.expected_submatrices(factors.U.shape[0], b)
+            pace = _seconds_per_million(where, b)
         return Survey(
             shape=gradients.shape,
             precision=factors.gradients.precision_name,
@@ -89,9 +93,18 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
             gap=factors.spectrum.gap,
             expected_submatrices=expected,
             seconds_per_million=pace,
-            forecast_seconds=expected * pace / 1e6,
-            problem=None,
+            forecast_seconds=None if expected is None or pace is None else expected * pace / 1e6,
+            problem=no_zeros,
         )
+
+
+def _no_zeros_reason(gradients: LayerGradients) -> str | None:
+    """Return why the search has no zeros to rest on; None behind a ReLU."""
+    try:
+        gradients.require_zeros()
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _seconds_per_million(device: Device, b: int) -> float:

@@ -97,6 +97,10 @@ class Inversion:
     """The device itself."""
     data_range: tuple[float, float] | None = None
     """Range of the inputs that was given; it matters only where the scale is unknown."""
+    labels: Array | None = None
+    """(k,) int64: class of each input as the gradient of the output layer tells it, -1 where it does not; None if not asked."""
+    chain: tuple[str, ...] = ()
+    """Names of the layers that were used together, in forward order; empty for a layer inverted alone."""
 
     @property
     def inputs(self) -> Array:

@@ -9,12 +9,6 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
-import spear_np
-
-from ..convert import Origin
-from ..convert import convert as convert_files
-from ..files.dump import RecordInfo
-from ..show.tables import print_conversion, print_json
 from .options import Json
 
 Number = TypeVar("Number", int, float)
@@ -80,6 +74,13 @@ def convert(
     Reads .npz, .npy and folders of .npy, .safetensors, MATLAB .mat, Keras .weights.h5, .keras and .h5, Flax msgpack,
     any other HDF5, and PyTorch checkpoints.
     """
+    import spear_np
+
+    from ..convert import Origin
+    from ..convert import convert as convert_files
+    from ..files.dump import RecordInfo
+    from ..show.tables import print_conversion, print_json
+
     source, output = _paths(paths, before, after)
     if source is None and (gradients or model or maps):
         msg = "cannot be combined with --gradients, --model or --map"

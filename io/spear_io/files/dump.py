@@ -26,6 +26,7 @@ import spear_np
 from ..problems import FileError, Place, listing, printable
 from . import safety
 from .chains import Link, check_follows, read_activation
+from .display import Display, read_display
 from .storage import FINITE, StoredArray, check_finite
 
 FORMAT = "spear-gradients"
@@ -38,15 +39,9 @@ UPDATES = ("gradient", "weight_delta")
 
 
 @dataclass(frozen=True)
-class RecordInfo:
+class RecordInfo(Display):
     """What a dump may say about one shared update; everything is optional."""
 
-    input_shape: tuple[int, ...] | None = None
-    """Shape of one input of the network, e.g. (1, 28, 28)."""
-    input_mean: tuple[float, ...] | None = None
-    """Mean subtracted from the inputs, one figure or one a channel; undone only for display and evaluation."""
-    input_std: tuple[float, ...] | None = None
-    """Standard deviation the inputs were divided by, likewise."""
     batch_size: int | None = None
     update: str = "gradient"
     """"gradient", or "weight_delta": weights after the step minus weights before."""
@@ -55,8 +50,6 @@ class RecordInfo:
     loss: str | None = None
     """"cross_entropy", "mse", …"""
     loss_reduction: str | None = None
-    client: str | int | None = None
-    round: str | int | None = None
 
 
 class Layer:
@@ -170,17 +163,13 @@ class Record:
         group, place = self.group, self.place
         update = safety.text(group, "update", place) or "gradient"
         info = RecordInfo(
-            input_shape=_sizes(group, "input_shape", place),
-            input_mean=safety.vector(group, "input_mean", place),
-            input_std=safety.vector(group, "input_std", place),
+            **vars(read_display(group, place)),
             batch_size=safety.integer(group, "batch_size", place),
             update=update,
             learning_rate=safety.number(group, "learning_rate", place),
             local_steps=safety.integer(group, "local_steps", place),
             loss=safety.text(group, "loss", place),
             loss_reduction=safety.text(group, "loss_reduction", place),
-            client=_label(group, "client", place),
-            round=_label(group, "round", place),
         )
         if update not in UPDATES:
             msg = f"the attribute 'update' is '{printable(update)}', but must be one of {listing(UPDATES)}"
@@ -229,7 +218,7 @@ class Record:
         """
         group = safety.required_subgroup(self.group, "layers", self.place)
         layers = []
-        for name in safety.member_names(group, self.place):
+        for name in _names(group, self.place):
             place = self.place.at(layer=name)
             member = safety.subgroup(group, name, place)
             if member is not None:
@@ -290,7 +279,7 @@ class Dump:
     def records(self) -> tuple[Record, ...]:
         """The records, in the order of the file."""
         records = []
-        for name in safety.member_names(self._group, self.place):
+        for name in _names(self._group, self.place):
             place = self.place.at(record=name)
             member = safety.subgroup(self._group, name, place)
             if member is not None:
@@ -336,16 +325,13 @@ def named(items: Iterable[Named], name: str, place: Place, what: str) -> Named:
     raise FileError(msg, place, f"there is: {listing(item.name for item in items)}")
 
 
-def _sizes(group: h5py.Group, name: str, place: Place) -> tuple[int, ...] | None:
-    """Return an attribute that is a shape."""
-    values = safety.vector(group, name, place)
-    if values is None or all(value >= 1 and value == value // 1 for value in values):
-        return None if values is None else tuple(int(value) for value in values)
-    msg = f"the attribute '{name}' is {values}, but must be positive whole numbers"
-    raise FileError(msg, place, "correct it, or leave it out")
-
-
-def _label(group: h5py.Group, name: str, place: Place) -> str | int | None:
-    """Return an attribute that is shown only: text, or a number."""
-    value = safety.attribute(group, name, place)
-    return value if value is None or isinstance(value, str | int) else str(value)
+def _names(group: h5py.Group, place: Place) -> list[str]:
+    """Names of records or layers; those of what is recovered will be the same, so they must be storable."""
+    names = safety.member_names(group, place)
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            msg = f"the name '{printable(name)}' is not valid UTF-8"
+            raise FileError(msg, place, "give it another name") from error
+    return names

@@ -5,9 +5,10 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
     /                                  source, created, version
     /records/<record>/layers/<layer>/  status, reason, batch_size, found, method, seed, seconds, device, proposals,
                                        scale_known, data_range (if one was given), caveats and notes (JSON lists
-                                       of sentences)
+                                       of sentences), chain (if several layers were used); where the dump says so:
+                                       input_shape, input_mean, input_std, client, round, between
         inputs (k, n), output_grad (m, k)
-        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,)
+        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known
         certificate/<check>            attributes: value (absent if the check could not be made), relation,
                                        threshold, passed (likewise), meaning, order (position when printed)
 """
@@ -31,6 +32,7 @@ from spear_np.backend import to_host
 from ..problems import FileError, Place, listing, printable
 from . import safety
 from .atomic import NewFile, new_hdf5
+from .display import Display, read_display, write_display
 from .storage import StoredArray
 
 FORMAT = "spear-inversion"
@@ -87,7 +89,16 @@ class InversionWriter:
         """Give the file its name, or leave nothing behind."""
         self._stack.__exit__(kind, error, trace)
 
-    def add(self, record: str, layer: str, result: spear_np.Inversion, notes: Iterable[str] = ()) -> None:
+    def add(
+        self,
+        record: str,
+        layer: str,
+        result: spear_np.Inversion,
+        notes: Iterable[str] = (),
+        *,
+        display: Display | None = None,
+        between: str | None = None,
+    ) -> None:
         """Write the result of one layer; its inputs go through memory block by block.
 
         Parameters
@@ -98,6 +109,15 @@ class InversionWriter:
             What the solver handed back.
         notes : iterable of str
             What the dump itself gives reason to say about the result.
+        display : Display, optional
+            What the record says of drawing its inputs and of whose they are, e.g. `Record.info`.
+        between : str, optional
+            What stands before the layer, as the dump names it.
+
+        Raises
+        ------
+        FileError
+            If the file cannot be written.
         """
         place = self.place.at(record=record, layer=layer)
         k, n = result.found, result.gradients.shape[1]
@@ -123,8 +143,16 @@ class InversionWriter:
             )
             if result.data_range is not None:
                 group.attrs["data_range"] = result.data_range
+            if result.chain:
+                group.attrs["chain"] = list(result.chain)
+            if between is not None:
+                group.attrs["between"] = between
+            if display is not None:
+                write_display(group, display)
             group.create_dataset("output_grad", data=to_host(result.output_grad))
             _write_certificate(group, result.certificate)
+            if k and result.labels is not None:
+                group.create_dataset("labels", data=to_host(result.labels).astype(np.int64))
             inputs = group.create_dataset("inputs", (k, n), np.float64)
         if k == 0:
             return
@@ -169,6 +197,14 @@ class RecoveredLayer:
     """(k, n)."""
     error_bound: StoredArray | None
     """(k,), if it was written."""
+    labels: StoredArray | None
+    """(k,) whole numbers: class of each input, -1 where it is not known; if they were written."""
+    chain: tuple[str, ...]
+    """Names of the layers that were used together, in forward order; empty for a layer inverted alone."""
+    display: Display
+    """How the inputs of the network are drawn and whom they came from, as far as the dump told."""
+    between: str | None
+    """What stands before the layer, as the dump named it: then its inputs are not those of the network."""
 
     @property
     def found(self) -> int:
@@ -235,11 +271,6 @@ def _read_layer(group: h5py.Group, place: Place) -> RecoveredLayer:
     if inputs is None:
         msg = "the dataset 'inputs' is missing"
         raise FileError(msg, place, "run 'spear-np invert' again")
-    error_bound = safety.numbers(group, "error_bound", place, ndim=1)
-    if error_bound is not None and error_bound.shape != inputs.shape[:1]:
-        msg = f"has shape {error_bound.shape}, but there are {inputs.shape[0]} inputs"
-        raise FileError(msg, error_bound.place, "run 'spear-np invert' again")
-    scale_known = safety.attribute(group, "scale_known", place)
     return RecoveredLayer(
         record=place.record or "",
         layer=place.layer or "",
@@ -247,7 +278,22 @@ def _read_layer(group: h5py.Group, place: Place) -> RecoveredLayer:
         status=spear_np.Status(status),
         reason=safety.text(group, "reason", place) or "",
         batch_size=safety.integer(group, "batch_size", place) or 0,
-        scale_known=scale_known is not False,
+        scale_known=safety.boolean(group, "scale_known", place) is not False,
         inputs=inputs,
-        error_bound=error_bound,
+        error_bound=_figures(group, "error_bound", inputs, place),
+        labels=_figures(group, "labels", inputs, place, kind="integer"),
+        chain=safety.texts(group, "chain", place) or (),
+        display=read_display(group, place),
+        between=safety.text(group, "between", place),
     )
+
+
+def _figures(
+    group: h5py.Group, name: str, inputs: StoredArray, place: Place, *, kind: safety.Kind = "float"
+) -> StoredArray | None:
+    """Return a dataset with one number for each input; None if there is none."""
+    array = safety.numbers(group, name, place, ndim=1, kind=kind)
+    if array is not None and array.shape != inputs.shape[:1]:
+        msg = f"has shape {array.shape}, but there are {inputs.shape[0]} inputs"
+        raise FileError(msg, array.place, "run 'spear-np invert' again")
+    return array

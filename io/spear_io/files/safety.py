@@ -29,7 +29,13 @@ LARGEST_CHUNK = 2**30
 """Bytes of one chunk: HDF5 unpacks a whole chunk to read one number of it."""
 
 LARGEST_ATTRIBUTE = 64 * 2**10
-"""Bytes of one attribute."""
+"""Bytes of one attribute, and characters of one text."""
+
+LONGEST_LIST = LARGEST_ATTRIBUTE // 16
+"""Numbers or texts in one attribute: with 8 bytes for each there is room left to write them again."""
+
+Kind = Literal["float", "integer", "any"]
+"""Which numbers a dataset may hold."""
 
 # How HDF5 describes the four number formats: bytes; sign, exponent, its bits, mantissa, its bits; exponent bias.
 _FLOATS = {
@@ -182,7 +188,7 @@ def numbers(
     place: Place,
     *,
     ndim: int | None,
-    kind: Literal["float", "any"] = "float",
+    kind: Kind = "float",
     opaque_bfloat16: bool = False,
 ) -> StoredArray | None:
     """Return the dataset `name` of `group`, found harmless, or None if there is none.
@@ -197,8 +203,8 @@ def numbers(
         Where `group` is.
     ndim : int, optional
         Number of dimensions it must have; any if None.
-    kind : {"float", "any"}
-        "any" accepts integers too (labels, counts).
+    kind : {"float", "integer", "any"}
+        What is accepted: real numbers, whole ones (labels, counts), or both.
     opaque_bfloat16 : bool
         Whether opaque values of two bytes are bfloat16: what h5py makes of the extension type for NumPy.
     """
@@ -255,14 +261,17 @@ def _check_storage(dataset: h5py.Dataset, place: Place) -> None:
             raise FileError(msg, place, "use gzip or lzf, or install and import the plugin")
 
 
-def _number_format(dataset: h5py.Dataset, place: Place, kind: Literal["float", "any"]) -> tuple[str, bool]:
+def _number_format(dataset: h5py.Dataset, place: Place, kind: Kind) -> tuple[str, bool]:
     """Return (precision, whether bfloat16 is encoded as uint16) or refuse the type."""
     datatype = dataset.id.get_type()
     type_class = datatype.get_class()
     if type_class == h5py.h5t.FLOAT:
         precision = _FLOATS.get((datatype.get_size(), datatype.get_fields(), datatype.get_ebias()))
-        if precision is not None:
+        if precision is not None and kind != "integer":
             return precision, False
+        if kind == "integer":
+            msg = "holds floating-point numbers, but must hold whole ones"
+            raise FileError(msg, place, "store integers")
         msg = f"holds floating-point numbers of an unknown format ({8 * datatype.get_size()} bits)"
         raise FileError(msg, place, _WANTED)
     if type_class == h5py.h5t.INTEGER:
@@ -272,7 +281,7 @@ def _number_format(dataset: h5py.Dataset, place: Place, kind: Literal["float", "
             and text(dataset, "dtype", place) == "bfloat16"
         ):
             return "bfloat16", True
-        if kind == "any":
+        if kind != "float":
             return dataset.dtype.name, False
         msg = f"holds integers ({dataset.dtype.name})"
         raise FileError(msg, place, _WANTED)
@@ -348,33 +357,81 @@ def vector(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> tuple[
     raise _wrong_attribute(name, "numbers", value, place)
 
 
+def texts(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> tuple[str, ...] | None:
+    """Return an attribute that is a list of texts as a tuple, or None if there is none."""
+    value = attribute(holder, name, place)
+    if value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        return value if value is None else tuple(value)
+    raise _wrong_attribute(name, "a list of texts", value, place)
+
+
+def boolean(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> bool | None:
+    """Return a truth value (0 and 1 are some), or None if there is none."""
+    value = attribute(holder, name, place)
+    if value is None or (isinstance(value, int) and value in (0, 1)):
+        return value if value is None else bool(value)
+    raise _wrong_attribute(name, "a truth value", value, place)
+
+
+def label(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> str | int | None:
+    """Return an attribute that is only shown, a text or a number (as text if it is not whole), or None."""
+    value = attribute(holder, name, place)
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return str(value)
+    raise _wrong_attribute(name, "text or a number", value, place)
+
+
 def attribute(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> Any:
     """Return an attribute as plain Python data (str, bool, int, float or a list of them), or None.
 
-    Strings, numbers and booleans of a modest size are read; everything else is refused.
+    Strings, numbers and booleans of a modest size are read; everything else is refused. Every text that is returned
+    can be stored again.
     """
     with _damage(place):
         if name not in holder.attrs:
             return None
         identity = holder.attrs.get_id(name)
-        size = math.prod(identity.shape or ()) * identity.get_type().get_size()
+        count = math.prod(identity.shape or ())
+        size = count * identity.get_type().get_size()
         readable = identity.get_type().get_class() in (
             h5py.h5t.STRING,
             h5py.h5t.INTEGER,
             h5py.h5t.FLOAT,
             h5py.h5t.ENUM,
         )
-        if not readable or size > LARGEST_ATTRIBUTE or len(identity.shape or ()) > 1:
-            msg = f"the attribute '{name}' is of a type or size that nothing here needs ({size_text(size)})"
-            raise FileError(msg, place, "store a short text, a number or a few numbers")
+        flat = len(identity.shape or ()) <= 1
+        if not readable or not flat or size > LARGEST_ATTRIBUTE or count > LONGEST_LIST:
+            raise _unwanted_attribute(name, size, place)
         value = holder.attrs[name]
     if isinstance(value, h5py.Empty):
         return None
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
+    if isinstance(value, list):
+        value = [_clean(item) for item in value]
+        length = sum(len(item) for item in value if isinstance(item, str))
+    else:
+        value = _clean(value)
+        length = len(value) if isinstance(value, str) else 0
+    if length > LARGEST_ATTRIBUTE:  # a text of varying length does not tell before it is read
+        raise _unwanted_attribute(name, length, place)
     return value
+
+
+def _clean(value: Any) -> Any:
+    """Return a text as valid Unicode without NUL, which no other text can hold; anything else as it is."""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace").replace("\0", "\ufffd")
+    return value
+
+
+def _unwanted_attribute(name: str, size: int, place: Place) -> FileError:
+    msg = f"the attribute '{name}' is of a type or size that nothing here needs ({size_text(size)})"
+    return FileError(msg, place, "store a short text, a number or a few numbers")
 
 
 def _wrong_attribute(name: str, wanted: str, value: Any, place: Place) -> FileError:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 import spear_np
 
@@ -246,6 +245,8 @@ def _with_discrete(
 def _match(
     recovered: RecoveredLayer, truth: StoredArray, distinct: list[int], std: Floats | float, data_range: float
 ) -> tuple[RowMatch, ...]:
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     k = recovered.found
     distances, scales = _distances(recovered, truth, distinct)
     partners = dict(zip(*(side.tolist() for side in linear_sum_assignment(distances)), strict=True))

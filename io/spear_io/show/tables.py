@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -17,12 +17,14 @@ from rich.text import Text
 
 import spear_np
 
-from ..convert import Conversion
 from ..files.dump import Dump
 from ..problems import listing, printable
 from .evaluate import LayerEvaluation
 from .overview import LayerOverview, RecordOverview
 from .progress import count, duration
+
+if TYPE_CHECKING:
+    from ..convert import Conversion
 
 STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
 

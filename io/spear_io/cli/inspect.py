@@ -1,0 +1,22 @@
+"""The command `spear-np inspect`."""
+
+from __future__ import annotations
+
+from .options import DeviceName, DumpPath, Json
+
+
+def inspect(dump: DumpPath, device: DeviceName = "cpu", json: Json = False) -> None:
+    """Show what is in a dump and what inverting it would cost."""
+    from spear_np.backend import device_for
+
+    from ..files.dump import open_dump
+    from ..show.overview import dump_document, record_overview
+    from ..show.tables import print_json, print_overview
+
+    device_for(device)
+    with open_dump(dump) as opened:
+        records = [record_overview(record, device=device) for record in opened.records]
+        if json:
+            print_json(dump_document(opened, records))
+        else:
+            print_overview(opened, records)

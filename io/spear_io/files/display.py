@@ -1,0 +1,62 @@
+"""What a picture of an input needs beside its numbers, and whose it is: the same attributes in both layouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import h5py
+
+from ..problems import FileError, Place, printable
+from . import safety
+
+LARGEST_SIZE = 2**63 - 1
+"""Of one axis: what int64 holds, as which a shape is stored."""
+
+
+@dataclass(frozen=True)
+class Display:
+    """How one input of the network is drawn, and whom it came from; everything is optional."""
+
+    input_shape: tuple[int, ...] | None = None
+    """Shape of one input of the network, e.g. (1, 28, 28)."""
+    input_mean: tuple[float, ...] | None = None
+    """Mean subtracted from the inputs, one figure or one a channel; undone only for display and evaluation."""
+    input_std: tuple[float, ...] | None = None
+    """Standard deviation the inputs were divided by, likewise."""
+    client: str | int | None = None
+    round: str | int | None = None
+
+
+def read_display(group: h5py.Group, place: Place) -> Display:
+    """Return what the attributes of a record of a dump, or of a layer of an inversion, say.
+
+    Raises
+    ------
+    FileError
+        If one of them is of the wrong kind.
+    """
+    return Display(
+        input_shape=_sizes(group, "input_shape", place),
+        input_mean=safety.vector(group, "input_mean", place),
+        input_std=safety.vector(group, "input_std", place),
+        client=safety.label(group, "client", place),
+        round=safety.label(group, "round", place),
+    )
+
+
+def write_display(group: h5py.Group, display: Display) -> None:
+    """Store what is known, and of a subclass no more than a `Display` has."""
+    for field in fields(Display):
+        value = getattr(display, field.name)
+        if value is not None:
+            group.attrs[field.name] = value
+
+
+def _sizes(group: h5py.Group, name: str, place: Place) -> tuple[int, ...] | None:
+    """Return an attribute that is a shape."""
+    values = safety.vector(group, name, place)
+    if values is None or all(1 <= value <= LARGEST_SIZE and value == value // 1 for value in values):
+        return None if values is None else tuple(int(value) for value in values)
+    shown = printable(str(values), 60)
+    msg = f"the attribute '{name}' is {shown}, but must be positive whole numbers"
+    raise FileError(msg, place, "correct it, or leave it out")
