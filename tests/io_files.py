@@ -45,6 +45,8 @@ def fake_inversion(
     status: str = "exact",
     batch_size: int | None = None,
     error_bound: float = 1e-6,
+    labels: Sequence[int] | None = None,
+    chain: tuple[str, ...] = (),
 ) -> spear_np.Inversion:
     """Return an answer as the solver would give it, with the given recovered inputs (k, n)."""
     m, n = gradients.shape
@@ -86,6 +88,8 @@ def fake_inversion(
         recovery=np.zeros((k, m)),
         scale_known=gradients.bias_grad is not None,
         where=CPU,
+        labels=None if labels is None else np.asarray(labels, dtype=np.int64),
+        chain=chain,
     )
 
 

@@ -166,6 +166,14 @@ def with_attribute(holder: str, name: str, value: Any) -> Breaker:
     return edit(change)
 
 
+def name_that_is_no_text(file: h5py.File) -> None:
+    file["records"].id.move(b"client-0", b"client-\xff")
+
+
+def with_list_of_lists(file: h5py.File) -> None:
+    file[LAYER].attrs["between"] = [["layer_norm"], ["dropout"]]
+
+
 def corrupt_chunk(path: Path) -> None:
     """A chunk that does not unpack: the metadata are fine, only reading shows it."""
     write_good_dump(path)
@@ -204,6 +212,46 @@ FILES: dict[str, tuple[Breaker, tuple[str, ...]]] = {
         ("'format'", "type or size"),
     ),
     "absurd attribute": (with_attribute(LAYER, "activation", "x" * 60_000 + "\n\x1b[31m"), ("followed by",)),
+    "endless follows": (
+        with_attribute(LAYER, "follows", "x" * 60_000 + "\n\x1b[31m"),
+        (IN_LAYER, "'follows' is 'xxx", "no such layer"),
+    ),
+    "follows too long": (
+        with_attribute(LAYER, "follows", "x" * 70_000),
+        (IN_LAYER, "'follows' is of a type or size", "70 kB"),
+    ),
+    "follows as number": (with_attribute(LAYER, "follows", 3), (IN_LAYER, "'follows' should be text", "3")),
+    "follows as list": (with_attribute(LAYER, "follows", ["fc0"]), (IN_LAYER, "'follows' should be text")),
+    "between as numbers": (
+        with_attribute(LAYER, "between", [1.0, 2.0]),
+        (IN_LAYER, "'between' should be text", "[1.0, 2.0]"),
+    ),
+    "between as table": (edit(with_list_of_lists), (IN_LAYER, "'between' is of a type or size")),
+    "between too long": (
+        with_attribute(LAYER, "between", "layer_norm+" * 7000),
+        (IN_LAYER, "'between' is of a type or size"),
+    ),
+    "between as references": (
+        edit(lambda file: file[LAYER].attrs.create("between", file.ref, dtype=h5py.ref_dtype)),
+        (IN_LAYER, "'between'", "type or size"),
+    ),
+    "loss as truth value": (
+        with_attribute("records/client-0", "loss", True),
+        ("record 'client-0'", "'loss' should be text"),
+    ),
+    "clients": (
+        with_attribute("records/client-0", "client", ["a", "b"]),
+        ("record 'client-0'", "'client' should be text or a number"),
+    ),
+    "input shape that overflows": (
+        with_attribute("records/client-0", "input_shape", [1e300]),
+        ("record 'client-0'", "'input_shape' is (1e+300,)"),
+    ),
+    "endless input mean": (
+        with_attribute("records/client-0", "input_mean", np.zeros(8000)),
+        ("record 'client-0'", "'input_mean' is of a type or size"),
+    ),
+    "name that is no text": (edit(name_that_is_no_text), ("name 'client-\\udcff' is not valid UTF-8",)),
     "no records": (without("records"), ("group 'records' is missing", "nothing")),
     "records empty": (without("records/client-0"), ("'records' is empty",)),
     "no layers": (without("records/client-0/layers"), ("record 'client-0'", "group 'layers' is missing")),

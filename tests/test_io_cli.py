@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import spear_np
-from spear_io import DumpWriter, RecordInfo, open_inversion
+from spear_io import Display, DumpWriter, LayerArrays, RecordInfo, open_inversion
 from spear_io.show.progress import count, duration, figures
 from tests.io_files import (
     B,
@@ -177,6 +178,52 @@ def test_json_is_one_strict_document(spear: Command, solver: FakeSolver, dump: P
         True,
     )
     assert (missing["value"], missing["passed"]) == (None, None)
+
+
+def test_json_names_labels_and_the_layers_that_were_used(
+    spear: Command, solver: FakeSolver, monkeypatch: pytest.MonkeyPatch, dump: Path, out: Path
+) -> None:
+    def chained(gradients: spear_np.LayerGradients, **options: Any) -> spear_np.Inversion:
+        return fake_inversion(gradients, layer_data().inputs, labels=[3, -1, 0, 9], chain=("fc1", "fc2"))
+
+    (plain,) = json.loads(spear("invert", dump, "-o", out, "--json").out)["layers"]
+    assert (plain["labels"], plain["chain"]) == (None, [])
+    monkeypatch.setattr(spear_np, "invert_layer", chained)
+    (layer,) = json.loads(spear("invert", dump, "-o", out, "--json").out)["layers"]
+    assert (layer["labels"], layer["chain"]) == ([3, -1, 0, 9], ["fc1", "fc2"])
+    assert "client-0, fc1: from the layers fc1 → fc2" in spear("invert", dump, "-o", out).out
+
+
+def test_what_the_record_says_of_its_inputs_is_copied(
+    spear: Command, solver: FakeSolver, tmp_path: Path, out: Path
+) -> None:
+    info = RecordInfo(input_shape=(8, 8), input_mean=(0.5,), input_std=(0.25,), client=4, round="last")
+    arrays = layer_arrays(layer_data(), between="batch_norm")
+    with DumpWriter(tmp_path / "dump.h5") as writer:
+        writer.add_record("r", {"fc1": arrays}, info=info)
+    assert spear("invert", tmp_path / "dump.h5", "-o", out).status == 0
+    with open_inversion(out) as inversion:
+        (layer,) = inversion.layers
+        assert layer.display == Display((8, 8), (0.5,), (0.25,), 4, "last")
+        assert layer.between == "batch_norm"
+
+
+@pytest.mark.parametrize("client", [b"caf\xe9", b"a\0b", b"\xff" * 3])
+def test_text_that_is_no_text_does_not_cost_the_result(
+    spear: Command, solver: FakeSolver, dump: Path, out: Path, client: bytes
+) -> None:
+    varying = h5py.string_dtype()
+    with h5py.File(dump, "r+") as file:
+        record = file["records/client-0"]
+        record.attrs["client"] = np.bytes_(client)
+        record["layers/fc1"].attrs.create(
+            "between", np.asarray(client.replace(b"\0", b""), dtype=object), dtype=varying
+        )
+    assert spear("invert", dump, "-o", out).status == 0
+    with open_inversion(out) as inversion:
+        (layer,) = inversion.layers
+        assert layer.display.client == client.decode("utf-8", "replace").replace("\0", "\ufffd")
+        assert layer.between == client.replace(b"\0", b"").decode("utf-8", "replace")
 
 
 def test_json_has_no_nan(spear: Command, monkeypatch: pytest.MonkeyPatch, dump: Path, out: Path) -> None:
@@ -417,6 +464,76 @@ def test_inspect_shows_every_layer(spear: Command, many: Path) -> None:
         assert fragment in run.out
 
 
+@pytest.fixture
+def chained(tmp_path: Path) -> Path:
+    """Two layers that feed each other, one behind a normalisation, one that nothing feeds."""
+    rng = np.random.default_rng(5)
+    slope = spear_np.Activation("leaky_relu", {"negative_slope": 0.2})
+
+    def layer(m: int, n: int, activation: str | spear_np.Activation, **more: Any) -> LayerArrays:
+        gradient = rng.standard_normal((m, 3)) @ rng.standard_normal((3, n))
+        return LayerArrays(gradient, activation=activation, **more)
+
+    layers = {
+        "embed": layer(30, 20, "relu"),
+        "fc1": layer(40, 30, slope, follows="embed"),
+        "fc2": layer(20, 40, "gelu", between="layer_norm+dropout"),
+        "head": layer(10, 20, "none", follows="fc2"),
+        "side": layer(30, 20, "tanh"),
+    }
+    path = tmp_path / "chained.h5"
+    with DumpWriter(path) as writer:
+        writer.add_record("r", layers, info=RecordInfo(loss="cross_entropy", loss_reduction="mean"))
+    return path
+
+
+def test_inspect_shows_chains(spear: Command, chained: Path) -> None:
+    run = spear("inspect", chained)
+    assert (run.status, run.err) == (0, "")
+    for fragment in (
+        "chain: embed (relu) → fc1 (leaky_relu(negative_slope=0.2))\n",
+        "chain: fc2 (gelu) → head (none)\n",
+        "(layer_norm, dropout)",
+        "loss cross_entropy (mean)",
+    ):
+        assert fragment in run.out
+    for verdict in (
+        r"embed .* yes",
+        r"fc1 .* not by itself",
+        r"fc2 .* not by itself",
+        r"head .* not by itself",
+        r"side .* no",
+    ):
+        assert re.search(rf"^ {verdict} *$", run.out, re.MULTILINE), verdict
+
+
+def test_inspect_fits_a_terminal_of_80_columns(
+    spear: Command, chained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spear_io.show.tables.PIPE_WIDTH", 80)
+    run = spear("inspect", chained)
+    table = [line for line in run.out.splitlines() if line.startswith(" ")]
+    assert max(map(len, table)) <= 80
+    for word in ("float64", "weight_grad", "submatrices", "forecast", "not by itself", "leaky_relu("):
+        assert any(word in line for line in table), word
+
+
+def test_inspect_surveys_every_linear_layer(spear: Command, chained: Path) -> None:
+    document = json.loads(spear("inspect", chained, "--json").out, parse_constant=pytest.fail)
+    (record,) = document["records"]
+    assert record["chains"] == [["embed", "fc1"], ["fc2", "head"]]
+    layers = {layer["layer"]: layer for layer in record["layers"]}
+    assert [layer["follows"] for layer in layers.values()] == [None, "embed", None, "fc2", None]
+    assert layers["fc2"]["between"] == "layer_norm+dropout"
+    assert layers["fc1"]["activation"] == "leaky_relu(negative_slope=0.2)"
+    assert [layer["survey"]["batch_size"] for layer in layers.values()] == [3] * 5
+    assert all(layer["survey"]["relative_noise"] < 1e-10 for layer in layers.values())
+    assert [layer["survey"]["forecast_seconds"] is None for layer in layers.values()] == [False, *[True] * 4]
+    assert layers["embed"]["problem"] is None
+    for name in ("fc1", "fc2", "head", "side"):
+        assert "the inversion of a single layer rests on" in layers[name]["problem"]
+
+
 @pytest.mark.usefixtures("survey")
 def test_inspect_as_json(spear: Command, dump: Path) -> None:
     run = spear("inspect", dump, "--json")
@@ -501,7 +618,8 @@ def test_help_and_version(spear: Command) -> None:
     run = spear("--help")
     assert run.status == 0
     assert all(name in run.out for name in ("inspect", "invert", "evaluate"))
-    assert all(option in spear("invert", "--help").out for option in ("--device", "--layer", "--time-limit"))
+    options = ("--device", "--layer", "--time-limit", f"--method {'|'.join(spear_np.METHODS)}")
+    assert all(option in " ".join(spear("invert", "--help").out.split()) for option in options)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import spear_np
-from spear_io import FileError, InversionWriter, open_inversion
+from spear_io import Display, FileError, InversionWriter, RecordInfo, open_inversion
 from tests.io_files import B, M, N, fake_inversion, layer_data, leftovers
 
 
@@ -95,6 +95,47 @@ def test_what_was_written_is_read_back(path: Path, gradients: spear_np.LayerGrad
         np.testing.assert_array_equal(a.error_bound[:], [1e-6] * B)
         assert c.inputs.shape == (0, N)
         assert c.error_bound is None
+
+
+INFO = RecordInfo(
+    input_shape=(1, 8, 8),
+    input_mean=(0.5,),
+    input_std=(0.25,),
+    client="kitchen",
+    round=7,
+    batch_size=B,
+    loss="mse",
+)
+
+
+def test_a_file_can_be_drawn_without_its_dump(path: Path, gradients: spear_np.LayerGradients) -> None:
+    result = fake_inversion(gradients, layer_data().inputs, labels=[3, -1, 0, 9], chain=("fc1", "fc2"))
+    with InversionWriter(path, source="dump.h5") as out:
+        out.add("a", "fc1", result, display=INFO, between="layer_norm+dropout")
+        out.add("b", "fc1", fake_inversion(gradients, layer_data().inputs))
+    with h5py.File(path) as file:
+        group = file["records/a/layers/fc1"]
+        assert group["labels"].dtype == np.int64
+        assert group.attrs["chain"].tolist() == ["fc1", "fc2"]
+        assert "loss" not in group.attrs
+        assert group.attrs["input_shape"].tolist() == [1, 8, 8]
+        assert "labels" not in file["records/b/layers/fc1"]
+    with open_inversion(path) as inversion:
+        a, b = inversion.layers
+        assert a.labels is not None
+        assert a.labels.dtype == np.int64
+        assert a.labels[:].tolist() == [3, -1, 0, 9]
+        assert (a.chain, a.between) == (("fc1", "fc2"), "layer_norm+dropout")
+        assert a.display == Display((1, 8, 8), (0.5,), (0.25,), "kitchen", 7)
+        assert (b.labels, b.chain, b.between, b.display) == (None, (), None, Display())
+
+
+def test_nothing_found_has_no_labels(path: Path, gradients: spear_np.LayerGradients) -> None:
+    with InversionWriter(path, source="dump.h5") as out:
+        out.add("a", "fc1", fake_inversion(gradients, status="failed", labels=[], chain=("fc1", "fc2")))
+    with open_inversion(path) as inversion:
+        (layer,) = inversion.layers
+        assert (layer.labels, layer.chain) == (None, ("fc1", "fc2"))
 
 
 def test_an_old_file_stays_until_the_new_one_is_complete(
@@ -243,6 +284,26 @@ def change(path: Path, edit: Callable[[Any], Any]) -> None:
             "external link",
         ),
         (lambda layer: (layer.pop("inputs"), layer.create_dataset("inputs", (9,), "i4")), "integers"),
+        (lambda layer: layer.create_dataset("labels", data=[1, 2]), r"shape \(2,\), but there are 4 inputs"),
+        (lambda layer: layer.create_dataset("labels", data=[[1]] * B), "one dimension"),
+        (lambda layer: layer.create_dataset("labels", data=[1.0] * B), "must hold whole ones"),
+        (lambda layer: layer.create_dataset("labels", data=["cat"] * B), "strings"),
+        (lambda layer: layer.create_group("labels"), "should be a dataset"),
+        (lambda layer: layer.update(labels=h5py.ExternalLink("a.h5", "/x")), "external link"),
+        (lambda layer: layer.attrs.update(chain="fc1"), "'chain' should be a list of texts, but is 'fc1'"),
+        (lambda layer: layer.attrs.update(chain=[1, 2]), "'chain' should be a list of texts"),
+        (lambda layer: layer.attrs.update(chain=[["a"], ["b"]]), "'chain' is of a type or size"),
+        (lambda layer: layer.attrs.update(chain=["x" * 40_000] * 2), "'chain' is of a type or size"),
+        (lambda layer: layer.attrs.update(input_mean=[0.5] * 5000), "'input_mean' is of a type or size"),
+        (lambda layer: layer.attrs.create("chain", layer.ref, dtype=h5py.ref_dtype), "'chain' is of a type"),
+        (lambda layer: layer.attrs.update(between=5.0), "'between' should be text"),
+        (lambda layer: layer.attrs.update(between="x" * 70_000), "'between' is of a type or size"),
+        (lambda layer: layer.attrs.update(input_shape=[1.5, 8]), "positive whole numbers"),
+        (lambda layer: layer.attrs.update(input_shape=[1e300]), "positive whole numbers"),
+        (lambda layer: layer.attrs.update(input_mean="dark"), "'input_mean' should be numbers"),
+        (lambda layer: layer.attrs.update(input_std=["1"]), "'input_std' should be numbers"),
+        (lambda layer: layer.attrs.update(client=["a", "b"]), "'client' should be text or a number"),
+        (lambda layer: layer.attrs.update(scale_known="perhaps"), "'scale_known' should be a truth value"),
     ],
 )
 def test_bad_inversions_are_refused(
@@ -257,6 +318,8 @@ def test_bad_inversions_are_refused(
     ):
         pytest.fail("must not open")
     assert (caught.value.record, caught.value.layer) == ("a", "fc1")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
 
 
 def test_an_inversion_without_layers_is_refused(path: Path) -> None:

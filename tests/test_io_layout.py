@@ -67,7 +67,8 @@ def test_no_command_loads_a_framework(name: str, tmp_path: Path) -> None:
     write_good_dump(dump)
     npz = tmp_path / "gradients.npz"
     data = layer_data()
-    np.savez(npz, **{"fc.weight_grad": data.weight_grad, "fc.bias_grad": data.bias_grad})
+    arrays: dict[str, Any] = {"fc.weight_grad": data.weight_grad, "fc.bias_grad": data.bias_grad}
+    np.savez(npz, **arrays)
     with open_dump(dump) as opened, InversionWriter(out, source=dump) as writer:
         gradients = opened.records[0].layers[0].gradients
         writer.add("client-0", "fc1", fake_inversion(gradients, data.inputs))

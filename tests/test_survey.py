@@ -89,3 +89,25 @@ def test_what_is_no_number_is_refused() -> None:
     values[1, 2] = np.nan
     with pytest.raises(spear_np.InputError, match="holds NaN"):
         spear_np.survey(spear_np.LayerGradients(values))
+
+
+@pytest.mark.parametrize(
+    "activation", ["gelu", "none", spear_np.Activation("leaky_relu", {"negative_slope": 0.2})]
+)
+def test_rank_and_noise_do_not_depend_on_the_activation(activation: str | spear_np.Activation) -> None:
+    rng = np.random.default_rng(56)
+    gradient = (rng.standard_normal((40, 5)) @ rng.standard_normal((5, 30))).astype(np.float32)
+    relu = spear_np.survey(spear_np.LayerGradients(gradient))
+    found = spear_np.survey(spear_np.LayerGradients(gradient, activation=activation))
+    assert (found.batch_size, found.relative_noise, found.gap) == (5, relu.relative_noise, relu.gap)
+    assert found.expected_submatrices is found.seconds_per_million is found.forecast_seconds is None
+    assert relu.problem is None
+    assert found.problem is not None
+    assert "only a ReLU leaves the zeros" in found.problem
+
+
+def test_a_full_rank_is_the_problem_whatever_the_activation() -> None:
+    values = np.random.default_rng(57).standard_normal((20, 30))
+    found = spear_np.survey(spear_np.LayerGradients(values, activation="gelu"))
+    assert found.problem is not None
+    assert "full rank 20" in found.problem

@@ -76,18 +76,18 @@ class Layer:
 
     @property
     def unsuitable(self) -> str | None:
-        """Why this kind of layer cannot be inverted, whatever its numbers are; None if it can."""
+        """Why this kind of layer cannot be inverted by itself, whatever its numbers are; None if it can."""
         if self.kind != "linear":
             return f"a '{printable(self.kind)}' layer: only fully connected ('linear') layers can be inverted"
         if self.activation.name == "none":
             return (
                 "followed by no activation, as an output layer is: only a ReLU leaves the zeros in the gradient that "
-                "the inversion rests on"
+                "the inversion of a single layer rests on"
             )
         if self.activation.ceiling is None:
             return (
                 f"followed by '{printable(str(self.activation))}': only a ReLU leaves the zeros in the gradient that "
-                "the inversion rests on"
+                "the inversion of a single layer rests on"
             )
         return None
 
@@ -109,7 +109,7 @@ class Layer:
         Raises
         ------
         FileError
-            If the datasets do not fit together or the layer is `unsuitable`.
+            If the datasets do not fit together.
         """
         arrays = self.arrays
         if "weight_grad" not in arrays:

@@ -155,7 +155,8 @@ def _advice(kind: str) -> str:
 def member_names(group: h5py.Group, place: Place) -> list[str]:
     """Names in `group`, in the order of the file; nothing is opened."""
     with _damage(place):
-        return [str(name) for name in group]
+        # h5py hands out bytes for what is not UTF-8.
+        return [name if isinstance(name, str) else name.decode("utf-8", "surrogateescape") for name in group]
 
 
 def subgroup(group: h5py.Group, name: str, place: Place) -> h5py.Group | None:

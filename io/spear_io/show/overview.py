@@ -8,6 +8,7 @@ from typing import Any
 import spear_np
 
 from ..files.dump import Dump, Layer, Record, RecordInfo
+from ..files.storage import StoredArray
 from ..problems import FileError
 
 
@@ -31,9 +32,9 @@ class LayerOverview:
     truth_inputs: int | None
     """Number of true inputs stored for evaluation."""
     problem: str | None
-    """Why the layer cannot be inverted."""
+    """Why the layer cannot be inverted by itself."""
     survey: spear_np.Survey | None
-    """Rank, noise and forecast; None where there is nothing to survey."""
+    """Rank and noise, whatever the activation, and a forecast behind a ReLU; None where there is nothing to survey."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ class RecordOverview:
     """Whether true labels are stored."""
     notes: tuple[str, ...]
     layers: tuple[LayerOverview, ...]
+    chains: tuple[tuple[str, ...], ...]
+    """Names of layers that feed each other with nothing in between, in forward order."""
 
 
 def record_overview(record: Record, *, device: str | None = None) -> RecordOverview:
-    """Look at every layer of `record`; reads each gradient that can be inverted.
+    """Look at every layer of `record`; reads the gradient of each that is fully connected.
 
     Raises
     ------
@@ -63,23 +66,30 @@ def record_overview(record: Record, *, device: str | None = None) -> RecordOverv
         labels=record.labels is not None,
         notes=record.notes,
         layers=tuple(_layer_overview(layer, device) for layer in record.layers),
+        chains=tuple(tuple(layer.name for layer in chain) for chain in record.chains),
     )
 
 
 def _layer_overview(layer: Layer, device: str | None) -> LayerOverview:
-    problem, survey = layer.unsuitable, None
-    arrays = layer.arrays if layer.kind == "linear" else {}
-    if problem is None:
-        gradients = layer.gradients
+    arrays: dict[str, StoredArray] = {}
+    problems = [layer.unsuitable]
+    survey = truth = None
+    if layer.kind == "linear":
+        arrays, truth, gradients = layer.arrays, layer.truth, layer.gradients
+        # What is found while looking is no reason to stop, as it is for an inversion.
         try:
             layer.check_finite()
-        except FileError as error:  # found while looking, where an inversion would have to stop
-            problem = f"{error.dataset} {error.problem}"
-        else:
             survey = spear_np.survey(gradients, device=device)
-            problem = survey.problem
+        except FileError as error:
+            problems.append(f"{error.dataset} {error.problem}")
+        except spear_np.InputError as error:
+            problems.append(str(error))
+        else:
+            if (
+                survey.batch_size is None or layer.unsuitable is None
+            ):  # else it says the same of the activation
+                problems.append(survey.problem)
     gradient = arrays.get("weight_grad")
-    truth = layer.truth if layer.unsuitable is None else None
     return LayerOverview(
         layer=layer.name,
         kind=layer.kind,
@@ -90,7 +100,7 @@ def _layer_overview(layer: Layer, device: str | None) -> LayerOverview:
         precision=None if gradient is None else gradient.precision,
         datasets=tuple(arrays),
         truth_inputs=None if truth is None else truth.shape[0],
-        problem=problem,
+        problem="; ".join(problem for problem in problems if problem) or None,
         survey=survey,
     )
 

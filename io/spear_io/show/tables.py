@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 import spear_np
+from spear_np.backend import to_host
 
-from ..files.dump import Dump
+from ..files.dump import Dump, RecordInfo
 from ..problems import listing, printable
 from .evaluate import LayerEvaluation
 from .overview import LayerOverview, RecordOverview
@@ -59,6 +60,8 @@ class Outcome:
             "seconds": result.seconds,
             "device": result.device,
             "proposals": result.proposals,
+            "labels": None if result.labels is None else to_host(result.labels).tolist(),
+            "chain": list(result.chain),
             "certificate": result.certificate.as_dict(),
             "notes": list(self.notes),
         }
@@ -127,6 +130,9 @@ def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
             console.print(str(result.certificate), soft_wrap=True)
         if result.reason and (result.status != spear_np.Status.EXACT or len(outcomes) == 1):
             console.print(f"{where}: {result.reason}", soft_wrap=True)
+        if result.chain:
+            used = " → ".join(printable(name) for name in result.chain)
+            console.print(f"{where}: from the layers {used}", soft_wrap=True)
         for note in outcome.notes:
             console.print(f"{where}: {note}", soft_wrap=True)
     console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
@@ -140,23 +146,10 @@ def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
     for record in records:
         console.print()
         console.print(_record_line(record), soft_wrap=True)
-        table = _table(
-            "layer",
-            ">m × n",
-            "type",
-            "followed by",
-            "holds",
-            ">truth",
-            ">batch",
-            ">noise",
-            ">gap",
-            ">submatrices",
-            ">forecast",
-            "can be inverted",
-        )
-        for layer in record.layers:
-            table.add_row(*_overview_row(layer))
-        console.print(table)
+        console.print(_stored_table(record))
+        console.print(_survey_table(record))
+        for chain in record.chains:
+            console.print(f"chain: {_chain_text(record, chain)}", soft_wrap=True)
         for layer in record.layers:
             if layer.problem:
                 console.print(f"{printable(layer.layer)}: {layer.problem}", soft_wrap=True)
@@ -170,7 +163,7 @@ def _record_line(record: RecordOverview) -> Text:
         info.update.replace("_", " "),
         f"batch of {info.batch_size} stated" if info.batch_size is not None else "",
         f"inputs {' × '.join(map(str, info.input_shape))}" if info.input_shape else "",
-        f"loss {printable(info.loss_reduction)}" if info.loss_reduction else "",
+        _loss(info),
         f"learning rate {info.learning_rate:g}" if info.learning_rate is not None else "",
         f"{info.local_steps} local steps" if info.local_steps is not None else "",
         f"client {printable(str(info.client))}" if info.client is not None else "",
@@ -178,6 +171,18 @@ def _record_line(record: RecordOverview) -> Text:
         "true labels" if record.labels else "",
     ]
     return Text.assemble((printable(record.record), "bold"), ": ", ", ".join(fact for fact in facts if fact))
+
+
+def _loss(info: RecordInfo) -> str:
+    """Return "loss cross_entropy (mean)", or what is known of it."""
+    name, reduction = (printable(text) if text else "" for text in (info.loss, info.loss_reduction))
+    return (
+        f"loss {name} ({reduction})"
+        if name and reduction
+        else f"loss {name or reduction}"
+        if name or reduction
+        else ""
+    )
 
 
 def _batch_size(survey: spear_np.Survey | None) -> str:
@@ -189,24 +194,60 @@ def _batch_size(survey: spear_np.Survey | None) -> str:
     return rank if least == most else f"{rank} ({least} to {most})"
 
 
-def _overview_row(layer: LayerOverview) -> tuple[str | Text, ...]:
-    survey = layer.survey
-    expected = None if survey is None else survey.expected_submatrices
-    forecast = None if survey is None else survey.forecast_seconds
-    return (
-        printable(layer.layer),
-        "–" if layer.shape is None else " × ".join(map(str, layer.shape)),
-        layer.precision or "–",
-        printable(layer.activation),
-        " ".join(layer.datasets) or "–",
-        "–" if layer.truth_inputs is None else str(layer.truth_inputs),
-        _batch_size(survey),
-        _figure(None if survey is None else survey.relative_noise, ".1e"),
-        _figure(None if survey is None else survey.gap, ".2g"),
-        "–" if expected is None else "never" if math.isinf(expected) else count(expected),
-        "–" if forecast is None else "never" if math.isinf(forecast) else _about(forecast),
-        Text("no", style="red") if layer.problem else Text("yes", style="green"),
-    )
+def _stored_table(record: RecordOverview) -> Table:
+    """What the file says of each layer, in 80 columns for names of usual length."""
+    table = _table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
+    for layer in record.layers:
+        table.add_row(
+            printable(layer.layer),
+            "–" if layer.shape is None else " × ".join(map(str, layer.shape)),
+            layer.precision or "–",
+            _input_from(layer),
+            printable(layer.activation),
+            " ".join(layer.datasets) or "–",
+            "–" if layer.truth_inputs is None else str(layer.truth_inputs),
+        )
+    return table
+
+
+def _input_from(layer: LayerOverview) -> str:
+    """The layer before, or what stands in between in parentheses."""
+    parts = [printable(layer.follows)] if layer.follows is not None else []
+    if layer.between is not None:
+        parts.append(f"({printable(layer.between.replace('+', ', '))})")
+    return " ".join(parts) or "–"
+
+
+def _survey_table(record: RecordOverview) -> Table:
+    """What the gradient of each layer tells."""
+    chained = {name for chain in record.chains for name in chain}
+    table = _table("layer", ">batch", ">noise", ">gap", ">submatrices", ">forecast", "can be inverted")
+    for layer in record.layers:
+        survey = layer.survey
+        expected = None if survey is None else survey.expected_submatrices
+        forecast = None if survey is None else survey.forecast_seconds
+        if layer.problem is None:
+            verdict = Text("yes", style="green")
+        elif layer.layer in chained:
+            verdict = Text("not by itself", style="yellow")
+        else:
+            verdict = Text("no", style="red")
+        table.add_row(
+            printable(layer.layer),
+            _batch_size(survey),
+            _figure(None if survey is None else survey.relative_noise, ".1e"),
+            _figure(None if survey is None else survey.gap, ".2g"),
+            "–" if expected is None else "never" if math.isinf(expected) else count(expected),
+            "–" if forecast is None else "never" if math.isinf(forecast) else _about(forecast),
+            verdict,
+        )
+    return table
+
+
+def _chain_text(record: RecordOverview, chain: Sequence[str]) -> str:
+    """Return "fc1 (relu) → fc2 (none)"."""
+    activations = {layer.layer: layer.activation for layer in record.layers}
+    return " → ".join(f"{printable(name)} ({printable(activations[name])})" for name in chain)
 
 
 def _about(seconds: float) -> str:
