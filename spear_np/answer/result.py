@@ -80,14 +80,8 @@ class Inversion:
     output_grad: Array
     """(m, k) float64, ∂L/∂Z: column i belongs to row i of `inputs`."""
     certificate: Certificate
-    method: str
-    seed: int
-    seconds: float
     device: str
     """"cpu" or "gpu:N"."""
-    proposals: int
-    """Candidate directions examined."""
-    history: tuple[Round, ...]
     scale_known: bool
     """False if every input is known up to a factor only (no bias_grad), however that was chosen: see `spear_np.inputs.scale`."""
     gradients: LayerGradients = field(repr=False)
@@ -97,6 +91,13 @@ class Inversion:
     """The device itself."""
     data_range: tuple[float, float] | None = None
     """Range of the inputs that was given; it matters only where the scale is unknown."""
+    method: str = ""
+    """This and what follows is filled in by the loop."""
+    seed: int = 0
+    seconds: float = 0.0
+    proposals: int = 0
+    """Candidate directions examined."""
+    history: tuple[Round, ...] = ()
 
     @property
     def inputs(self) -> Array:

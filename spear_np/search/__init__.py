@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..directions.pool import Pool
-from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 
 Array = Any
 
@@ -26,17 +26,17 @@ class Proposals:
 
 
 class Search(Protocol):
-    """A source of candidate directions: a pure function of factors, pool and random numbers."""
+    """A source of candidate directions: a pure function of row space, pool and random numbers."""
 
     @property
     def name(self) -> str:
         """Shown in the history of a result."""
         ...
 
-    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+    def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Return the next block of candidates."""
         ...
 
-    def forecast(self, factors: Factors) -> float | None:
+    def forecast(self, space: RowSpace) -> float | None:
         """Return how many directions will probably be examined until all are found, if that can be told."""
         ...

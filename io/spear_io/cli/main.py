@@ -21,7 +21,6 @@ import typer
 
 import spear_np
 from spear_np.backend import device_for
-from spear_np.inputs.scale import checked_range
 
 from ..files.dump import Layer, Record, open_dump
 from ..files.inversion import InversionWriter, open_inversion
@@ -128,7 +127,7 @@ def invert(
         msg = "not a number"
         raise typer.BadParameter(msg, param_hint="--time-limit")
     try:
-        checked_range(data_range)
+        spear_np.Options(data_range=data_range)
     except spear_np.InputError as error:
         raise typer.BadParameter(str(error), param_hint="--data-range") from error
     device_for(device)
