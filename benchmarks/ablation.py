@@ -35,23 +35,23 @@ SETTING = ("variant", "m", "b", "seed", "time_limit")
 
 def whole(factors: Factors, model: SignModel | None, **settings: Any) -> Search:
     """All searches in turn, as by default, the descent with other settings."""
-    descent = Descent.prepare(factors, model, Settings(**settings))
+    descent = Descent.prepare(factors.space, model, Settings(**settings))
     return Schedule(descent, Sampling(), Completion.prepare(factors, model))
 
 
 def descent_alone(factors: Factors, model: SignModel | None) -> Search:
     """Neither sampling nor completion."""
-    return Descent.prepare(factors, model)
+    return Descent.prepare(factors.space, model)
 
 
 def no_completion(factors: Factors, model: SignModel | None) -> Search:
     """Descent and sampling."""
-    return Schedule(Descent.prepare(factors, model), Sampling())
+    return Schedule(Descent.prepare(factors.space, model), Sampling())
 
 
 def blind(factors: Factors, model: SignModel | None) -> Search:
     """Descent as if W were unknown: the norm alone, no signs, no deflation."""
-    return Descent.prepare(factors, model, Settings(sign_weights=False, deflation=False))
+    return Descent.prepare(factors.space, model, Settings(sign_weights=False, deflation=False))
 
 
 VARIANTS: dict[str, Callable[[Factors, SignModel | None], Search]] = {

@@ -87,15 +87,15 @@ def descent_rate(name: str, m: int, b: int) -> Row:
         assert isinstance(factors, Factors)
         model = sign_model(factors)
         assert model is not None
-        search = Descent.prepare(factors, model)
+        search = Descent.prepare(factors.space, model)
         rows = search.weighting.rows
         picks = np.random.default_rng(0).integers(0, rows.shape[0], STARTS)
-        start = factors.xp.take(rows, device.integers(picks), axis=0)
-        signs = smoother(factors, model, None)
+        start = factors.space.xp.take(rows, device.integers(picks), axis=0)
+        signs = smoother(factors.space, model, None)
         tempering = Tempering(STEPS, 0.3, (0.0, 10.0), 0.5, 0.3, 1.0)
         settings = Settings(thinning=False)
         seconds = best_time(
-            lambda: descend(factors, rows, start, tempering, settings, signs=signs, known=None)
+            lambda: descend(factors.space, rows, start, tempering, settings, signs=signs, known=None)
         )
     predictions = sum(
         step / STEPS >= settings.warm_up and step % settings.sign_interval == 0 for step in range(STEPS)

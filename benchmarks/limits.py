@@ -23,7 +23,7 @@ from spear_np.backend import CPU, suitable_threads, to_host
 from spear_np.directions.disaggregate import disaggregate
 from spear_np.directions.refine import STEPS, gauss_newton_step
 from spear_np.directions.uniqueness import uniqueness
-from spear_np.factors.factorize import Factors, expand, factorize
+from spear_np.factors.factorize import Factors, factorize
 from spear_np.inputs.reconstruct import reconstruct
 
 NOISE = ((200, 10, 1e-1), (200, 20, 1e-3), (200, 30, 3e-2))
@@ -85,8 +85,8 @@ def layer_row(problems: Sequence[Problem], seeds: Sequence[int], time_limit: flo
     for problem, seed in zip(problems, seeds, strict=True):
         factors, q, off = truth_of(problem)
         telling.append(np.sum(np.any(off, axis=1) & ~np.all(off, axis=1)))
-        signal.append(float(factors.S[-1]))
-        found = uniqueness(factors, q, q, expand(factors, off.T))
+        signal.append(float(factors.space.S[-1]))
+        found = uniqueness(factors.space, q, q, factors.space.expand(off.T))
         unique.append(np.mean(found.unique))
         spare.append(np.mean(found.redundancy >= 1))
         result = spear_np.invert(**problem.arguments, seed=seed, time_limit=time_limit)
@@ -104,22 +104,22 @@ def truth_of(problem: Problem) -> tuple[Factors, Array, Array]:
         factors = factorize(LayerGradients(**problem.arguments), CPU, len(problem.images.inputs))
     assert isinstance(factors, Factors)
     inputs = problem.images.inputs
-    coordinates = inputs @ (problem.weight_grad.astype(np.float64).T @ to_host(factors.to_basis))
-    q = np.linalg.inv(coordinates).T * to_host(factors.S)
+    coordinates = inputs @ (problem.weight_grad.astype(np.float64).T @ to_host(factors.space.to_basis))
+    q = np.linalg.inv(coordinates).T * to_host(factors.space.S)
     z = inputs @ problem.weight.astype(np.float64).T + problem.bias
-    return factors, q, (z <= 0).T[to_host(factors.live)]
+    return factors, q, (z <= 0).T[to_host(factors.space.live)]
 
 
 def likeliest(problem: Problem) -> Array:
     """(b,): PSNR of the maximum-likelihood inputs if it is known which units each input leaves off."""
     factors, q, off = truth_of(problem)
-    rows, Y = factors.U * factors.S, (q / factors.S).T
+    rows, Y = factors.space.U * factors.space.S, (q / factors.space.S).T
     for _ in range(2 * STEPS):
-        stepped = gauss_newton_step(factors, rows, Y, off.astype(np.float64))
+        stepped = gauss_newton_step(factors.space, rows, Y, off.astype(np.float64))
         if stepped is None:
             break
         Y = stepped
-    recovery = to_host(reconstruct(factors, disaggregate(factors, Y.T * factors.S)).recovery)
+    recovery = to_host(reconstruct(factors, disaggregate(factors, Y.T * factors.space.S)).recovery)
     difference = recovery @ problem.weight_grad.astype(np.float64) - problem.images.inputs
     return np.asarray(10 * np.log10(np.ptp(problem.images.inputs) ** 2 / np.mean(difference**2, axis=1)))
 

@@ -69,10 +69,10 @@ def outcome(m: int, b: int, withheld: int, seed: int) -> tuple[Array, Array]:
         factors = factorize(LayerGradients(**problem.arguments), CPU)
         assert isinstance(factors, Factors)
         weight_grad, inputs = problem.weight_grad.astype(np.float64), problem.images.inputs
-        coordinates = inputs @ (weight_grad.T @ to_host(factors.to_basis))
-        directions = np.linalg.inv(coordinates).T * to_host(factors.S)
+        coordinates = inputs @ (weight_grad.T @ to_host(factors.space.to_basis))
+        directions = np.linalg.inv(coordinates).T * to_host(factors.space.S)
         partial = partial_inputs(factors, directions[withheld:])
-    recovered = partial.coordinates @ (to_host(factors.to_basis).T @ weight_grad)
+    recovered = partial.coordinates @ (to_host(factors.space.to_basis).T @ weight_grad)
     difference = recovered - inputs[withheld:][partial.which]
     psnr = 10 * np.log10(np.ptp(inputs) ** 2 / np.mean(difference**2, axis=1))
     return psnr, np.abs(difference).max(axis=1) / partial.error_bound

@@ -12,7 +12,8 @@ from .answer.result import Inversion, Progress, Round, Status
 from .errors import DeviceError, InputError
 from .factors.activation import ACTIVATIONS, Activation
 from .factors.gradients import LayerGradients
-from .invert import METHODS, invert, invert_layer
+from .invert import invert, invert_chain, invert_layer
+from .loop.options import METHODS, Options
 from .survey import Survey, survey
 
 try:
@@ -30,11 +31,13 @@ __all__ = [
     "InputError",
     "Inversion",
     "LayerGradients",
+    "Options",
     "Progress",
     "Round",
     "Status",
     "Survey",
     "invert",
+    "invert_chain",
     "invert_layer",
     "survey",
     "theory",

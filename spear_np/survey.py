@@ -13,7 +13,7 @@ from .directions.null_vectors import null_vectors
 from .errors import InputError
 from .factors.factorize import Factors, factorize
 from .factors.gradients import LayerGradients
-from .loop.hand_out import no_rank_reason
+from .layer.assemble import no_rank_reason
 
 CALIBRATION = 2000
 """Submatrices solved to learn the speed of this machine."""
@@ -76,21 +76,22 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
                 forecast_seconds=None,
                 problem=no_rank_reason(factors, gradients),
             )
-        b = factors.batch_size
+        space = factors.space
+        b = space.batch_size
         no_zeros = _no_zeros_reason(gradients)
         expected = pace = None
         if no_zeros is None:
-            expected = theory.expected_submatrices(factors.U.shape[0], b)
+            expected = theory.expected_submatrices(space.U.shape[0], b)
             pace = _seconds_per_million(where, b)
         return Survey(
             shape=gradients.shape,
             precision=factors.gradients.precision_name,
             batch_size=b,
-            plausible_batch_sizes=factors.spectrum.plausible,
+            plausible_batch_sizes=space.spectrum.plausible,
             full_rank=False,
-            relative_noise=factors.relative_noise,
-            singular_values=factors.spectrum.singular_values,
-            gap=factors.spectrum.gap,
+            relative_noise=space.relative_noise,
+            singular_values=space.spectrum.singular_values,
+            gap=space.spectrum.gap,
             expected_submatrices=expected,
             seconds_per_million=pace,
             forecast_seconds=None if expected is None or pace is None else expected * pace / 1e6,

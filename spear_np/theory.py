@@ -91,6 +91,43 @@ def false_direction_probability(rows: int, redundancy: int, chance: float) -> fl
     return float(min(1.0, math.exp(min(0.0, ways + redundancy * math.log(chance)))))
 
 
+def false_member_probability(units: int, unknowns: int, spare: int, chance: float) -> float:
+    """Upper bound on the probability that a point which is no input of a chain meets all of its equations.
+
+    A point can be made to meet as many equations as it has unknowns. Where an activation has straight pieces there is one
+    such point in each cell that the kinks of `units` units cut a space of `unknowns` dimensions into, at most
+    ``Σ_{i <= unknowns} C(units, i)`` of them [1]_; smooth activations are counted alike. Each of the `spare` equations must
+    then hold by chance: union bound ``cells · chance^spare``.
+
+    Parameters
+    ----------
+    units : int
+        Output units of the first layer.
+    unknowns : int
+        Coordinates of an input.
+    spare : int
+        Equations beyond them.
+    chance : float
+        Probability that an equation holds within its noise at a point that is no input.
+
+    References
+    ----------
+    .. [1] T. M. Cover, "Geometrical and statistical properties of systems of linear inequalities with applications in
+       pattern recognition", IEEE Transactions on Electronic Computers 14 (1965) 326-334.
+    """
+    if spare <= 0 or chance >= 1:
+        return 1.0
+    if chance <= 0:
+        return 0.0
+    counts = [
+        math.lgamma(units + 1) - math.lgamma(i + 1) - math.lgamma(units - i + 1)
+        for i in range(min(units, unknowns) + 1)
+    ]
+    largest = max(counts)
+    cells = largest + math.log(sum(math.exp(count - largest) for count in counts))
+    return math.exp(min(0.0, cells + spare * math.log(chance)))
+
+
 def failure_probability(
     m: int, b: int, threshold: float, submatrices: float, off_share: float = 0.5
 ) -> float:

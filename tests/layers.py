@@ -30,10 +30,10 @@ def factors_of(data: LayerData, backend: Backend, **changes: Any) -> Factors:
 
 def true_directions(factors: Factors, inputs: Floats) -> Floats:
     """(b, b): the directions of the true `inputs` (b, n), one a row, scaled so that they give ∂L/∂Z."""
-    basis = to_host(factors.to_basis)
+    basis = to_host(factors.space.to_basis)
     weight_grad = to_host(factors.gradients.weight_grad).astype(np.float64)
     coordinates = inputs.astype(np.float64) @ (weight_grad.T @ basis)
-    directions: Floats = np.linalg.inv(coordinates).T * to_host(factors.S)
+    directions: Floats = np.linalg.inv(coordinates).T * to_host(factors.space.S)
     return directions
 
 

@@ -17,11 +17,11 @@ from tests.networks import Floats
 def candidates_of(factors: Factors, q: Floats, agreement: Floats | None = None) -> Candidates:
     """Return directions `q` (k, b) with what the gradient says of them; `agreement` is 1 unless given."""
     unit = q / np.linalg.norm(q, axis=1, keepdims=True)
-    on_device = factors.device.float64(unit)
+    on_device = factors.space.device.float64(unit)
     return Candidates(
         q=unit,
-        zero_mask=to_host(factors.zeros(on_device)),
-        angle=to_host(factors.angle_noise(on_device)),
+        zero_mask=to_host(factors.space.zeros(on_device)),
+        angle=to_host(factors.space.angle_noise(on_device)),
         agreement=np.ones(len(q)) if agreement is None else agreement,
         coordinates=np.zeros_like(unit),
         lone=np.zeros(len(q), dtype=bool),
@@ -30,7 +30,7 @@ def candidates_of(factors: Factors, q: Floats, agreement: Floats | None = None) 
 
 def pool_of(factors: Factors, q: Floats) -> Pool:
     """Return a pool that knows the directions `q` (k, b), in U-coordinates and of any length."""
-    return Pool.empty(factors.batch_size, factors.U.shape[0]).merge(candidates_of(factors, q))
+    return Pool.empty(factors.space.batch_size, factors.space.U.shape[0]).merge(candidates_of(factors, q))
 
 
 def frozen(pool: Pool) -> Pool:
@@ -46,10 +46,12 @@ def frozen(pool: Pool) -> Pool:
 
 def reached(factors: Factors, candidates: Floats, truth: Floats) -> set[int]:
     """Return which of the true directions `truth` (b, b) the polish of `candidates` (k, b) leads to."""
-    nothing = Pool.empty(factors.batch_size, factors.U.shape[0])
-    found = polish(factors, factors.device.float64(candidates), nothing, np.random.default_rng(0)).q
+    nothing = Pool.empty(factors.space.batch_size, factors.space.U.shape[0])
+    found = polish(
+        factors.space, factors.space.device.float64(candidates), nothing, np.random.default_rng(0)
+    ).q
     unit = truth / np.linalg.norm(truth, axis=1, keepdims=True)
-    noise = to_host(factors.angle_noise(factors.device.float64(unit)))
+    noise = to_host(factors.space.angle_noise(factors.space.device.float64(unit)))
     # The sine from the difference: small angles drown in the rounding of the cosine.
     cosine = found @ unit.T
     sine = np.linalg.norm(found[:, None, :] - cosine[:, :, None] * unit[None, :, :], axis=2)

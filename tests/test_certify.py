@@ -17,7 +17,7 @@ from spear_np.backend import to_host
 from spear_np.checks.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, _verdict, certify
 from spear_np.directions.disaggregate import disaggregate
 from spear_np.directions.uniqueness import Uniqueness, uniqueness
-from spear_np.factors.factorize import Factors, expand, factorize
+from spear_np.factors.factorize import Factors, factorize
 from spear_np.inputs.bounds import noise_bound
 from spear_np.inputs.reconstruct import reconstruct
 from tests.backends import Backend
@@ -32,7 +32,7 @@ B, WIDTH = 5, 100
 
 def judged(factors: Factors, q: Floats) -> tuple[Verdict, Floats]:
     """Return the verdict on a complete choice of directions, and the inputs (b, n) it leads to."""
-    choice = disaggregate(factors, factors.device.float64(q))
+    choice = disaggregate(factors, factors.space.device.float64(q))
     batch = reconstruct(factors, choice)
     weight_grad = to_host(factors.gradients.weight_grad).astype(np.float64)
     return certify(factors, choice, batch), to_host(batch.recovery) @ weight_grad
@@ -63,7 +63,7 @@ class TestTheTruthPasses:
         assert np.all(errors <= verdict.certificate.error_bound)
         assert np.all(np.asarray(verdict.certificate.error_bound) < 1e-5)
         assert verdict.certificate.sign_agreement == (1.0,) * b
-        live = backend.host(factors.live)
+        live = backend.host(factors.space.live)
         zeros = np.sum(data.output_grad[live] == 0, axis=0)
         assert verdict.certificate.zero_count == tuple(zeros)
 
@@ -147,7 +147,9 @@ class TestWhatDoesNotFit:
         changes: dict[str, Callable[[], Any]] = {
             "permute": lambda: rng.permutation(value),
             "double": lambda: 2 * value,
-            "one row": lambda: np.where(np.arange(len(value))[:, None] == factors.live[7], 2 * value, value),
+            "one row": lambda: np.where(
+                np.arange(len(value))[:, None] == factors.space.live[7], 2 * value, value
+            ),
         }
         changed = changes[change]()
         if name == "weight_grad":
@@ -182,7 +184,7 @@ class TestWhatDoesNotFit:
             weight_grad=output_grad @ data.inputs,
             bias_grad=output_grad.sum(axis=1),
         )
-        assert factors_of(data, Backend.NUMPY).batch_size == B
+        assert factors_of(data, Backend.NUMPY).space.batch_size == B
         factors = factors_of_size(data, Backend.NUMPY, B - 1)
         verdict, _ = judged(factors, true_directions(factors, data.inputs[:-1]))
         assert verdict.status is not Status.EXACT
@@ -200,7 +202,7 @@ class TestWhatDoesNotFit:
 
 def wrong_choices(factors: Factors, truth: Floats, rng: np.random.Generator, count: int) -> list[Floats]:
     """Return complete choices of directions of which one or two are mixtures that annul rows of their own."""
-    products = to_host(factors.U) @ truth.T
+    products = to_host(factors.space.U) @ truth.T
     large = np.abs(products) / np.max(np.abs(products), axis=0)
     choices = []
     for _ in range(count):
@@ -210,7 +212,7 @@ def wrong_choices(factors: Factors, truth: Floats, rng: np.random.Generator, cou
             row = rng.integers(len(products))
             if min(large[row, mixed], large[row, other]) > 1e-3:
                 q[mixed] = q[mixed] - products[row, mixed] / products[row, other] * truth[other]
-        if not np.array_equal(q, truth) and np.linalg.cond(q / to_host(factors.S)) < 1e9:
+        if not np.array_equal(q, truth) and np.linalg.cond(q / to_host(factors.space.S)) < 1e9:
             choices.append(q)
     return choices
 
@@ -222,9 +224,9 @@ def attackable(case: Case | None) -> tuple[Factors, Floats] | None:
     layer = {k: v for k, v in case.arguments.items() if k != "batch_size"}
     factors = factorize(spear_np.LayerGradients(**layer), Backend.NUMPY.device)
     inputs = case.truth.inputs
-    if not isinstance(factors, Factors) or factors.batch_size != len(inputs) or len(inputs) < 2:
+    if not isinstance(factors, Factors) or factors.space.batch_size != len(inputs) or len(inputs) < 2:
         return None
-    V = layer["weight_grad"].astype(np.float64).T @ to_host(factors.to_basis)
+    V = layer["weight_grad"].astype(np.float64).T @ to_host(factors.space.to_basis)
     if np.linalg.cond(inputs @ V) > 1e6:
         return None
     return factors, true_directions(factors, inputs)
@@ -280,8 +282,8 @@ class TestAttacks:
             factors, truth = target
             for q in wrong_choices(factors, truth, rng, 4):
                 (wrong,) = np.nonzero(np.any(q != truth, axis=1))
-                zeros = factors.zeros(q)
-                found = uniqueness(factors, q, q, expand(factors, zeros))
+                zeros = factors.space.zeros(q)
+                found = uniqueness(factors.space, q, q, factors.space.expand(zeros))
                 for index in wrong:
                     tried += 1
                     if found.unique[index] and found.redundancy[index] > 0:
@@ -347,7 +349,7 @@ class TestBounds:
         mixing = np.full((3, 3), 1e-20)
         mixing[0, 1] = np.inf
         unique = Uniqueness(np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), mixing)
-        bound = noise_bound(factors, batch.recovery, batch.input_max, np.zeros(3), unique)
+        bound = noise_bound(factors.space, batch.recovery, batch.input_max, np.zeros(3), unique)
         assert np.isinf(bound).tolist() == [True, False, False]
 
     def test_bounds_grow_with_what_is_left_of_weight_grad(self) -> None:
@@ -364,12 +366,12 @@ class TestBounds:
         factors = factors_of(data, Backend.NUMPY)
         batch = reconstruct(factors, disaggregate(factors, true_directions(factors, data.inputs)))
         unique = Uniqueness(np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), np.zeros((3, 3)))
-        arguments = (factors, batch.recovery, batch.input_max, np.zeros(3), unique)
+        arguments = (factors.space, batch.recovery, batch.input_max, np.zeros(3), unique)
         usual = noise_bound(*arguments)
         np.testing.assert_array_equal(noise_bound(*arguments, largest=np.zeros(60)), usual)
         spike = np.zeros(60)
-        spike[int(factors.live[0])] = 50 * float(factors.noise[factors.live[0]])
-        expected = np.abs(batch.recovery[:, int(factors.live[0])]) * spike[int(factors.live[0])]
+        spike[int(factors.space.live[0])] = 50 * float(factors.space.noise[factors.space.live[0]])
+        expected = np.abs(batch.recovery[:, int(factors.space.live[0])]) * spike[int(factors.space.live[0])]
         assert np.all(noise_bound(*arguments, largest=spike) >= expected)
 
     @pytest.mark.parametrize("seed", range(8))
@@ -393,7 +395,7 @@ class TestBounds:
             Backend.NUMPY.gradients(data, weight_grad=levels), Backend.NUMPY.device, reading=1
         )
         assert isinstance(factors, Factors)
-        assert factors.batch_size == 6 < factors.spectrum.shown
+        assert factors.space.batch_size == 6 < factors.space.spectrum.shown
         verdict = judged(factors, true_directions(factors, data.inputs))[0]
         assert "rank" in failed(verdict)
 

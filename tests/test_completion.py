@@ -36,7 +36,7 @@ def without_first(factors: Factors, data: LayerData, missing: int) -> tuple[Pool
     """Return a pool that knows all true directions but the first few, and all of them."""
     truth = true_directions(factors, data.inputs)
     if missing == len(truth):
-        return frozen(Pool.empty(factors.batch_size, factors.U.shape[0])), truth
+        return frozen(Pool.empty(factors.space.batch_size, factors.space.U.shape[0])), truth
     return frozen(pool_of(factors, truth[missing:])), truth
 
 
@@ -56,7 +56,7 @@ class TestPropose:
         completion, rng = completion_for(factors), np.random.default_rng(3)
         left = set(range(missing))
         for _ in range(8):
-            proposals = completion.propose(factors, pool, rng)
+            proposals = completion.propose(factors.space, pool, rng)
             assert_lives_on(proposals.candidates, backend)
             left -= reached(factors, backend.host(proposals.candidates), truth)
             if not left:
@@ -83,7 +83,7 @@ class TestPropose:
             name: reached(
                 factors,
                 backend.host(
-                    completion_for(factors).propose(factors, known, np.random.default_rng(3)).candidates
+                    completion_for(factors).propose(factors.space, known, np.random.default_rng(3)).candidates
                 ),
                 truth,
             )
@@ -101,7 +101,9 @@ class TestPropose:
         data = digit_layer(B, width=WIDTH, seed=452)
         factors = factors_of(data, backend)
         pool, truth = without_first(factors, data, 1)
-        candidates = completion_for(factors).propose(factors, pool, np.random.default_rng(452)).candidates
+        candidates = (
+            completion_for(factors).propose(factors.space, pool, np.random.default_rng(452)).candidates
+        )
         assert candidates.shape == (1, B)
         assert 0 in reached(factors, backend.host(candidates), truth)
 
@@ -112,13 +114,13 @@ class TestPropose:
         data = mostly_on(B, WIDTH, seed=453)
         factors = factors_of(data, backend)
         pool, _ = without_first(factors, data, missing)
-        proposals = completion_for(factors).propose(factors, pool, np.random.default_rng(453))
+        proposals = completion_for(factors).propose(factors.space, pool, np.random.default_rng(453))
         assert proposals.search == "completion"
         candidates = backend.host(proposals.candidates)
         assert 0 < len(candidates) <= MAX_CANDIDATES < proposals.examined
         np.testing.assert_allclose(np.linalg.norm(candidates, axis=1), 1, rtol=1e-9)
         assert np.max(np.abs(candidates @ candidates.T) - np.eye(len(candidates))) < 1 - 1e-9
-        units = backend.host(factors.noise_units(proposals.candidates))
+        units = backend.host(factors.space.noise_units(proposals.candidates))
         assert np.all(np.sum(units < NEAR_ZERO, axis=1) >= B - 1 + SPARE)
 
     def test_the_same_arguments_give_the_same_candidates(self, backend: Backend) -> None:
@@ -127,7 +129,7 @@ class TestPropose:
         pool, _ = without_first(factors, data, 4)
         first, again, other = (
             backend.host(
-                completion_for(factors).propose(factors, pool, np.random.default_rng(seed)).candidates
+                completion_for(factors).propose(factors.space, pool, np.random.default_rng(seed)).candidates
             )
             for seed in (1, 1, 2)
         )
@@ -147,13 +149,13 @@ class TestPropose:
         )
         factors = factors_of(bright, backend)
         pool, _ = without_first(factors, bright, 2)
-        proposals = completion_for(factors).propose(factors, pool, rng)
+        proposals = completion_for(factors).propose(factors.space, pool, rng)
         assert proposals.candidates.shape == (0, 6)
         assert proposals.examined > 0
 
     def test_there_is_no_forecast(self) -> None:
         factors = factors_of(digit_layer(4, width=80, seed=456), Backend.NUMPY)
-        assert completion_for(factors).forecast(factors) is None
+        assert completion_for(factors).forecast(factors.space) is None
 
 
 class TestGuesses:
@@ -167,9 +169,9 @@ class TestGuesses:
         missing = data.draw(st.integers(1, b))
         pool, truth = without_first(factors, layer, missing)
         completion = completion_for(factors)
-        mean, root = (to_host(a) for a in completion._missing_inputs(factors, pool))
+        mean, root = (to_host(a) for a in completion._missing_inputs(factors.space, pool))
         guesses = mean + np.random.default_rng(seed).standard_normal((30, b)) @ root.T
-        y = truth[missing:] / to_host(factors.S)
+        y = truth[missing:] / to_host(factors.space.S)
         y /= np.linalg.norm(y, axis=1, keepdims=True)
         size = np.linalg.norm(guesses, axis=1, keepdims=True)
         np.testing.assert_allclose(guesses @ y.T / size, 0, atol=1e-6)
@@ -182,9 +184,9 @@ class TestGuesses:
         data = digit_layer(B, width=WIDTH, seed=460)
         factors = factors_of(data, backend)
         pool, _ = without_first(factors, data, 5)
-        mean, root = (backend.host(a) for a in completion_for(factors)._missing_inputs(factors, pool))
+        mean, root = (backend.host(a) for a in completion_for(factors)._missing_inputs(factors.space, pool))
         weight_grad = data.weight_grad.astype(np.float64)
-        c = data.inputs[:5].astype(np.float64) @ (weight_grad.T @ backend.host(factors.to_basis))
+        c = data.inputs[:5].astype(np.float64) @ (weight_grad.T @ backend.host(factors.space.to_basis))
         steps = (c - mean) @ np.linalg.pinv(root, rtol=1e-5).T
         np.testing.assert_allclose(steps @ root.T + mean, c, atol=1e-4 * np.max(np.abs(c)))
 
@@ -243,5 +245,5 @@ class TestPrepare:
         data = digit_layer(B, width=WIDTH, seed=482)
         factors = factors_of(data, backend)
         weight_grad = data.weight_grad.astype(np.float64)
-        c = data.inputs.astype(np.float64) @ (weight_grad.T @ backend.host(factors.to_basis))
+        c = data.inputs.astype(np.float64) @ (weight_grad.T @ backend.host(factors.space.to_basis))
         np.testing.assert_allclose(c @ completion_for(factors).total, 1, atol=1e-4)

@@ -27,7 +27,9 @@ def one_logit(seed: int, outputs: int = 1) -> LayerData:
 def test_few_outputs_make_columns_dependent(backend: Backend, seed: int, outputs: int) -> None:
     data = one_logit(seed, outputs)
     factors = factors_of(data, backend)
-    assert dependent_columns(factors, factors.device.float64(true_directions(factors, data.inputs)))
+    assert dependent_columns(
+        factors.space, factors.space.device.float64(true_directions(factors, data.inputs))
+    )
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-5, 1e-3])
@@ -35,7 +37,9 @@ def test_few_outputs_make_columns_dependent(backend: Backend, seed: int, outputs
 def test_ten_outputs_do_not(backend: Backend, seed: int, level: float) -> None:
     data = noisy(digit_layer(8, width=200, seed=seed), level, seed)
     factors = factors_of(data, backend)
-    assert not dependent_columns(factors, factors.device.float64(true_directions(factors, data.inputs)))
+    assert not dependent_columns(
+        factors.space, factors.space.device.float64(true_directions(factors, data.inputs))
+    )
 
 
 def test_without_weights_no_combination_is_bounded() -> None:

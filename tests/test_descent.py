@@ -46,15 +46,15 @@ def problem(backend: Backend, b: int = B, seed: int = SEED, **changes: Any) -> t
 
 
 def nothing_known(factors: Factors) -> Pool:
-    return frozen(Pool.empty(factors.batch_size, factors.U.shape[0]))
+    return frozen(Pool.empty(factors.space.batch_size, factors.space.U.shape[0]))
 
 
 def descent_for(factors: Factors, settings: Settings | None = None) -> Descent:
-    return Descent.prepare(factors, sign_model(factors), settings)
+    return Descent.prepare(factors.space, sign_model(factors), settings)
 
 
 def proposed(descent: Descent, factors: Factors, pool: Pool, seed: int) -> Floats:
-    return to_host(descent.propose(factors, pool, np.random.default_rng(seed)).candidates)
+    return to_host(descent.propose(factors.space, pool, np.random.default_rng(seed)).candidates)
 
 
 def met(candidates: Floats, directions: Floats) -> set[int]:
@@ -90,7 +90,7 @@ class TestWeighting:
     ) -> None:
         data = digit_layer(B, width=WIDTH, seed=SEED)
         factors, truth = problem(backend)
-        live = backend.host(factors.live)
+        live = backend.host(factors.space.live)
         left = np.linalg.svd(data.weight_grad[live].astype(np.float64), full_matrices=False)[0][:, :B]
         leverage = np.linalg.norm(left, axis=1)
         weighting = descent_for(factors, Settings(alpha=alpha)).weighting
@@ -113,7 +113,7 @@ class TestPropose:
         descent, pool = descent_for(factors), nothing_known(factors)
         found: set[int] = set()
         for seed in range(3):
-            proposals = descent.propose(factors, pool, np.random.default_rng(seed))
+            proposals = descent.propose(factors.space, pool, np.random.default_rng(seed))
             assert_lives_on(proposals.candidates, backend)
             here = met(backend.host(proposals.candidates), truth)
             assert len(here) >= each
@@ -180,13 +180,13 @@ class TestPropose:
         factors, _ = problem(Backend.NUMPY)
         descent, pool = descent_for(factors, Settings(starts=900, steps=1)), nothing_known(factors)
         # After a single step hardly any two starts have met.
-        proposals = descent.propose(factors, pool, np.random.default_rng(5))
+        proposals = descent.propose(factors.space, pool, np.random.default_rng(5))
         assert proposals.examined == 900
         assert proposals.candidates.shape == (MAX_CANDIDATES, B)
 
     def test_there_is_no_forecast(self) -> None:
         factors, _ = problem(Backend.NUMPY)
-        assert descent_for(factors).forecast(factors) is None
+        assert descent_for(factors).forecast(factors.space) is None
 
 
 class TestDeflation:
@@ -216,7 +216,7 @@ class TestDeflation:
         factors, truth = problem(backend)
         descent = descent_for(factors, Settings(steps=1))
         pools = [nothing_known(factors), pool_of(factors, truth[:2]), pool_of(factors, truth[:15])]
-        examined = [descent.propose(factors, pool, np.random.default_rng(8)).examined for pool in pools]
+        examined = [descent.propose(factors.space, pool, np.random.default_rng(8)).examined for pool in pools]
         assert examined == [256, 4 * (B - 2), 64]
 
     @pytest.mark.parametrize("doubt", ["agreement", "penalty", "lone", "no W", "deflation off"])
@@ -234,7 +234,7 @@ class TestDeflation:
         pool = replace(pool, **doubts.get(doubt, {}))
         descent = descent_for(factors, Settings(steps=1, deflation=doubt != "deflation off"))
         for seed in range(3):
-            assert descent.propose(factors, pool, np.random.default_rng(seed)).examined == 256
+            assert descent.propose(factors.space, pool, np.random.default_rng(seed)).examined == 256
 
     def test_a_complete_basis_still_leaves_something_to_search(self, backend: Backend) -> None:
         factors, truth = problem(backend)
@@ -253,7 +253,9 @@ class TestDeflation:
         descent = descent_for(factors, Settings(steps=1))
         # The number of starts tells on how many directions a round relied.
         starts_for = {4 * (B - 3): 3, 4 * (B - 2): 2, 4 * (B - 1): 1, 256: 0}
-        examined = [descent.propose(factors, pool, np.random.default_rng(s)).examined for s in range(30)]
+        examined = [
+            descent.propose(factors.space, pool, np.random.default_rng(s)).examined for s in range(30)
+        ]
         assert relied <= {starts_for[count] for count in examined}
         if stale == effort == 0:
             assert set(examined) == {4 * (B - 3)}
@@ -285,10 +287,10 @@ class TestDescend:
         rows = self.rows(factors)
         start = starts(backend, rows, 60, seed=11)
         model = sign_model(factors)
-        signs = smoother(factors, model, None) if model is not None and options.sign_weights else None
+        signs = smoother(factors.space, model, None) if model is not None and options.sign_weights else None
         aside = None if known is None else backend.array(known)
         ends = descend(
-            factors, backend.array(rows), start, tempering(**kw), options, signs=signs, known=aside
+            factors.space, backend.array(rows), start, tempering(**kw), options, signs=signs, known=aside
         )
         assert_lives_on(ends, backend)
         return backend.host(start), backend.host(ends)
@@ -314,12 +316,12 @@ class TestDescend:
         model = sign_model(factors)
         assert model is not None
         ends = descend(
-            factors,
+            factors.space,
             weighting.rows,
             backend.array(begun),
             tempering(first_step=0.05),
             options,
-            signs=smoother(factors, model, None),
+            signs=smoother(factors.space, model, None),
             known=None,
         )
         before, after = (angles(q, wanted).diagonal() for q in (begun, backend.host(ends)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spear_np.directions.disaggregate import contradicting, disaggregate, doubtful, improve
+from spear_np.directions.disaggregate import contradicting, disaggregate, doubtful, exchange_directions
 from spear_np.inputs.reconstruct import reconstruct
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, true_directions
@@ -34,8 +34,8 @@ class TestTheTheorem:
         q = unscaled(true_directions(factors, data.inputs), seed)
         choice = disaggregate(factors, backend.array(q))
         D = data.output_grad.astype(np.float64)
-        assert_array(factors.columns(choice.q), D, backend, atol=1e-6 * np.max(np.abs(D)))
-        V = data.weight_grad.astype(np.float64).T @ backend.host(factors.to_basis)
+        assert_array(factors.space.columns(choice.q), D, backend, atol=1e-6 * np.max(np.abs(D)))
+        V = data.weight_grad.astype(np.float64).T @ backend.host(factors.space.to_basis)
         X = backend.host(choice.dual) @ V.T
         np.testing.assert_allclose(X, data.inputs, atol=1e-5)
         assert choice.agreement is not None
@@ -54,7 +54,7 @@ class TestTheTheorem:
         X = backend.host(batch.recovery) @ weight_grad
         np.testing.assert_allclose(X, data.inputs, atol=1e-6)
         D = backend.host(batch.output_grad)
-        live = backend.host(factors.live)
+        live = backend.host(factors.space.live)
         np.testing.assert_array_equal((D != 0)[live], (data.output_grad != 0)[live])
         np.testing.assert_allclose(D, data.output_grad, atol=1e-6 * np.max(np.abs(data.output_grad)))
         assert_array(batch.input_max, np.max(np.abs(X), axis=1), backend, rtol=1e-9)
@@ -84,8 +84,8 @@ class TestMissingData:
         choice = disaggregate(factors, backend.array(unscaled(true_directions(factors, data.inputs), 124)))
         D, X = data.output_grad.astype(np.float64), data.inputs.astype(np.float64)
         length = np.linalg.norm(D, axis=0)
-        assert_array(factors.columns(choice.q), D / length, backend, atol=1e-6)
-        V = data.weight_grad.astype(np.float64).T @ backend.host(factors.to_basis)
+        assert_array(factors.space.columns(choice.q), D / length, backend, atol=1e-6)
+        V = data.weight_grad.astype(np.float64).T @ backend.host(factors.space.to_basis)
         np.testing.assert_allclose(backend.host(choice.dual) @ V.T, X * length[:, None], atol=1e-6)
         assert choice.bias_residual is None
         assert_array(choice.scale_variance, np.zeros(B), backend)
@@ -97,8 +97,8 @@ class TestMissingData:
         assert choice.agreement is None
         assert choice.mean_agreement() is None
         pool = pool_of(factors, true_directions(factors, data.inputs))
-        assert improve(factors, pool, choice) == (choice, pool)
-        assert doubtful(factors, choice, pool) == contradicting(choice, pool) == []
+        assert exchange_directions(factors, pool, choice) == (choice, pool)
+        assert doubtful(choice, pool) == contradicting(choice, pool) == []
 
     def test_a_bias_grad_that_belongs_to_something_else_leaves_a_residual(self, backend: Backend) -> None:
         data = layer(126)
@@ -139,13 +139,13 @@ class TestImprovement:
         assert len(set(pool.basis)) == B
         start = disaggregate(factors, backend.array(pool.basis_vectors))
         assert (start.mean_agreement() or 0) < 1
-        assert doubtful(factors, start, pool)
+        assert doubtful(start, pool)
         assert contradicting(start, pool)
-        better, chosen = improve(factors, pool, start)
+        better, chosen = exchange_directions(factors, pool, start)
         assert better.mean_agreement() == 1.0
         assert sorted(chosen.basis) == sorted(position[wrong:])
         assert_lives_on(better.q, backend)
-        assert doubtful(factors, better, chosen) == contradicting(better, chosen) == []
+        assert doubtful(better, chosen) == contradicting(better, chosen) == []
 
     def test_a_good_choice_stays(self, backend: Backend) -> None:
         data = layer(131)
@@ -155,7 +155,7 @@ class TestImprovement:
         chosen = [int(np.argmax(np.abs(pool.q @ (v / np.linalg.norm(v))))) for v in truth]
         pool = pool.with_basis(tuple(chosen))
         start = disaggregate(factors, backend.array(pool.basis_vectors))
-        assert improve(factors, pool, start) == (start, pool)
+        assert exchange_directions(factors, pool, start) == (start, pool)
 
     def test_the_doubtful_direction_is_a_planted_one(self, backend: Backend) -> None:
         data = layer(132)
@@ -170,5 +170,5 @@ class TestImprovement:
         suspects = {
             int(np.argmax(np.abs(pool.q @ (spoiled[i] / np.linalg.norm(spoiled[i]))))) for i in (2, 4)
         }
-        assert set(doubtful(factors, choice, pool)) <= suspects
+        assert set(doubtful(choice, pool)) <= suspects
         assert set(contradicting(choice, pool)) <= suspects

@@ -59,12 +59,12 @@ def test_lenient_agreement_is_whole_for_the_truth_and_not_for_mixtures(backend: 
     factors = factors_of(data, backend)
     q = true_directions(factors, data.inputs)
     strict, lenient = (
-        disaggregate(factors, factors.device.float64(q), lenient=lenient) for lenient in (False, True)
+        disaggregate(factors, factors.space.device.float64(q), lenient=lenient) for lenient in (False, True)
     )
     assert (strict.mean_agreement() or 1) < 0.95
     assert lenient.mean_agreement() == 1
     q[0] += q[1]
-    mixed = disaggregate(factors, factors.device.float64(q), lenient=True)
+    mixed = disaggregate(factors, factors.space.device.float64(q), lenient=True)
     assert to_host(mixed.agreement)[0] < 0.9
 
 
@@ -75,8 +75,8 @@ def pool_behind(rate: float) -> tuple[Factors, SignModel, Pool]:
     model = sign_model(factors)
     assert model is not None
     q = true_directions(factors, data.inputs)
-    agreement, _ = fit_signs(factors, model, ~factors.zeros(factors.device.float64(q)))
-    pool = Pool.empty(B, factors.U.shape[0]).merge(candidates_of(factors, q, agreement))
+    agreement, _ = fit_signs(factors.space, model, ~factors.space.zeros(factors.space.device.float64(q)))
+    pool = Pool.empty(B, factors.space.U.shape[0]).merge(candidates_of(factors, q, agreement))
     return factors, model, pool
 
 
@@ -95,7 +95,7 @@ def test_what_rests_on_single_rows_is_not_unexplained() -> None:
 
 def test_descent_relies_on_what_the_layer_cannot_explain_only_without_its_signs() -> None:
     factors, model, pool = pool_behind(0.5)
-    descent = Descent.prepare(factors, model)
+    descent = Descent.prepare(factors.space, model)
     rng = np.random.default_rng(866)
     assert not len(descent._trusted(pool, rng, mistrusted=False))
     assert len(descent._trusted(pool, rng, mistrusted=True)) == B - 1
@@ -109,8 +109,8 @@ def test_bounds_hold_where_gradients_are_missing_without_a_reason(
     data = dropped_out(B, rate=rate, seed=seed)
     factors = factors_of(data, Backend.NUMPY)
     known = true_directions(factors, data.inputs)[missing:]
-    bounded = partial_inputs(factors, factors.device.float64(known))
+    bounded = partial_inputs(factors, factors.space.device.float64(known))
     assert len(bounded.which) == (0 if rate else B - missing)
-    basis = data.weight_grad.astype(np.float64).T @ to_host(factors.to_basis)
+    basis = data.weight_grad.astype(np.float64).T @ to_host(factors.space.to_basis)
     error = np.abs(bounded.coordinates @ basis.T - data.inputs[missing:][bounded.which]).max(axis=1)
     assert np.all(error <= bounded.error_bound)

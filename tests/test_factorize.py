@@ -10,7 +10,7 @@ import pytest
 from spear_np import InputError, LayerGradients
 from spear_np.backend import CPU, to_host
 from spear_np.factors import gradients
-from spear_np.factors.factorize import Factors, expand, factorize, spectrum_of
+from spear_np.factors.factorize import Factors, factorize, spectrum_of
 from spear_np.factors.rank import Spectrum, additive_rank, gap_rank, rounding_rank
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
@@ -40,9 +40,9 @@ class TestRank:
     def test_it_is_the_batch_size_at_every_precision(self, backend: Backend, b: int, precision: str) -> None:
         data = rounded(digit_layer(b, width=M, seed=b, dtype=np.float64), precision)
         factors = factors_of(data, backend, precision=precision)
-        assert factors.batch_size == factors.spectrum.rank == b
-        assert factors.spectrum.rounding
-        assert factors.spectrum.gap > 3
+        assert factors.space.batch_size == factors.space.spectrum.rank == b
+        assert factors.space.spectrum.rounding
+        assert factors.space.spectrum.gap > 3
 
     def test_equal_inputs_count_once(self) -> None:
         data = digit_layer(5, width=M, seed=1)
@@ -51,7 +51,7 @@ class TestRank:
             weight_grad=data.weight_grad + np.outer(data.output_grad[:, 1], data.inputs[1]),
             bias_grad=data.bias_grad + data.output_grad[:, 1],
         )
-        assert factors_of(twice, Backend.NUMPY).batch_size == 5
+        assert factors_of(twice, Backend.NUMPY).space.batch_size == 5
 
     @pytest.mark.parametrize("dead", [[0], [3, 4, 40], [*range(60)]])
     def test_dead_units_do_not_change_it(self, backend: Backend, dead: list[int]) -> None:
@@ -59,25 +59,25 @@ class TestRank:
         weight_grad = data.weight_grad.copy()
         weight_grad[dead] = 0
         factors = factors_of(changed(data, weight_grad=weight_grad), backend)
-        assert factors.batch_size == 4
+        assert factors.space.batch_size == 4
         alive = np.flatnonzero(np.any(weight_grad != 0, axis=1))
-        assert set(to_host(factors.live)) <= set(alive)
+        assert set(to_host(factors.space.live)) <= set(alive)
 
     def test_columns_without_gradient_do_not_change_it(self, backend: Backend) -> None:
         data = digit_layer(4, width=M, seed=3)
         padded = np.zeros((M, 500), dtype=np.float32)
         padded[:, 200:264] = data.weight_grad
         factors = factors_of(changed(data, weight_grad=padded, weight=padded), backend)
-        assert factors.batch_size == 4
+        assert factors.space.batch_size == 4
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_rows_of_very_different_size_do_not_hide_it(self, backend: Backend, dtype: Any) -> None:
         data = digit_layer(6, width=M, seed=4, dtype=dtype)
         size = np.logspace(0, -12, M)[np.random.default_rng(4).permutation(M), None].astype(dtype)
         factors = factors_of(changed(data, weight_grad=data.weight_grad * size), backend)
-        assert factors.batch_size == 6
+        assert factors.space.batch_size == 6
         # Scaling a row changes neither its direction nor how well it is known, so no row is lost.
-        assert factors.live.shape[0] == factors_of(data, backend).live.shape[0]
+        assert factors.space.live.shape[0] == factors_of(data, backend).space.live.shape[0]
 
     @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
     def test_the_scale_of_the_loss_does_not_matter(self, scale: float) -> None:
@@ -86,17 +86,17 @@ class TestRank:
             changed(data, weight_grad=data.weight_grad * scale, bias_grad=data.bias_grad * scale),
             Backend.NUMPY,
         )
-        plain = factors_of(data, Backend.NUMPY)
-        assert factors.batch_size == 5
-        assert factors.relative_noise == pytest.approx(plain.relative_noise, rel=0.2)
+        plain = factors_of(data, Backend.NUMPY).space
+        assert factors.space.batch_size == 5
+        assert factors.space.relative_noise == pytest.approx(plain.relative_noise, rel=0.2)
 
     @pytest.mark.parametrize("level", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_added_noise_does_not_change_it(self, backend: Backend, level: float, dtype: Any) -> None:
         factors = factors_of(noisy(digit_layer(5, width=M, seed=6, dtype=dtype), level), backend)
-        assert factors.batch_size == 5
+        assert factors.space.batch_size == 5
         # The noise is given relative to the root mean square of all entries, like `relative_noise` by rows.
-        assert 0.5 * level < factors.relative_noise < 10 * level
+        assert 0.5 * level < factors.space.relative_noise < 10 * level
 
     def test_a_full_rank_is_no_rank(self, backend: Backend) -> None:
         values = np.random.default_rng(7).standard_normal((20, 30)).astype(np.float32)
@@ -123,8 +123,8 @@ class TestRank:
         data = digit_layer(5, width=M, seed=10)
         for forced in (4, 6):
             factors = factors_of_size(data, backend, forced)
-            assert (factors.batch_size, factors.spectrum.rank) == (forced, 5)
-            assert tuple(factors.to_basis.shape) == (M, forced)
+            assert (factors.space.batch_size, factors.space.spectrum.rank) == (forced, 5)
+            assert tuple(factors.space.to_basis.shape) == (M, forced)
 
     @pytest.mark.parametrize("forced", [0, -1, 65])
     def test_an_impossible_batch_size_is_refused(self, forced: int) -> None:
@@ -169,7 +169,7 @@ class TestNoise:
         factors = factors_of(data, backend, precision=precision)
         # Our own float64 products are less precise than one float64 number.
         most = 100 if precision == "float64" else 30
-        assert 0.1 * unit < factors.relative_noise < most * unit
+        assert 0.1 * unit < factors.space.relative_noise < most * unit
 
     @pytest.mark.parametrize("precision", ["float64", "float32", "float16", "bfloat16"])
     @pytest.mark.parametrize("seed", range(21, 25))
@@ -177,8 +177,8 @@ class TestNoise:
         data = rounded(digit_layer(6, width=M, seed=seed, dtype=np.float64), precision)
         factors = factors_of(data, Backend.NUMPY, precision=precision)
         directions = true_directions(factors, data.inputs)
-        silent = (data.output_grad == 0)[to_host(factors.live)].T
-        zeros = factors.zeros(directions)
+        silent = (data.output_grad == 0)[to_host(factors.space.live)].T
+        zeros = factors.space.zeros(directions)
         # No zero may be taken for a gradient; a few gradients that drown in the noise are no mistake.
         assert np.all(zeros[silent])
         assert np.mean(zeros[~silent]) < (0.1 if precision == "bfloat16" else 0.02)
@@ -186,8 +186,8 @@ class TestNoise:
     def test_every_row_has_its_own(self, backend: Backend) -> None:
         data = digit_layer(6, width=M, seed=25)
         size = np.logspace(0, -12, M)[:, None].astype(np.float32)
-        plain = to_host(factors_of(data, backend).noise)
-        scaled = to_host(factors_of(changed(data, weight_grad=data.weight_grad * size), backend).noise)
+        plain = to_host(factors_of(data, backend).space.noise)
+        scaled = to_host(factors_of(changed(data, weight_grad=data.weight_grad * size), backend).space.noise)
         live = np.any(data.weight_grad != 0, axis=1)
         ratio = (scaled / plain / size[:, 0])[live]
         assert np.all((ratio > 0.3) & (ratio < 3))
@@ -210,8 +210,8 @@ class TestNoise:
 def zero_figures(data: LayerData, inputs: Floats) -> Floats:
     """Sizes, in noise units, of the entries of ∂L/∂Z that are truly zero."""
     factors = factors_of(data, Backend.NUMPY, weight=None, bias=None)
-    silent = (data.output_grad == 0)[to_host(factors.live)].T
-    units: Floats = factors.noise_units(true_directions(factors, inputs))[silent]
+    silent = (data.output_grad == 0)[to_host(factors.space.live)].T
+    units: Floats = factors.space.noise_units(true_directions(factors, inputs))[silent]
     return units
 
 
@@ -220,20 +220,19 @@ class TestFactors:
         data = digit_layer(5, width=M, seed=30)
         factors = factors_of(data, backend)
         weight_grad, weight = data.weight_grad.astype(np.float64), data.weight.astype(np.float64)
-        live, S = backend.host(factors.live), backend.host(factors.S)
-        U, noise = backend.host(factors.U), backend.host(factors.noise)
-        to_basis, coordinates = backend.host(factors.to_basis), backend.host(factors.coordinates)
+        live, S = backend.host(factors.space.live), backend.host(factors.space.S)
+        U, noise = backend.host(factors.space.U), backend.host(factors.space.noise)
+        to_basis, coordinates = backend.host(factors.space.to_basis), backend.host(factors.space.coordinates)
         V = weight_grad.T @ to_basis
         np.testing.assert_allclose(U.T @ U, np.eye(5), atol=1e-12)
         np.testing.assert_allclose(V.T @ V, np.eye(5), atol=1e-9)
         np.testing.assert_allclose(coordinates @ V.T, weight_grad, atol=1e-6 * np.max(np.abs(weight_grad)))
         np.testing.assert_allclose(coordinates[live] / noise[live, None], U * S, rtol=1e-9, atol=1e-6 * S[0])
-        assert_array(factors.row_norm, np.linalg.norm(weight_grad, axis=1), backend, rtol=1e-9)
+        assert_array(factors.space.row_norm, np.linalg.norm(weight_grad, axis=1), backend, rtol=1e-9)
         assert factors.layer is not None
-        assert_array(factors.layer, weight @ V, backend, atol=1e-9)
-        assert factors.weight_norm is not None
-        assert_array(factors.weight_norm, np.linalg.norm(weight, axis=1), backend, rtol=1e-12)
-        assert_array(factors.bias, data.bias.astype(np.float64), backend)
+        assert_array(factors.layer.weight_in_basis, weight @ V, backend, atol=1e-9)
+        assert_array(factors.layer.weight_norm, np.linalg.norm(weight, axis=1), backend, rtol=1e-12)
+        assert_array(factors.layer.bias, data.bias.astype(np.float64), backend)
         assert factors.bias_grad is not None
         assert_array(factors.bias_grad, data.bias_grad.astype(np.float64), backend)
 
@@ -241,22 +240,40 @@ class TestFactors:
         data = digit_layer(5, width=M, seed=31)
         factors = factors_of(data, backend)
         q = backend.array(true_directions(factors, data.inputs))
-        assert_array(factors.columns(q), data.output_grad.astype(np.float64), backend, atol=1e-6)
-        zeros = backend.host(factors.zeros(q))
-        np.testing.assert_array_equal(zeros, (data.output_grad == 0)[backend.host(factors.live)].T)
-        spread = expand(factors, factors.zeros(q))
+        assert_array(factors.space.columns(q), data.output_grad.astype(np.float64), backend, atol=1e-6)
+        zeros = backend.host(factors.space.zeros(q))
+        np.testing.assert_array_equal(zeros, (data.output_grad == 0)[backend.host(factors.space.live)].T)
+        spread = factors.space.expand(factors.space.zeros(q))
         assert_lives_on(spread, backend)
         silent = data.output_grad == 0
-        silent[~np.isin(np.arange(M), backend.host(factors.live))] = False
+        silent[~np.isin(np.arange(M), backend.host(factors.space.live))] = False
         np.testing.assert_array_equal(backend.host(spread), silent)
 
     def test_without_weight_there_are_no_signs(self, backend: Backend) -> None:
         data = digit_layer(3, width=M, seed=32)
         factors = factors_of(data, backend, weight=None, bias=None)
         assert factors.layer is None
-        assert factors.weight_norm is None
         assert not factors.signs_known
-        assert_array(factors.bias, np.zeros(M), backend)
+
+    def test_a_bias_that_is_missing_counts_as_zero(self, backend: Backend) -> None:
+        layer = factors_of(digit_layer(3, width=M, seed=32), backend, bias=None).layer
+        assert layer is not None
+        assert_array(layer.bias, np.zeros(M), backend)
+
+    @pytest.mark.parametrize("activation", ["gelu", "none", "tanh", "sine"])
+    def test_what_follows_the_layer_does_not_matter(self, backend: Backend, activation: str) -> None:
+        data = digit_layer(5, width=M, seed=35)
+        plain, other = (factors_of(data, backend, activation=a) for a in ("relu", activation))
+        assert other.space.batch_size == 5
+        assert_array(other.space.U, backend.host(plain.space.U), backend)
+        assert other.layer is not None
+        assert other.layer.activation.name == activation
+        # Pre-activations need no zeros either.
+        coordinates = backend.array(data.inputs.astype(np.float64)) @ (
+            backend.array(data.weight_grad.astype(np.float64)).T @ other.space.to_basis
+        )
+        z = data.inputs.astype(np.float64) @ data.weight.T.astype(np.float64) + data.bias
+        assert_array(other.layer.preactivations(coordinates), z.T, backend, atol=1e-5)
 
     def test_without_bias_grad_signs_are_known_only_if_there_is_no_bias(self) -> None:
         data = digit_layer(3, width=M, seed=33)
@@ -269,7 +286,7 @@ class TestFactors:
         for precision in ("bfloat16", "float16", "float32"):
             data = rounded(digit_layer(6, width=M, seed=34, dtype=np.float64), precision)
             factors = factors_of(data, Backend.NUMPY, precision=precision)
-            angles.append(np.max(factors.angle_noise(true_directions(factors, data.inputs))))
+            angles.append(np.max(factors.space.angle_noise(true_directions(factors, data.inputs))))
         assert angles[0] > angles[1] > angles[2] >= 1e-6
 
 
@@ -282,23 +299,23 @@ class TestReading:
         whole = factors_of(data, backend)
         monkeypatch.setattr(gradients, "BLOCK_BYTES", columns * 8 * 30)
         parts = factors_of(data, backend)
-        assert parts.batch_size == whole.batch_size
-        np.testing.assert_array_equal(backend.host(parts.live), backend.host(whole.live))
+        space, same = parts.space, whole.space
+        assert space.batch_size == same.batch_size
+        np.testing.assert_array_equal(backend.host(space.live), backend.host(same.live))
         np.testing.assert_allclose(
-            parts.spectrum.singular_values[:5], whole.spectrum.singular_values[:5], rtol=1e-6
+            space.spectrum.singular_values[:5], same.spectrum.singular_values[:5], rtol=1e-6
         )
-        np.testing.assert_allclose(backend.host(parts.noise), backend.host(whole.noise), rtol=1e-3)
+        np.testing.assert_allclose(backend.host(space.noise), backend.host(same.noise), rtol=1e-3)
         directions = true_directions(parts, data.inputs)
         np.testing.assert_allclose(
-            backend.host(parts.columns(backend.array(directions))), data.output_grad, atol=1e-6
+            backend.host(space.columns(backend.array(directions))), data.output_grad, atol=1e-6
         )
-        assert parts.layer is not None
-        assert whole.layer is not None
         # The bases may differ by a rotation; what W sees of the inputs may not.
         X = data.inputs.astype(np.float64)
         for factors in (parts, whole):
-            V = data.weight_grad.astype(np.float64).T @ backend.host(factors.to_basis)
-            z = backend.host(factors.layer) @ (X @ V).T
+            V = data.weight_grad.astype(np.float64).T @ backend.host(factors.space.to_basis)
+            assert factors.layer is not None
+            z = backend.host(factors.layer.weight_in_basis) @ (X @ V).T
             np.testing.assert_allclose(z, data.weight.astype(np.float64) @ X.T, atol=1e-6)
 
     def test_the_whole_matrix_is_never_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +323,7 @@ class TestReading:
         monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 30 * 9)
         weight_grad, weight = OnDisk(data.weight_grad), OnDisk(data.weight)
         factors = factors_of(data, Backend.NUMPY, weight_grad=weight_grad, weight=weight)
-        assert factors.batch_size == 5
+        assert factors.space.batch_size == 5
         assert weight_grad.largest == weight.largest == 30 * 9
 
     def test_small_singular_values_survive(self) -> None:
@@ -395,8 +412,8 @@ class TestRanksFromGaps:
         noisy = data.weight_grad + level * rng.standard_normal(data.weight_grad.shape)
         factors = factorize(Backend.NUMPY.gradients(data, weight_grad=noisy), CPU)
         assert isinstance(factors, Factors)
-        assert factors.spectrum.excess > 1.3
-        assert np.median(factors.noise[factors.live] / level[factors.live, 0]) > 1.2
+        assert factors.space.spectrum.excess > 1.3
+        assert np.median(factors.space.noise[factors.space.live] / level[factors.space.live, 0]) > 1.2
 
     def test_every_reading_has_its_turn(self) -> None:
         data = digit_layer(6, width=100, seed=171)
@@ -407,8 +424,8 @@ class TestRanksFromGaps:
         for reading in range(3):
             factors = factorize(shared, CPU, reading=reading)
             assert isinstance(factors, Factors)
-            ranks.append(factors.batch_size)
-            if not factors.spectrum.alternatives:
+            ranks.append(factors.space.batch_size)
+            if not factors.space.spectrum.alternatives:
                 break
         # Evenly spaced levels are no rounding of float32: by that, all of their errors are signal.
         assert ranks[0] > 6
@@ -422,6 +439,6 @@ class TestRanksFromGaps:
         )
         assert isinstance(whole, Factors)
         assert isinstance(less, Factors)
-        assert whole.omission == 1
+        assert whole.space.omission == 1
         # What is left out is no noise at all: many millions of its standard deviations.
-        assert less.omission > 1
+        assert less.space.omission > 1

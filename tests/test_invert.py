@@ -18,10 +18,10 @@ from spear_np.directions.pool import Pool
 from spear_np.directions.repair import units_off_last
 from spear_np.factors import gradients
 from spear_np.factors.factorize import Factors
+from spear_np.factors.row_space import RowSpace
 from spear_np.factors.signs import SignModel
-from spear_np.invert import _exhausted
-from spear_np.loop.hand_out import hand_out
-from spear_np.loop.run import Budget, Run, State
+from spear_np.layer.assemble import Ending, assemble_result
+from spear_np.layer.problem import LayerProblem, LayerState
 from spear_np.search import Proposals
 from spear_np.search.sampling import Sampling
 from tests.backends import Backend, assert_array, assert_lives_on
@@ -320,11 +320,11 @@ class Scripted:
     blocks: list[Floats]
     name: str = "scripted"
 
-    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
-        q = self.blocks.pop(0) if self.blocks else np.empty((0, factors.batch_size))
-        return Proposals(factors.device.float64(q), len(q), self.name)
+    def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
+        q = self.blocks.pop(0) if self.blocks else np.empty((0, space.batch_size))
+        return Proposals(space.device.float64(q), len(q), self.name)
 
-    def forecast(self, factors: Factors) -> float | None:
+    def forecast(self, space: RowSpace) -> float | None:
         return None
 
 
@@ -375,7 +375,7 @@ class TestOwnSearch:
         changes: dict[str, Any] = {} if signs else {"weight": None, "bias": None}
         answer(data, method=search, **changes)
         ((factors, model),) = told
-        assert factors.batch_size == 4
+        assert factors.space.batch_size == 4
         assert isinstance(model, SignModel) == signs
 
     def test_a_search_that_finds_nothing_ends_with_the_budget(self) -> None:
@@ -387,7 +387,7 @@ class TestOwnSearch:
 
     def test_its_errors_reach_the_caller(self) -> None:
         def search(factors: Factors, model: SignModel | None) -> Sampling:
-            raise ZeroDivisionError(str(factors.batch_size))
+            raise ZeroDivisionError(str(factors.space.batch_size))
 
         with pytest.raises(ZeroDivisionError, match="4"):
             answer(digit_layer(4, width=120, seed=314), method=search)
@@ -423,7 +423,8 @@ class TestTheLastInput:
         factors = factors_of(data, backend)
         pool = replace(pool_of(factors, true_directions(factors, data.inputs)[1:]), stale=stale)
         pool = replace(pool, lone=np.asarray([doubt, False, False]))
-        assert (_exhausted(factors, State(pool, pool)) is not None) == hopeless
+        problem = LayerProblem(factors, None, Sampling())
+        assert (problem.exhausted(LayerState(pool, pool)) is not None) == hopeless
 
     def test_nothing_is_said_of_it_where_bias_grad_contradicts(self, backend: Backend) -> None:
         data = digit_layer(12, width=120, seed=36)
@@ -437,20 +438,15 @@ class TestTheLastInput:
 class TestFullestPool:
     """A search may lose directions that it relied on: a partial answer is made of the most it ever had."""
 
-    @staticmethod
-    def run_on(data: LayerData) -> Run:
-        budget = Budget(60.0, None, lambda: False)
-        return Run(Backend.NUMPY.gradients(data), Backend.NUMPY.device, "auto", 0, budget, lambda _: None)
-
     def test_it_is_what_is_handed_out(self) -> None:
         data = digit_layer(8, width=150, seed=315)
         factors = factors_of(data, Backend.NUMPY)
         truth = true_directions(factors, data.inputs)
-        nothing = Pool.empty(8, factors.U.shape[0])
+        nothing = Pool.empty(8, factors.space.U.shape[0])
         few, many = pool_of(factors, truth[:2]), pool_of(factors, truth[:7])
         found = {
-            name: hand_out(factors, State(pool, fullest), "stopped", self.run_on(data))
-            for name, pool, fullest in [("many", few, many), ("few", few, few), ("none", nothing, nothing)]
+            name: assemble_result(factors, Ending(None, None, fullest, "stopped"))
+            for name, fullest in [("many", many), ("few", few), ("none", nothing)]
         }
         assert [found[name].found for name in ("many", "few", "none")] == [7, 2, 0]
         assert found["many"].reason.startswith("stopped: 7 of 8 directions found")

@@ -32,8 +32,8 @@ def recovered(
 ) -> tuple[Floats, Floats, Floats]:
     """Return which inputs are bounded, their errors and their bounds, when some true directions are known."""
     truth = true_directions(factors, data.inputs)[known]
-    partial = partial_inputs(factors, factors.device.float64(truth))
-    basis = data.weight_grad.astype(np.float64).T @ backend.host(factors.to_basis)
+    partial = partial_inputs(factors, factors.space.device.float64(truth))
+    basis = data.weight_grad.astype(np.float64).T @ backend.host(factors.space.to_basis)
     errors = np.abs(partial.coordinates @ basis.T - data.inputs[known][partial.which]).max(axis=1)
     return partial.which, errors, partial.error_bound
 
@@ -63,4 +63,4 @@ def test_without_bias_grad_or_weights_nothing_is_bounded(backend: Backend) -> No
         changes = {missing: None} | ({"bias": None} if missing == "weight" else {})
         factors = factors_of(data, backend, **changes)
         truth = true_directions(factors, data.inputs)[:5]
-        assert not len(partial_inputs(factors, factors.device.float64(truth)).which)
+        assert not len(partial_inputs(factors, factors.space.device.float64(truth)).which)

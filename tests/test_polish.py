@@ -24,9 +24,9 @@ WIDTH = 120
 
 def polished(factors: Factors, candidates: Floats, pool: Pool | None = None, seed: int = 0) -> Directions:
     if pool is None:
-        pool = Pool.empty(factors.batch_size, factors.U.shape[0])
-    on_device = factors.device.float64(candidates)
-    return polish(factors, on_device, frozen(pool), np.random.default_rng(seed))
+        pool = Pool.empty(factors.space.batch_size, factors.space.U.shape[0])
+    on_device = factors.space.device.float64(candidates)
+    return polish(factors.space, on_device, frozen(pool), np.random.default_rng(seed))
 
 
 def blur(directions: Floats, angle: float, seed: int) -> Floats:
@@ -45,7 +45,7 @@ class TestSnapping:
         factors = factors_of(data, backend)
         truth = true_directions(factors, data.inputs)
         found = polished(factors, blur(truth, angle, seed=80))
-        noise = backend.host(factors.angle_noise(factors.device.float64(truth)))
+        noise = backend.host(factors.space.angle_noise(factors.space.device.float64(truth)))
         missed = np.count_nonzero(angles(found.q, truth).min(axis=0) >= noise)
         # Among the rows a blurred candidate starts from may be one that is not a zero row.
         assert missed <= (b // 10 if angle > 1e-5 else 0)
@@ -60,9 +60,9 @@ class TestSnapping:
         truth = true_directions(factors, data.inputs)
         found = polished(factors, truth)
         sines = angles(found.q, truth)
-        assert np.all(sines.min(axis=0) < factors.angle_noise(truth))
+        assert np.all(sines.min(axis=0) < factors.space.angle_noise(truth))
         for index, zeros in zip(sines.argmin(axis=1), found.zero_mask, strict=True):
-            silent = data.output_grad[to_host(factors.live), index] == 0
+            silent = data.output_grad[to_host(factors.space.live), index] == 0
             assert np.all(zeros[silent])
             # A gradient that is there may drown in the noise of its row, at low precision.
             assert np.count_nonzero(zeros & ~silent) <= 2
@@ -71,11 +71,11 @@ class TestSnapping:
         data = digit_layer(6, width=400, seed=84)
         factors = factors_of(data, Backend.NUMPY)
         truth = true_directions(factors, data.inputs)
-        silent = data.output_grad[to_host(factors.live)] == 0
+        silent = data.output_grad[to_host(factors.space.live)] == 0
         rng = np.random.default_rng(84)
         few = []
         for column in silent.T:
-            rows = factors.U[rng.choice(np.flatnonzero(column), 5, replace=False)]
+            rows = factors.space.U[rng.choice(np.flatnonzero(column), 5, replace=False)]
             few.append(np.linalg.svd(rows)[2][-1])
         before = angles(np.asarray(few), truth).diagonal()
         after = angles(polished(factors, np.asarray(few)).q, truth).min(axis=0)
@@ -90,12 +90,12 @@ class TestSnapping:
         data = fainter(digit_layer(10, width=150, seed=seed), 1e-5, 2)
         factors = factors_of(data, backend)
         truth = true_directions(factors, data.inputs)
-        silent = data.output_grad[backend.host(factors.live)] == 0
+        silent = data.output_grad[backend.host(factors.space.live)] == 0
         back = []
         for strong in range(3):
             mixture = mixed(truth, (strong, 1.0), (9, share))
             assert not np.all(
-                backend.host(factors.zeros(factors.device.float64(mixture)))[0][silent[:, strong]]
+                backend.host(factors.space.zeros(factors.space.device.float64(mixture)))[0][silent[:, strong]]
             )
             found = polished(factors, mixture)
             near = angles(found.q, truth[[strong]])[:, 0] < 10 * share
@@ -108,9 +108,9 @@ class TestSnapping:
         factors = factors_of(data, backend)
         found = polished(factors, true_directions(factors, data.inputs))
         np.testing.assert_allclose(np.linalg.norm(found.q, axis=1), 1)
-        on_device = factors.device.float64(found.q)
-        np.testing.assert_array_equal(found.zero_mask, backend.host(factors.zeros(on_device)))
-        np.testing.assert_array_equal(found.angle, backend.host(factors.angle_noise(on_device)))
+        on_device = factors.space.device.float64(found.q)
+        np.testing.assert_array_equal(found.zero_mask, backend.host(factors.space.zeros(on_device)))
+        np.testing.assert_array_equal(found.angle, backend.host(factors.space.angle_noise(on_device)))
 
     def test_the_same_arguments_give_the_same_directions(self, backend: Backend) -> None:
         data = digit_layer(6, width=WIDTH, seed=86)
@@ -149,7 +149,7 @@ class TestGarbage:
         factors = factors_of(digit_layer(4, width=WIDTH, seed=91), backend)
         found = polished(factors, np.empty((0, 4)))
         assert found.q.shape == (0, 4)
-        assert found.zero_mask.shape == (0, factors.U.shape[0])
+        assert found.zero_mask.shape == (0, factors.space.U.shape[0])
 
     def test_what_the_pool_knows_is_not_polished_again(self, backend: Backend) -> None:
         data = digit_layer(6, width=WIDTH, seed=92)
@@ -215,13 +215,15 @@ class TestNullSpace:
     def test_it_has_as_many_directions_as_the_rows_leave_open(self, backend: Backend) -> None:
         data = digit_layer(6, width=200, seed=105)
         factors = factors_of(data, backend)
-        silent = data.output_grad[backend.host(factors.live)] == 0
+        silent = data.output_grad[backend.host(factors.space.live)] == 0
         groups: list[Any] = [[0], [0, 1], [0, 1, 2]]
         rows = [np.flatnonzero(silent[:, group].all(axis=1)) for group in groups]
         most = max(len(picked) for picked in rows)
         order = np.asarray([np.pad(picked, (0, most - len(picked))) for picked in rows])
         counts = np.asarray([len(picked) for picked in rows])
-        space = null_space(factors, factors.device.integers(order), factors.device.integers(counts))
+        space = null_space(
+            factors.space, factors.space.device.integers(order), factors.space.device.integers(counts)
+        )
         assert_lives_on(space.basis, backend)
         energy = backend.host(space.energy)
         assert list(np.sum(energy < 36, axis=1)) == [1, 2, 3]

@@ -22,7 +22,7 @@ def known_only(
     factors = factors_of(data, backend, **changes)
     q = scale * true_directions(factors, data.inputs)[known]
     bounded = bound_inputs(factors, backend.array(q))
-    V = data.weight_grad.astype(np.float64).T @ backend.host(factors.to_basis)
+    V = data.weight_grad.astype(np.float64).T @ backend.host(factors.space.to_basis)
     return bounded, bounded.coordinates @ V.T
 
 

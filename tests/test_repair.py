@@ -34,7 +34,7 @@ def turned(factors: Factors, truth: Floats, which: int, angle: float, seed: int)
     aside = np.random.default_rng(seed).standard_normal(B)
     aside -= (aside @ q[which]) * q[which]
     q[which] = np.cos(angle) * q[which] + np.sin(angle) * aside / np.linalg.norm(aside)
-    return disaggregate(factors, factors.device.float64(q))
+    return disaggregate(factors, factors.space.device.float64(q))
 
 
 def angle_to(factors: Factors, choice: Disaggregation, truth: Floats, which: int, backend: Backend) -> float:
@@ -53,7 +53,7 @@ def test_a_direction_that_is_off_comes_back(backend: Backend, seed: int) -> None
     better = realigned(factors, choice)
     assert (better.mean_agreement() or 0) > (choice.mean_agreement() or 0)
     # As near as the noise lets any direction come.
-    noise = float(factors.angle_noise(factors.device.float64(truth[seed % B : seed % B + 1]))[0])
+    noise = float(factors.space.angle_noise(factors.space.device.float64(truth[seed % B : seed % B + 1]))[0])
     assert angle_to(factors, better, truth, seed % B, backend) < noise
 
 
@@ -69,5 +69,5 @@ def test_agreement_never_falls(backend: Backend) -> None:
 def test_without_the_layer_a_choice_stays_as_it_is(backend: Backend) -> None:
     data = digit_layer(B, width=150, seed=705)
     factors = factors_of(data, backend, weight=None, bias=None)
-    choice = disaggregate(factors, factors.device.float64(true_directions(factors, data.inputs)))
+    choice = disaggregate(factors, factors.space.device.float64(true_directions(factors, data.inputs)))
     assert realigned(factors, choice) is choice

@@ -101,23 +101,23 @@ class TestPropose:
         return true_directions(factors, digit_layer(self.B, width=100, seed=67).inputs)
 
     def propose(self, factors: Factors, pool: Pool, seed: int) -> Floats:
-        return np.asarray(Sampling().propose(factors, pool, np.random.default_rng(seed)).candidates)
+        return np.asarray(Sampling().propose(factors.space, pool, np.random.default_rng(seed)).candidates)
 
     def test_true_directions_are_among_the_candidates(
         self, backend: Backend, factors: Factors, truth: Floats
     ) -> None:
-        pool = Pool.empty(self.B, factors.U.shape[0])
+        pool = Pool.empty(self.B, factors.space.U.shape[0])
         found = np.full(self.B, np.inf)
         for seed in range(8):
-            proposals = Sampling().propose(factors, pool, np.random.default_rng(seed))
+            proposals = Sampling().propose(factors.space, pool, np.random.default_rng(seed))
             assert_lives_on(proposals.candidates, backend)
             assert proposals.examined > 1000
             found = np.minimum(found, angles(backend.host(proposals.candidates), truth).min(axis=0))
         assert np.all(found < 1e-3)
 
     def test_candidates_are_distinct(self, backend: Backend, factors: Factors) -> None:
-        pool = Pool.empty(self.B, factors.U.shape[0])
-        q = backend.host(Sampling().propose(factors, pool, np.random.default_rng(68)).candidates)
+        pool = Pool.empty(self.B, factors.space.U.shape[0])
+        q = backend.host(Sampling().propose(factors.space, pool, np.random.default_rng(68)).candidates)
         assert len(q) > 1
         apart = angles(q, q) + np.eye(len(q))
         assert np.min(apart) > 1e-4
@@ -130,7 +130,8 @@ class TestPropose:
         different = 0
         for seed in range(6):
             first, second, other = (
-                Sampling().propose(factors, pool, np.random.default_rng(s)) for s in (seed, seed, seed + 100)
+                Sampling().propose(factors.space, pool, np.random.default_rng(s))
+                for s in (seed, seed, seed + 100)
             )
             np.testing.assert_array_equal(backend.host(first.candidates), backend.host(second.candidates))
             assert first.examined == second.examined
@@ -143,7 +144,7 @@ class TestPropose:
         pool = pool_of(factors, truth[:4])
         missing = np.full(2, np.inf)
         for seed in range(12):
-            q = backend.host(Sampling().propose(factors, pool, np.random.default_rng(seed)).candidates)
+            q = backend.host(Sampling().propose(factors.space, pool, np.random.default_rng(seed)).candidates)
             if len(q):
                 sines = angles(q, truth)
                 assert np.all(sines[:, :4] > 1e-6)
@@ -151,13 +152,13 @@ class TestPropose:
         assert np.any(missing < 1e-3)
 
     def test_one_block_stays_within_its_size(self, factors: Factors) -> None:
-        pool = Pool.empty(self.B, factors.U.shape[0])
-        proposals = Sampling(submatrices=500).propose(factors, pool, np.random.default_rng(69))
+        pool = Pool.empty(self.B, factors.space.U.shape[0])
+        proposals = Sampling(submatrices=500).propose(factors.space, pool, np.random.default_rng(69))
         assert proposals.examined == 500
 
     def test_a_batch_of_one_needs_no_search(self, backend: Backend) -> None:
         factors = factors_of(digit_layer(1, width=50, seed=70), backend)
-        pool = Pool.empty(1, factors.U.shape[0])
-        proposals = Sampling().propose(factors, pool, np.random.default_rng(0))
+        pool = Pool.empty(1, factors.space.U.shape[0])
+        proposals = Sampling().propose(factors.space, pool, np.random.default_rng(0))
         assert_array(proposals.candidates, np.ones((1, 1)), backend)
         assert proposals.examined == 1

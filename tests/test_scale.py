@@ -16,7 +16,7 @@ import spear_np
 from spear_np import Certificate, Inversion, Status
 from spear_np.directions.disaggregate import disaggregate
 from spear_np.inputs.reconstruct import reconstruct
-from spear_np.inputs.scale import _half_line, _most_agreed, checked_range, choose_scale
+from spear_np.inputs.scale import _half_line, _most_agreed, choose_scale
 from tests.backends import Backend, assert_lives_on
 from tests.io_files import Command, command, layer_arrays
 from tests.layers import digit_layer, factors_of, true_directions, with_bias
@@ -155,18 +155,6 @@ class TestRange:
         distance = np.abs(after[:, None] - before[None]).max(axis=2)
         assert sorted(distance.argmin(axis=1)) == [0, 1, 2]
         assert np.max(distance.min(axis=1)) < 1e-10
-
-    @pytest.mark.parametrize(
-        "wrong", [(1, 0), (1, 1), (0, np.inf), (np.nan, 1), (0,), (0, 1, 2), 1.0, "ab", ("low", "high")]
-    )
-    def test_what_is_none_is_refused(self, wrong: Any) -> None:
-        data = digit_layer(2, width=30, seed=408)
-        with pytest.raises(spear_np.InputError, match=r"`data_range` is .* expected two finite numbers"):
-            spear_np.invert(data.weight_grad, data_range=wrong)
-
-    def test_what_is_one_becomes_floats(self) -> None:
-        assert checked_range(None) is None
-        assert checked_range([0, np.float32(1)]) == (0.0, 1.0)
 
 
 class TestPattern:

@@ -36,24 +36,26 @@ def layer(name: str) -> LayerData:
 
 def schedule_for(factors: Factors) -> Schedule:
     model = sign_model(factors)
-    return Schedule(Descent.prepare(factors, model, QUICK), Sampling(64), Completion.prepare(factors, model))
+    return Schedule(
+        Descent.prepare(factors.space, model, QUICK), Sampling(64), Completion.prepare(factors, model)
+    )
 
 
 def asked(name: str, missing: int, stale: int, backend: Backend = Backend.NUMPY, **changes: Any) -> str:
     """Name of the search that is asked when so many directions are missing after so many rounds without news."""
     data = layer(name)
     factors = factors_of(data, backend, **changes)
-    pool = Pool.empty(factors.batch_size, factors.U.shape[0])
-    if missing < factors.batch_size:
+    pool = Pool.empty(factors.space.batch_size, factors.space.U.shape[0])
+    if missing < factors.space.batch_size:
         pool = pool_of(factors, true_directions(factors, data.inputs)[missing:])
     pool = frozen(replace(pool, stale=stale))
-    proposals = schedule_for(factors).propose(factors, pool, np.random.default_rng(490))
+    proposals = schedule_for(factors).propose(factors.space, pool, np.random.default_rng(490))
     assert_lives_on(proposals.candidates, backend)
     return proposals.search
 
 
 def test_batches_are_of_the_sizes_meant() -> None:
-    sizes = {name: factors_of(layer(name), Backend.NUMPY) for name in SIZES}
+    sizes = {name: factors_of(layer(name), Backend.NUMPY).space for name in SIZES}
     assert sizes["tiny"].batch_size <= SAMPLING_SUFFICES < sizes["medium"].batch_size <= SAMPLING_HELPS
     assert sizes["large"].batch_size > SAMPLING_HELPS
     narrow = sizes["narrow"]
@@ -121,8 +123,8 @@ def test_its_proposals_are_those_of_the_search_it_asks(stale: int) -> None:
     schedule = schedule_for(factors)
     assert schedule.completion is not None
     searches: list[Search] = [schedule.descent, schedule.completion, schedule.sampling]
-    alone = searches[stale].propose(factors, pool, np.random.default_rng(492))
-    proposals = schedule.propose(factors, pool, np.random.default_rng(492))
+    alone = searches[stale].propose(factors.space, pool, np.random.default_rng(492))
+    proposals = schedule.propose(factors.space, pool, np.random.default_rng(492))
     np.testing.assert_array_equal(proposals.candidates, alone.candidates)
     assert (proposals.search, proposals.examined) == (alone.search, alone.examined)
 
@@ -130,5 +132,5 @@ def test_its_proposals_are_those_of_the_search_it_asks(stale: int) -> None:
 def test_the_published_forecast_holds_for_batches_that_are_sampled() -> None:
     for name, sampled in (("tiny", True), ("medium", False), ("large", False)):
         factors = factors_of(layer(name), Backend.NUMPY)
-        wanted = Sampling().forecast(factors) if sampled else None
-        assert schedule_for(factors).forecast(factors) == wanted
+        wanted = Sampling().forecast(factors.space) if sampled else None
+        assert schedule_for(factors).forecast(factors.space) == wanted

@@ -33,20 +33,20 @@ def modelled(data: LayerData, backend: Backend, **changes: Any) -> tuple[Factors
 def coordinates_of(factors: Factors, inputs: Floats) -> Floats:
     """(b, b): the coordinates in V of the true inputs."""
     weight_grad = to_host(factors.gradients.weight_grad).astype(np.float64)
-    coordinates: Floats = inputs.astype(np.float64) @ (weight_grad.T @ to_host(factors.to_basis))
+    coordinates: Floats = inputs.astype(np.float64) @ (weight_grad.T @ to_host(factors.space.to_basis))
     return coordinates
 
 
 def preactivations(factors: Factors, data: LayerData) -> Floats:
     """(b, ℓ): what the live units see of each input."""
-    live = to_host(factors.live)
+    live = to_host(factors.space.live)
     z: Floats = data.inputs.astype(np.float64) @ data.weight[live].T + data.bias[live]
     return z
 
 
 def seen_by(factors: Factors, q: Floats) -> Floats:
     """(k, b): unit vectors y = q / S; an input c leaves no trace in direction q where c · y = 0."""
-    y = q / to_host(factors.S)
+    y = q / to_host(factors.space.S)
     rows: Floats = y / np.linalg.norm(y, axis=1, keepdims=True)
     return rows
 
@@ -96,7 +96,7 @@ class TestSignModel:
         data = layer_data_of(rng.standard_normal((4, 9)), rng, width=7)
         factors = factorize(Backend.NUMPY.gradients(data), Backend.NUMPY.device, 4)
         assert isinstance(factors, Factors)
-        live = len(factors.live)
+        live = len(factors.space.live)
         for size, there in ((live, False), (live - 1, True)):
             sized = factorize(Backend.NUMPY.gradients(data), Backend.NUMPY.device, size)
             assert isinstance(sized, Factors)
@@ -110,13 +110,15 @@ class TestSignModel:
         r = B + (0 if changes else 1)
         assert_array(model.basis.T @ model.basis, np.eye(r), backend, atol=1e-12)
         c = np.random.default_rng(403).standard_normal((6, B))
-        z = backend.array(c) @ model.layer.T + 0.7 * model.bias[None, :]
+        z = backend.array(c) @ model.weight_in_basis.T + 0.7 * model.bias[None, :]
         assert_array((z @ model.basis) @ model.to_coordinates.T, c, backend, atol=1e-9)
 
     def test_true_inputs_have_the_preactivations_of_the_network(self, backend: Backend) -> None:
         data = digit_layer(B, width=WIDTH, seed=404)
         factors, model = modelled(data, backend)
-        z = coordinates_of(factors, data.inputs) @ backend.host(model.layer).T + backend.host(model.bias)
+        z = coordinates_of(factors, data.inputs) @ backend.host(model.weight_in_basis).T + backend.host(
+            model.bias
+        )
         np.testing.assert_allclose(z, preactivations(factors, data), atol=1e-5)
 
     def test_the_prior_is_the_gradient_seen_in_the_basis(self, backend: Backend) -> None:
@@ -124,7 +126,7 @@ class TestSignModel:
         factors, model = modelled(data, backend)
         rotation, moments = backend.host(model.rotation), backend.host(model.second_moment)
         np.testing.assert_allclose(rotation.T @ rotation, np.eye(B), atol=1e-12)
-        rows = backend.host(factors.coordinates)
+        rows = backend.host(factors.space.coordinates)
         energy = rows.T @ rows / np.sum(rows**2) * data.weight_grad.shape[1]
         np.testing.assert_allclose((rotation * moments) @ rotation.T, energy, atol=1e-9 * np.max(energy))
 
@@ -137,7 +139,7 @@ class TestSmoother:
 
     def ridge(self, model: SignModel, covariance: Floats) -> Floats:
         """Σ (Σ + 1)⁻¹ for Σ = M C Mᵀ + bias biasᵀ of trace ℓ."""
-        layer, bias = to_host(model.layer), to_host(model.bias)
+        layer, bias = to_host(model.weight_in_basis), to_host(model.bias)
         sigma = layer @ covariance @ layer.T + np.outer(bias, bias)
         sigma *= len(bias) / np.trace(sigma)
         solution: Floats = np.linalg.solve(sigma + np.eye(len(bias)), sigma)
@@ -146,7 +148,7 @@ class TestSmoother:
     @pytest.mark.parametrize("changes", [{}, {"bias": None}], ids=["bias", "no bias"])
     def test_it_is_ridge_regression_under_the_prior(self, backend: Backend, changes: dict[str, Any]) -> None:
         factors, model = modelled(digit_layer(B, width=WIDTH, seed=410), backend, **changes)
-        matrix = dense(backend, smoother(factors, model, None))
+        matrix = dense(backend, smoother(factors.space, model, None))
         np.testing.assert_allclose(matrix, self.ridge(model, self.prior(model)), atol=1e-9)
 
     @pytest.mark.parametrize("known", [1, 8, B - 1])
@@ -154,7 +156,7 @@ class TestSmoother:
         data = digit_layer(B, width=WIDTH, seed=411)
         factors, model = modelled(data, backend)
         y = seen_by(factors, true_directions(factors, data.inputs)[:known])
-        matrix = dense(backend, smoother(factors, model, backend.array(complement_of(y))))
+        matrix = dense(backend, smoother(factors.space, model, backend.array(complement_of(y))))
         prior = self.prior(model)
         seen = prior @ y.T
         conditioned = prior - seen @ np.linalg.solve(y @ seen, seen.T)
@@ -167,8 +169,8 @@ class TestSmoother:
         known = data.draw(st.integers(0, b - 1))
         y = np.random.default_rng(seed).standard_normal((known, b))
         complement = complement_of(y) if known else None
-        matrix = dense(Backend.NUMPY, smoother(factors, model, complement, prior=prior))
-        np.testing.assert_array_equal(matrix.shape, (len(factors.live),) * 2)
+        matrix = dense(Backend.NUMPY, smoother(factors.space, model, complement, prior=prior))
+        np.testing.assert_array_equal(matrix.shape, (len(factors.space.live),) * 2)
         np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
         values = np.linalg.eigvalsh(matrix)
         assert values[0] > -1e-9
@@ -181,9 +183,9 @@ class TestSmoother:
         data = digit_layer(B, width=WIDTH, seed=412)
         factors, model = modelled(data, backend)
         y = seen_by(factors, true_directions(factors, data.inputs)[:7])
-        patterns = np.random.default_rng(412).choice([-1.0, 1.0], (20, len(backend.host(factors.live))))
+        patterns = np.random.default_rng(412).choice([-1.0, 1.0], (20, len(backend.host(factors.space.live))))
         for complement, blind in ((backend.array(complement_of(y)), True), (None, False)):
-            z = patterns @ dense(backend, smoother(factors, model, complement, prior=prior))
+            z = patterns @ dense(backend, smoother(factors.space, model, complement, prior=prior))
             c = z @ backend.host(model.basis) @ backend.host(model.to_coordinates).T
             # Nothing but an input and some bias is behind the prediction.
             assert np.linalg.norm(z - z @ backend.host(model.basis) @ backend.host(model.basis).T) < 1e-9
@@ -197,11 +199,11 @@ class TestSmoother:
         y = seen_by(factors, true_directions(factors, data.inputs)[:known])
         complement = complement_of(y) if known else np.eye(B)
         matrix = dense(
-            backend, smoother(factors, model, backend.array(complement) if known else None, prior=False)
+            backend, smoother(factors.space, model, backend.array(complement) if known else None, prior=False)
         )
         np.testing.assert_allclose(matrix @ matrix, matrix, atol=1e-10)
         assert np.trace(matrix) == pytest.approx(B - known + 1)
-        kept = np.column_stack([backend.host(model.layer) @ complement, backend.host(model.bias)])
+        kept = np.column_stack([backend.host(model.weight_in_basis) @ complement, backend.host(model.bias)])
         np.testing.assert_allclose(matrix @ kept, kept, atol=1e-9 * np.max(np.abs(kept)))
 
     def test_the_prior_sees_more_of_a_spoiled_pattern(self) -> None:
@@ -213,7 +215,9 @@ class TestSmoother:
                 factors, model = modelled(data, Backend.NUMPY)
                 on = preactivations(factors, data) > 0
                 spoiled = on ^ (np.random.default_rng(seed).random(on.shape) < 0.25)
-                z = (2.0 * spoiled - 1) @ dense(Backend.NUMPY, smoother(factors, model, None, prior=prior))
+                z = (2.0 * spoiled - 1) @ dense(
+                    Backend.NUMPY, smoother(factors.space, model, None, prior=prior)
+                )
                 hits.append(np.mean((z > 0) == on))
             right[prior] = np.mean(hits)
         assert 0.75 < right[False] < right[True] - 0.02
@@ -226,7 +230,7 @@ class TestFitSigns:
 
     def patterns(self, factors: Factors, q: Floats) -> Any:
         """(k, ℓ) bool on the device: where the directions `q` (k, b) have a gradient."""
-        return ~factors.zeros(factors.device.float64(q))
+        return ~factors.space.zeros(factors.space.device.float64(q))
 
     def layer(self) -> LayerData:
         b, width, seed = self.DATA
@@ -236,7 +240,7 @@ class TestFitSigns:
         data = self.layer()
         factors, model = modelled(data, backend)
         agreement, _ = fit_signs(
-            factors, model, self.patterns(factors, true_directions(factors, data.inputs))
+            factors.space, model, self.patterns(factors, true_directions(factors, data.inputs))
         )
         assert agreement.shape == (len(data.inputs),)
         assert np.all(agreement > 0.97)
@@ -245,7 +249,9 @@ class TestFitSigns:
     def test_the_inputs_are_found_up_to_a_small_angle(self, backend: Backend) -> None:
         data = self.layer()
         factors, model = modelled(data, backend)
-        _, fitted = fit_signs(factors, model, self.patterns(factors, true_directions(factors, data.inputs)))
+        _, fitted = fit_signs(
+            factors.space, model, self.patterns(factors, true_directions(factors, data.inputs))
+        )
         truth = coordinates_of(factors, data.inputs)
         assert np.all(angles(fitted, truth).diagonal() < 0.2)
         assert np.median(angles(fitted, truth).diagonal()) < 0.1
@@ -258,23 +264,23 @@ class TestFitSigns:
         truth = true_directions(factors, data.inputs)
         truth /= np.linalg.norm(truth, axis=1, keepdims=True)
         pairs = np.asarray([truth[i] + truth[k] for i in range(len(truth)) for k in range(i)])
-        agreement, _ = fit_signs(factors, model, self.patterns(factors, pairs))
+        agreement, _ = fit_signs(factors.space, model, self.patterns(factors, pairs))
         assert np.median(agreement) < 0.9
         assert np.mean(agreement >= 0.97) < 0.1
 
     def test_random_patterns_are_impossible(self, backend: Backend) -> None:
         factors, model = modelled(self.layer(), backend)
-        live = factors.U.shape[0]
+        live = factors.space.U.shape[0]
         random = np.random.default_rng(431).random((40, live)) < 0.5
-        agreement, _ = fit_signs(factors, model, backend.array(random))
+        agreement, _ = fit_signs(factors.space, model, backend.array(random))
         assert np.all((agreement > 0.5) & (agreement < 0.75))
 
     def test_the_opposite_pattern_has_the_opposite_fit(self) -> None:
         data = self.layer()
         factors, model = modelled(data, Backend.NUMPY)
         active = self.patterns(factors, true_directions(factors, data.inputs))
-        agreement, fitted = fit_signs(factors, model, active)
-        mirrored, opposite = fit_signs(factors, model, ~active)
+        agreement, fitted = fit_signs(factors.space, model, active)
+        mirrored, opposite = fit_signs(factors.space, model, ~active)
         np.testing.assert_allclose(agreement, mirrored, atol=0.01)
         assert np.all(angles(fitted, -opposite).diagonal() < 1e-3)
         assert np.all(np.sum(fitted * opposite, axis=1) < 0)
@@ -285,18 +291,18 @@ class TestFitSigns:
         data = digit_layer(12, width=100, seed=432)
         factors, model = modelled(data, Backend.NUMPY)
         active = self.patterns(factors, true_directions(factors, data.inputs))
-        agreement, fitted = fit_signs(factors, model, active)
+        agreement, fitted = fit_signs(factors.space, model, active)
         some = order[:count]
-        alone, fitted_alone = fit_signs(factors, model, active[some])
+        alone, fitted_alone = fit_signs(factors.space, model, active[some])
         np.testing.assert_allclose(alone, agreement[some], atol=0.011)
         assert np.all(angles(fitted_alone, fitted[some]).diagonal() < 1e-3)
 
     def test_no_patterns_have_no_fits(self, backend: Backend) -> None:
         factors, model = modelled(self.layer(), backend)
-        nothing = backend.array(np.empty((0, factors.U.shape[0]), dtype=bool))
-        agreement, fitted = fit_signs(factors, model, nothing)
+        nothing = backend.array(np.empty((0, factors.space.U.shape[0]), dtype=bool))
+        agreement, fitted = fit_signs(factors.space, model, nothing)
         assert agreement.shape == (0,)
-        assert fitted.shape == (0, factors.batch_size)
+        assert fitted.shape == (0, factors.space.batch_size)
 
 
 class TestFitKnown:
@@ -307,15 +313,15 @@ class TestFitKnown:
         factors, model = modelled(data, backend, **changes)
         q = true_directions(factors, data.inputs)[:known]
         y = seen_by(factors, q)
-        active = ~factors.zeros(backend.array(q))
+        active = ~factors.space.zeros(backend.array(q))
         together = fit_known(
-            factors,
+            factors.space,
             model,
             backend.array(complement_of(y)),
             backend.array(np.linalg.solve(y @ y.T, y)),
             active,
         )
-        _, alone = fit_signs(factors, model, active)
+        _, alone = fit_signs(factors.space, model, active)
         return backend.host(together), alone, coordinates_of(factors, data.inputs)[:known], y
 
     @staticmethod
@@ -364,6 +370,6 @@ class TestFitKnown:
         together, alone, truth, _ = self.fitted(backend, unbiased, 12, bias=None, bias_grad=None)
         assert self.gain(together, alone, truth) > 1.8
         factors, model = modelled(unbiased, backend, bias=None, bias_grad=None)
-        on = z[:12, backend.host(factors.live)] > 0
-        agreement = np.mean((together @ backend.host(model.layer).T > 0) == on, axis=1)
+        on = z[:12, backend.host(factors.space.live)] > 0
+        agreement = np.mean((together @ backend.host(model.weight_in_basis).T > 0) == on, axis=1)
         assert np.min(agreement) > 0.965

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spear_np.backend import to_host
 from spear_np.directions.uniqueness import SPARE, lone_rows, sharpened, uniqueness
-from spear_np.factors.factorize import Factors, expand
+from spear_np.factors.factorize import Factors
 from tests.backends import Backend
 from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions
 from tests.networks import Floats, LayerData
@@ -26,10 +26,10 @@ class TestUniqueness:
         data = digit_layer(B, width=WIDTH, seed=182)
         factors = factors_of(data, backend)
         q = backend.array(true_directions(factors, data.inputs))
-        off = expand(factors, factors.zeros(q))
-        found = uniqueness(factors, q, q, off)
+        off = factors.space.expand(factors.space.zeros(q))
+        found = uniqueness(factors.space, q, q, off)
         assert found.unique.all()
-        U, zeros = backend.host(factors.U), backend.host(factors.zeros(q))
+        U, zeros = backend.host(factors.space.U), backend.host(factors.space.zeros(q))
         rng = np.random.default_rng(182)
         for index in range(B):
             rows = np.flatnonzero(zeros[index])
@@ -43,12 +43,12 @@ class TestUniqueness:
         data = digit_layer(B, width=32, seed=seed)
         factors = factors_of(data, backend)
         q = backend.array(true_directions(factors, data.inputs))
-        off = expand(factors, factors.zeros(q))
-        quick = uniqueness(factors, q, q, off)
-        sharp = sharpened(factors, q, off, quick, np.flatnonzero(quick.redundancy))
+        off = factors.space.expand(factors.space.zeros(q))
+        quick = uniqueness(factors.space, q, q, off)
+        sharp = sharpened(factors.space, q, off, quick, np.flatnonzero(quick.redundancy))
         assert np.all(sharp.redundancy >= quick.redundancy)
         assert not np.any(sharp.redundancy[quick.redundancy == 0])
-        U, zeros = backend.host(factors.U), backend.host(factors.zeros(q))
+        U, zeros = backend.host(factors.space.U), backend.host(factors.space.zeros(q))
         # Whatever rows are taken, as many as it says: the rank survives.
         for rows, spare in zip(zeros, sharp.redundancy, strict=True):
             if not spare:
@@ -62,10 +62,10 @@ class TestUniqueness:
         data = layer_data_of(rng.standard_normal((30, 100)), rng, width=200)
         factors = factors_of(data, Backend.NUMPY)
         q = true_directions(factors, data.inputs)
-        off = expand(factors, factors.zeros(q))
-        quick = uniqueness(factors, q, q, off)
+        off = factors.space.expand(factors.space.zeros(q))
+        quick = uniqueness(factors.space, q, q, off)
         assert (
-            np.mean(sharpened(factors, q, off, quick, np.arange(30)).redundancy)
+            np.mean(sharpened(factors.space, q, off, quick, np.arange(30)).redundancy)
             > np.mean(quick.redundancy) + 0.5
         )
 
@@ -73,14 +73,14 @@ class TestUniqueness:
         data = digit_layer(B, width=WIDTH, seed=183)
         factors = factors_of(data, backend)
         q = true_directions(factors, data.inputs)
-        zeros = backend.host(factors.zeros(backend.array(q)))
+        zeros = backend.host(factors.space.zeros(backend.array(q)))
         for kept, unique in ((B - 2, False), (B - 1, True), (B + 3, True)):
             mask = np.zeros_like(zeros)
             for row, silent in zip(mask, zeros, strict=True):
                 row[np.flatnonzero(silent)[:kept]] = True
             spread = np.zeros((WIDTH, B), dtype=bool)
-            spread[backend.host(factors.live)] = mask.T
-            found = uniqueness(factors, backend.array(q), backend.array(q), backend.array(spread))
+            spread[backend.host(factors.space.live)] = mask.T
+            found = uniqueness(factors.space, backend.array(q), backend.array(q), backend.array(spread))
             if not unique:
                 assert not found.unique.any()
             if kept == B - 1:
@@ -91,7 +91,7 @@ class TestUniqueness:
         factors = factors_of(data, backend)
         q = backend.array(true_directions(factors, data.inputs))
         nothing = backend.array(np.zeros((WIDTH, B), dtype=bool))
-        found = uniqueness(factors, q, q, nothing)
+        found = uniqueness(factors.space, q, q, nothing)
         assert not found.unique.any()
         assert not found.redundancy.any()
 
@@ -99,7 +99,7 @@ class TestUniqueness:
 def mixtures(factors: Factors, truth: Floats, count: int, seed: int) -> Floats:
     """(k, b): sums of two true directions whose coefficients are chosen to annul one further row."""
     rng = np.random.default_rng(seed)
-    products = to_host(factors.U) @ truth.T
+    products = to_host(factors.space.U) @ truth.T
     large = np.abs(products) > 1e-2 * np.max(np.abs(products), axis=0)
     made: list[Floats] = []
     while len(made) < count:
@@ -111,13 +111,13 @@ def mixtures(factors: Factors, truth: Floats, count: int, seed: int) -> Floats:
 
 def zeros_of(factors: Factors, q: Floats) -> Floats:
     """(k, l) bool on the host."""
-    mask: Floats = to_host(factors.zeros(factors.device.float64(q)))
+    mask: Floats = to_host(factors.space.zeros(factors.space.device.float64(q)))
     return mask
 
 
 def lone(factors: Factors, q: Floats, mask: Floats | None = None) -> Floats:
     found: Floats = lone_rows(
-        factors, factors.device.float64(q), zeros_of(factors, q) if mask is None else mask
+        factors.space, factors.space.device.float64(q), zeros_of(factors, q) if mask is None else mask
     )
     assert found.shape == (len(q),)
     assert found.dtype == np.bool_
@@ -148,7 +148,7 @@ class TestFaintColumns:
         truth = true_directions(factors, data.inputs)
         zeros = zeros_of(factors, truth)
         # Every column is at its zeros with many rows to spare: the singular values in noise units say so.
-        rows = to_host(factors.U) * to_host(factors.S)
+        rows = to_host(factors.space.U) * to_host(factors.space.S)
         for mask in zeros:
             left = [np.delete(rows[mask], i, axis=0) for i in range(int(mask.sum()))]
             assert min(np.linalg.svd(part, compute_uv=False)[-2] for part in left) > 6 * np.sqrt(mask.sum())
@@ -222,7 +222,7 @@ class TestLoneRows:
         looked_at = zeros.sum(axis=1) >= b - 1 + SPARE
         rests = []
         for mask in zeros[looked_at]:
-            rows = to_host(factors.U)[mask]
+            rows = to_host(factors.space.U)[mask]
             ranks = [np.linalg.matrix_rank(np.delete(rows, i, axis=0), rtol=1e-6) for i in range(len(rows))]
             rests.append(min(ranks) < b - 1)
         assert {True, False} == set(rests)

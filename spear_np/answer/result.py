@@ -80,14 +80,8 @@ class Inversion:
     output_grad: Array
     """(m, k) float64, ∂L/∂Z: column i belongs to row i of `inputs`."""
     certificate: Certificate
-    method: str
-    seed: int
-    seconds: float
     device: str
     """"cpu" or "gpu:N"."""
-    proposals: int
-    """Candidate directions examined."""
-    history: tuple[Round, ...]
     scale_known: bool
     """False if every input is known up to a factor only (no bias_grad), however that was chosen: see `spear_np.inputs.scale`."""
     gradients: LayerGradients = field(repr=False)
@@ -101,6 +95,13 @@ class Inversion:
     """(k,) int64: class of each input as the gradient of the output layer tells it, -1 where it does not; None if not asked."""
     chain: tuple[str, ...] = ()
     """Names of the layers that were used together, in forward order; empty for a layer inverted alone."""
+    method: str = ""
+    """This and what follows is filled in by the loop."""
+    seed: int = 0
+    seconds: float = 0.0
+    proposals: int = 0
+    """Candidate directions examined."""
+    history: tuple[Round, ...] = ()
 
     @property
     def inputs(self) -> Array:

@@ -29,7 +29,9 @@ from ..backend import to_host
 from ..directions.chance import MAX_CHANCE, chances
 from ..directions.disaggregate import MAX_BIAS_RESIDUAL, Disaggregation
 from ..directions.uniqueness import Uniqueness, uniqueness
-from ..factors.factorize import SURELY_ON, ZERO_SIGMAS, Factors, zeros_tell
+from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
+from ..factors.zero import is_nonzero, is_zero, surely_nonzero, zeros_tell
 from ..inputs.bounds import MAX_HIDDEN_ROW, noise_bound, preactivation_doubt
 from ..inputs.reconstruct import Reconstruction
 from .dependence import dependent_columns
@@ -101,14 +103,15 @@ class _Signs:
 
 def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> Verdict:
     """Check a completely recovered batch and say what may be claimed of it."""
+    space = factors.space
     tolerance = EXACT_TOLERANCE * batch.data_range
     k = batch.recovery.shape[0]
-    off = _determining(factors, choice, batch, _signs(factors, batch, np.full(k, tolerance)))
+    off = _determining(space, choice, batch, _signs(factors, batch, np.full(k, tolerance)))
     # The dual vectors of the directions, in U-coordinates, are the inputs.
-    unique = uniqueness(factors, batch.directions, batch.dual / factors.S, off)
-    residual = _residual(factors, batch)
+    unique = uniqueness(space, batch.directions, batch.dual / space.S, off)
+    residual = _residual(space, batch)
     bound = noise_bound(
-        factors,
+        space,
         batch.recovery,
         to_host(batch.input_max),
         to_host(choice.scale_variance),
@@ -117,7 +120,7 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     ) * max(1.0, residual)  # what is left of weight_grad is noise too, whatever it comes from
     signs = _signs(factors, batch, np.clip(bound, tolerance, ROW_TOLERANCE * batch.data_range))
     with_weight = factors.signs_known
-    entangled = (choice.lenient or not with_weight) and dependent_columns(factors, batch.directions)
+    entangled = (choice.lenient or not with_weight) and dependent_columns(space, batch.directions)
     if entangled:
         # Only signs tell which combinations are inputs.
         bound = np.where(with_weight & (signs.agreement >= 1.0 - MAX_HIDDEN), bound, math.inf)
@@ -126,22 +129,20 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     told = in_detail | in_outline if with_weight else np.ones(k, dtype=bool)
     scale_told = factors.bias_grad is not None  # else the scale is bounded only where chance is excluded
     doubtful = ~told if scale_told else np.ones(k, dtype=bool)
-    unique, false = chances(factors, batch.directions, off, unique, MAX_CHANCE, doubtful=doubtful)
+    unique, false = chances(space, batch.directions, off, unique, MAX_CHANCE, doubtful=doubtful)
     sound = unique.unique & (bound <= ROW_TOLERANCE * batch.data_range)
     if with_weight:
         # Dropout hides gradients of units that are on; several steps in one update, or weights that are not quite
         # those of the gradient, disturb some signs. None of it makes a direction wrong that chance cannot.
         told |= ((signs.blatant == 0) | (signs.agreement >= ROUGH_AGREEMENT)) & (false <= MAX_CHANCE)
         sound &= (signs.decided >= MIN_DECIDED_ROW) & told
-    if factors.spectrum.plausible is not None and factors.batch_size < factors.spectrum.plausible[0]:
+    if space.spectrum.plausible is not None and space.batch_size < space.spectrum.plausible[0]:
         # What the inputs beyond the batch size add is no noise, and nothing bounds what they change.
         sound &= False
         bound = np.full(k, math.inf)
     certificate = Certificate(
         checks=_checks(factors, choice, batch, unique, signs, bound, residual),
-        zero_count=tuple(
-            int(c) for c in to_host(factors.xp.sum(factors.xp.astype(off, factors.xp.int64), axis=0))
-        ),
+        zero_count=tuple(int(c) for c in to_host(space.xp.sum(space.xp.astype(off, space.xp.int64), axis=0))),
         redundancy=tuple(int(r) for r in unique.redundancy),
         sign_agreement=tuple(float(a) for a in signs.agreement),
         false_probability=tuple(float(p) for p in false),
@@ -230,14 +231,14 @@ def _checks(
         ),
         Check(
             "rank",
-            float(factors.batch_size - factors.spectrum.shown),
+            float(factors.space.batch_size - factors.space.spectrum.shown),
             ">=",
             0.0,
             "directions beyond the rank that the singular values show",
         ),
         Check(
             "noise_known",
-            float(factors.spectrum.noise_known),
+            float(factors.space.spectrum.noise_known),
             ">=",
             1.0,
             "1 if what lies below the rank looks like rounding or independent noise",
@@ -266,14 +267,14 @@ def _checks(
     )
 
 
-def _residual(factors: Factors, batch: Reconstruction) -> float:
+def _residual(space: RowSpace, batch: Reconstruction) -> float:
     """Root mean square, over the live rows, of what the batch leaves of weight_grad, in units of its noise."""
-    live = to_host(factors.xp.take(batch.residual, factors.live))
+    live = to_host(space.live_of(batch.residual))
     return math.sqrt(float(np.mean(live**2)))
 
 
 def _caveats(factors: Factors) -> tuple[str, ...]:
-    b = factors.batch_size
+    b, rank = factors.space.batch_size, factors.space.spectrum.rank
     caveats = [
         (
             f"{b} is the rank of the gradient, the batch may be larger: identical inputs count once, inputs with "
@@ -292,21 +293,21 @@ def _caveats(factors: Factors) -> tuple[str, ...]:
         caveats.append("without weight the activation signs could not be checked")
     elif factors.gradients.bias is None:
         caveats.append("bias is missing and was taken for zero")
-    if factors.spectrum.rank is not None and b != factors.spectrum.rank:
-        caveats.append(f"the batch size {b} was given; the singular values say {factors.spectrum.rank}")
+    if rank is not None and b != rank:
+        caveats.append(f"the batch size {b} was given; the singular values say {rank}")
     return tuple(caveats)
 
 
 def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _Signs:
     """Compare gradient and layer on the live units; `input_error` (k,) bounds the errors of the inputs."""
-    xp = factors.xp
-    columns = factors.columns(batch.directions)
+    space, layer, xp = factors.space, factors.layer, factors.space.xp
+    columns = space.columns(batch.directions)
     units = xp.abs(columns) / batch.deviation
-    live = _mask(factors)
-    active = (units > ZERO_SIGMAS) & live[:, None]
-    silent = (units <= ZERO_SIGMAS) & live[:, None]
-    count = int(factors.live.shape[0])
-    if batch.preactivation is None or factors.weight_norm is None or not factors.signs_known:
+    live = _mask(space)
+    active = is_nonzero(units) & live[:, None]
+    silent = is_zero(units) & live[:, None]
+    count = int(space.live.shape[0])
+    if batch.preactivation is None or layer is None or not factors.signs_known:
         zero = xp.where(silent, units, xp.zeros_like(units))
         gap = [_gap(units[:, i], active[:, i], zero[:, i]) for i in range(units.shape[1])]
         nothing = np.zeros(units.shape[1])
@@ -320,8 +321,8 @@ def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _
             decided=nothing,
             gap=np.asarray(gap),
         )
-    doubt = preactivation_doubt(factors, batch, input_error)
-    on, closed = factors.states(batch.preactivation, doubt)
+    doubt = preactivation_doubt(space, layer, batch, input_error)
+    on, closed = layer.states(batch.preactivation, doubt)
     contradiction = active & closed
     hidden = silent & on
 
@@ -338,14 +339,14 @@ def _signs(factors: Factors, batch: Reconstruction, input_error: HostArray) -> _
         silent=silent,
         agreement=1 - wrong / np.maximum(decided, 1),
         contradictions=total(contradiction),
-        blatant=total(contradiction & (units > SURELY_ON * ZERO_SIGMAS)),
+        blatant=total(contradiction & surely_nonzero(units)),
         hidden=total(hidden) / np.maximum(total(on & live[:, None]), 1),
         decided=decided / count,
         gap=np.asarray(gap),
     )
 
 
-def _determining(factors: Factors, choice: Disaggregation, batch: Reconstruction, signs: _Signs) -> Array:
+def _determining(space: RowSpace, choice: Disaggregation, batch: Reconstruction, signs: _Signs) -> Array:
     """(m, k) bool: the zero rows that have to determine each direction.
 
     Those on which gradient and layer agree. In a lenient choice, columns that fail the check of the signs are known to
@@ -353,17 +354,17 @@ def _determining(factors: Factors, choice: Disaggregation, batch: Reconstruction
     """
     if not choice.lenient:
         return signs.off
-    units = to_host(factors.noise_units(batch.directions))
+    units = to_host(space.noise_units(batch.directions))
     clear = np.asarray([zeros_tell(column) for column in units])
-    other = factors.device.booleans(clear & (signs.agreement < 1.0 - MAX_HIDDEN))
-    return factors.xp.where(other[None, :], signs.silent, signs.off)
+    other = space.device.booleans(clear & (signs.agreement < 1.0 - MAX_HIDDEN))
+    return space.xp.where(other[None, :], signs.silent, signs.off)
 
 
-def _mask(factors: Factors) -> Array:
+def _mask(space: RowSpace) -> Array:
     """(m,) bool: the live rows."""
-    host = np.zeros(factors.noise.shape[0], dtype=bool)
-    host[to_host(factors.live)] = True
-    return factors.device.booleans(host)
+    host = np.zeros(space.shape[0], dtype=bool)
+    host[to_host(space.live)] = True
+    return space.device.booleans(host)
 
 
 def _gap(units: Array, active: Array, zero: Array) -> float:

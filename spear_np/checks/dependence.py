@@ -16,7 +16,8 @@ import numpy as np
 
 from ..backend import to_host
 from ..directions.uniqueness import OPEN_ENERGY
-from ..factors.factorize import ZERO_SIGMAS, Factors
+from ..factors.row_space import RowSpace
+from ..factors.zero import ZERO_SIGMAS
 
 Array = Any
 
@@ -28,10 +29,10 @@ BEYOND_CHANCE = 1e-9
 """Probability of a dependence by chance below which it is taken for one of the network."""
 
 
-def dependent_columns(factors: Factors, directions: Array) -> bool:
+def dependent_columns(space: RowSpace, directions: Array) -> bool:
     """Whether some columns of the `directions` (k, b) are dependent, within their noise, on all units that they share."""
-    q = directions / factors.noise_norm(directions)[:, None]
-    columns = to_host(factors.U @ q.T)  # (ℓ, k), in noise units
+    q = directions / space.noise_norm(directions)[:, None]
+    columns = to_host(space.U @ q.T)  # (ℓ, k), in noise units
     active = np.abs(columns) > ZERO_SIGMAS
     k = columns.shape[1]
     rng = np.random.default_rng(k)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..factors.factorize import ZERO_SIGMAS, Factors, expected_hidden
+from ..factors.row_space import RowSpace
+from ..factors.zero import ZERO_SIGMAS, expected_hidden, is_nonzero
 from ..theory import false_direction_probability
 from .uniqueness import Uniqueness, sharpened
 
@@ -19,7 +20,7 @@ MAX_CHANCE = 1e-2
 
 
 def chances(
-    factors: Factors,
+    space: RowSpace,
     directions: Array,
     off: Array,
     unique: Uniqueness,
@@ -31,24 +32,24 @@ def chances(
 
     The rows to spare of those that are `doubtful` (k,) bool, or all, and more probable than `limit` are counted sharply.
     """
-    false = false_probabilities(factors, directions, unique.redundancy)
+    false = false_probabilities(space, directions, unique.redundancy)
     again = (false > limit) & (unique.redundancy >= 1)
     again &= True if doubtful is None else doubtful
     if np.any(again):
-        unique = sharpened(factors, directions, off, unique, np.flatnonzero(again))
-        false = false_probabilities(factors, directions, unique.redundancy)
+        unique = sharpened(space, directions, off, unique, np.flatnonzero(again))
+        false = false_probabilities(space, directions, unique.redundancy)
     return unique, false
 
 
-def false_probabilities(factors: Factors, directions: Array, redundancy: HostArray) -> HostArray:
+def false_probabilities(space: RowSpace, directions: Array, redundancy: HostArray) -> HostArray:
     """(k,): bound on the probability that `directions` (k, b) of no input have such `redundancy` (k,) by chance.
 
     Chance is the density of the non-zero entries of a column near zero, times the width of the zero test: from their
     median, where they are spread like a normal distribution; from those just above the test, where these are more.
     """
     probabilities = []
-    for units, rows in zip(to_host(factors.noise_units(directions)), redundancy, strict=True):
-        values = units[units > ZERO_SIGMAS]
+    for units, rows in zip(to_host(space.noise_units(directions)), redundancy, strict=True):
+        values = units[is_nonzero(units)]
         near = expected_hidden(units) / max(len(values), 1)
         # For a normal distribution of median magnitude μ, P(|u| < 6) ≈ 0.538 · 6 / μ.
         chance = max(0.538 * ZERO_SIGMAS / float(np.median(values)), near) if len(values) else 1.0

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import inverse_or_pseudoinverse, to_host
-from ..factors.factorize import ZERO_SIGMAS, Factors
+from ..factors.factorize import Factors
+from ..factors.layer import Layer
+from ..factors.row_space import RowSpace
+from ..factors.zero import ZERO_SIGMAS
 from .pool import Pool
 
 Array = Any
@@ -38,7 +41,7 @@ class Disaggregation:
     """A complete choice of directions, scaled; shapes m, b as in `Factors`."""
 
     q: Array
-    """(b, b): one direction a row, scaled so that ``factors.columns(q)`` is ∂L/∂Z."""
+    """(b, b): one direction a row, scaled so that ``space.columns(q)`` is ∂L/∂Z."""
     scale_variance: Array
     """(b,): relative variance of each scale; zeros if there was no bias_grad."""
     bias_residual: float | None
@@ -62,17 +65,15 @@ def disaggregate(factors: Factors, q: Array, *, lenient: bool = False) -> Disagg
 
     A `lenient` λ counts only what no layer explains: gradients of units that are off. Units that are on may lack one.
     """
-    xp = factors.xp
     scaled, variance, residual = _scaled(factors, q)
-    dual = inverse_or_pseudoinverse(xp, scaled / factors.S).T
+    dual = inverse_or_pseudoinverse(factors.space.xp, scaled / factors.space.S).T
     agreement = None
     if factors.layer is not None and factors.signs_known:
-        z = factors.layer @ dual.T + factors.bias[:, None]
-        agreement = _agreement(factors, scaled, z, lenient=lenient)
+        agreement = _agreement(factors.space, factors.layer, scaled, dual, lenient=lenient)
     return Disaggregation(scaled, variance, residual, dual, agreement, lenient)
 
 
-def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disaggregation, Pool]:
+def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disaggregation, Pool]:
     """Second stage of the published algorithm: exchange directions for others of the pool while λ grows.
 
     The columns with the lowest λ are exchanged first. Returns the best choice and the pool with that basis.
@@ -80,7 +81,7 @@ def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disagg
     best, basis = start, list(pool.basis)
     if best.agreement is None or best.mean_agreement() == 1.0 or len(pool.q) == len(basis):
         return best, pool
-    limit = max(4, SWAP_WORK // (factors.noise.shape[0] * len(basis)))
+    limit = max(4, SWAP_WORK // (factors.space.shape[0] * len(basis)))
     tried, improving = 0, True
     while improving and tried < limit and best.mean_agreement() != 1.0:
         improving = False
@@ -93,7 +94,7 @@ def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disagg
             for place in places[np.argsort(agreement[places], kind="stable")][: limit - tried]:
                 tried += 1
                 trial = [*basis[:place], index, *basis[place + 1 :]]
-                trial_q = factors.device.float64(pool.q[trial])
+                trial_q = factors.space.device.float64(pool.q[trial])
                 candidate = disaggregate(factors, trial_q, lenient=start.lenient)
                 if (candidate.mean_agreement() or 0) > (best.mean_agreement() or 0):
                     best, basis, improving = candidate, trial, True
@@ -101,12 +102,13 @@ def improve(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disagg
     return best, pool.with_basis(tuple(basis)) if best is not start else pool
 
 
-def doubtful(factors: Factors, choice: Disaggregation, pool: Pool) -> list[int]:
+def doubtful(choice: Disaggregation, pool: Pool) -> list[int]:
     """Candidate behind the column that agrees least with the layer; empty if all agree."""
     if choice.agreement is None:
         return []
-    worst = int(factors.xp.argmin(choice.agreement))
-    return [] if float(choice.agreement[worst]) >= 1.0 else _candidates(choice, pool, np.asarray([worst]))
+    agreement = to_host(choice.agreement)
+    worst = int(np.argmin(agreement))
+    return [] if float(agreement[worst]) >= 1.0 else _candidates(choice, pool, np.asarray([worst]))
 
 
 def contradicting(choice: Disaggregation, pool: Pool) -> list[int]:
@@ -132,28 +134,29 @@ def bias_direction(factors: Factors) -> HostArray | None:
     """
     if factors.bias_grad is None:
         return None
-    live = to_host(factors.live)
-    weights = 1 / to_host(factors.noise)[live]
-    rows = to_host(factors.coordinates)[live] * weights[:, None]
+    space = factors.space
+    live = to_host(space.live)
+    weights = 1 / to_host(space.noise)[live]
+    rows = to_host(space.coordinates)[live] * weights[:, None]
     target = to_host(factors.bias_grad)[live] * weights
     solution: HostArray = np.linalg.lstsq(rows, target, rcond=None)[0]
     rest = np.linalg.norm(target - rows @ solution)
-    explained = rest <= MAX_BIAS_RESIDUAL * factors.relative_noise * np.linalg.norm(target)
+    explained = rest <= MAX_BIAS_RESIDUAL * space.relative_noise * np.linalg.norm(target)
     return solution if explained and np.any(target) else None
 
 
 def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     """Scale rows of `q` by weighted least squares on bias_grad: (q, relative variances, residual)."""
-    xp = factors.xp
-    columns = factors.columns(q)
+    space, xp = factors.space, factors.space.xp
+    columns = space.columns(q)
     if factors.bias_grad is None:
         # No scale to be had: unit columns, the sign by the layer where it is known.
         length = xp.linalg.vector_norm(columns, axis=0)
         q = q / length[:, None]
-        return q * _signs(factors, q)[:, None], factors.device.zeros(q.shape[0]), None
-    weights = 1 / xp.take(factors.noise, factors.live)
-    A = xp.take(columns, factors.live, axis=0) * weights[:, None]
-    target = xp.take(factors.bias_grad, factors.live) * weights
+        return q * _signs(factors, q)[:, None], space.device.zeros(q.shape[0]), None
+    weights = 1 / space.live_of(space.noise)
+    A = space.live_of(columns) * weights[:, None]
+    target = space.live_of(factors.bias_grad) * weights
     Q, R = xp.linalg.qr(A)
     inverse = inverse_or_pseudoinverse(xp, R)
     inverse = xp.clip(xp.where(xp.isfinite(inverse), inverse, xp.full_like(inverse, HUGE)), -HUGE, HUGE)
@@ -161,10 +164,10 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     rest = float(xp.linalg.vector_norm(target - Q @ (Q.T @ target)))
     size = float(xp.linalg.vector_norm(target))
     dof = max(1, A.shape[0] - A.shape[1])
-    residual = rest / size / factors.relative_noise if size > 0 else math.inf
+    residual = rest / size / space.relative_noise if size > 0 else math.inf
     # bias_grad carries the relative noise of its rows at least, even if the residual happens to be smaller. What noise
     # does not explain is the gradient of inputs that are not among these: as much again may lie along the columns.
-    sigma = max(rest / math.sqrt(dof), factors.relative_noise * size / math.sqrt(A.shape[0]))
+    sigma = max(rest / math.sqrt(dof), space.relative_noise * size / math.sqrt(A.shape[0]))
     sigma = max(sigma, HIDDEN_SHARE / ZERO_SIGMAS * rest) if residual > EXPLAINED else sigma
     variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, HUGE**-2))
     tiny = xp.abs(scale) < 1e-300
@@ -173,30 +176,29 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
 
 def _signs(factors: Factors, q: Array) -> Array:
     """(b,) ±1: the sign of each input that its activation pattern asks for; 1 without W."""
-    xp = factors.xp
-    ones = xp.ones(q.shape[0], dtype=xp.float64, device=factors.device.handle)
+    space, xp = factors.space, factors.space.xp
+    ones = xp.ones(q.shape[0], dtype=xp.float64, device=space.device.handle)
     if factors.layer is None:
         return ones
-    dual = inverse_or_pseudoinverse(xp, q / factors.S).T
-    active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
-    z = xp.take(factors.layer @ dual.T, factors.live, axis=0)
+    dual = inverse_or_pseudoinverse(xp, q / space.S).T
+    active = _has_gradient(space, q)
+    z = space.live_of(factors.layer.weight_in_basis @ dual.T)
     votes = xp.sum(2 * xp.astype(active == (z > 0), xp.float64) - 1, axis=0)
     return xp.where(votes < 0, -ones, ones)
 
 
-def _noise(factors: Factors, q: Array) -> Array:
-    """(ℓ, k): the size below which an entry of ``factors.columns(q)`` is zero, live rows."""
-    xp = factors.xp
-    return ZERO_SIGMAS * xp.take(factors.noise, factors.live)[:, None] * factors.noise_norm(q)[None, :]
+def _has_gradient(space: RowSpace, q: Array) -> Array:
+    """(ℓ, k) bool: live units whose gradient in the directions `q` (k, b) is not zero."""
+    return space.xp.abs(space.live_of(space.columns(q))) > ZERO_SIGMAS * space.live_of(space.deviation(q))
 
 
-def _agreement(factors: Factors, q: Array, z: Array, *, lenient: bool) -> Array:
+def _agreement(space: RowSpace, layer: Layer, q: Array, dual: Array, *, lenient: bool) -> Array:
     """(b,): share of the live units of each column where the gradient is non-zero exactly if the unit passes it on.
 
     Or, if `lenient`, only if it does.
     """
-    xp = factors.xp
-    active = xp.abs(xp.take(factors.columns(q), factors.live, axis=0)) > _noise(factors, q)
-    on = factors.states(xp.take(z, factors.live, axis=0))[0]
+    xp = space.xp
+    active = _has_gradient(space, q)
+    on = layer.states(space.live_of(layer.preactivations(dual)))[0]
     agree = on | ~active if lenient else active == on
     return xp.sum(xp.astype(agree, xp.float64), axis=0) / agree.shape[0]

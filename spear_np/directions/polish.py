@@ -14,7 +14,8 @@ import array_api_compat
 import numpy as np
 
 from ..backend import gather, smallest, to_host
-from ..factors.factorize import ZERO_SIGMAS, Factors
+from ..factors.row_space import RowSpace
+from ..factors.zero import ZERO_SIGMAS
 from .null_vectors import distinct, draw_subsets, null_vectors
 from .pool import Pool
 from .uniqueness import OPEN_ENERGY
@@ -74,7 +75,7 @@ class NullSpace:
 
 
 def polish(
-    factors: Factors, candidates: Array, pool: Pool, rng: np.random.Generator, *, margin: int = 1
+    space: RowSpace, candidates: Array, pool: Pool, rng: np.random.Generator, *, margin: int = 1
 ) -> Directions:
     """Return the directions that `candidates` (k, b) snap to.
 
@@ -82,34 +83,34 @@ def polish(
     a null space of several dimensions is resolved into the sparse directions inside it. What cannot change the
     basis of `pool` is not followed.
     """
-    xp = factors.xp
-    if factors.batch_size == 1:
-        return _collect(factors, xp.ones_like(factors.S)[None, :])
+    xp = space.xp
+    if space.batch_size == 1:
+        return _collect(space, xp.ones_like(space.S)[None, :])
     length = xp.linalg.vector_norm(candidates, axis=1)
     candidates = xp.take(candidates, xp.nonzero(xp.isfinite(length) & (length > 0))[0], axis=0)
-    widths: tuple[int, ...] = (int(1.25 * factors.batch_size) + 2, factors.batch_size + 1)
-    if factors.batch_size > THOROUGH and not pool.effort:
+    widths: tuple[int, ...] = (int(1.25 * space.batch_size) + 2, space.batch_size + 1)
+    if space.batch_size > THOROUGH and not pool.effort:
         widths = widths[:1]
-    q, null_spaces = _snap(factors, _promising(factors, candidates, pool), widths, margin=margin)
-    resolved = [_resolve(factors, space, rng) for space in null_spaces[:MAX_RESOLVED]]
+    q, null_spaces = _snap(space, _promising(space, candidates, pool), widths, margin=margin)
+    resolved = [_resolve(space, null, rng) for null in null_spaces[:MAX_RESOLVED]]
     if resolved:
-        sparse = _promising(factors, xp.concat(resolved, axis=0), pool)
-        more, _ = _snap(factors, sparse, widths, margin=margin)
+        sparse = _promising(space, xp.concat(resolved, axis=0), pool)
+        more, _ = _snap(space, sparse, widths, margin=margin)
         q = xp.concat([q, more], axis=0)
-    return _collect(factors, _extended(factors, q))
+    return _collect(space, _extended(space, q))
 
 
-def _promising(factors: Factors, candidates: Array, pool: Pool) -> Array:
+def _promising(space: RowSpace, candidates: Array, pool: Pool) -> Array:
     """Those of `candidates` (k, b) that the pool's basis does not already cover."""
-    xp = factors.xp
+    xp = space.xp
     if not candidates.shape[0]:
         return candidates
-    near = xp.sum(xp.astype(factors.noise_units(candidates) < NEAR_ZERO, xp.int64), axis=1)
+    near = xp.sum(xp.astype(space.noise_units(candidates) < NEAR_ZERO, xp.int64), axis=1)
     keep = np.flatnonzero(~pool.redundant(to_host(candidates), to_host(near)))
-    return xp.take(candidates, factors.device.integers(keep), axis=0)
+    return xp.take(candidates, space.device.integers(keep), axis=0)
 
 
-def null_space(factors: Factors, order: Array, counts: Array) -> NullSpace:
+def null_space(space: RowSpace, order: Array, counts: Array) -> NullSpace:
     """Null spaces of the first ``counts[i]`` rows of ``order[i]``, for a block of candidates.
 
     Parameters
@@ -125,26 +126,26 @@ def null_space(factors: Factors, order: Array, counts: Array) -> NullSpace:
     H = U_Zᵀ U_Z with the metric S⁻². H is formed once; its rounding would limit the null vector to eps·cond(H),
     so one step of refinement follows whose residual is taken from U_Z itself.
     """
-    xp = factors.xp
+    xp = space.xp
     k, r = order.shape
-    b = factors.batch_size
-    used = xp.arange(r, device=factors.device.handle)[None, :] < counts[:, None]
-    rows = gather(xp, factors.U, order) * xp.astype(used, xp.float64)[:, :, None]
+    b = space.batch_size
+    used = xp.arange(r, device=space.device.handle)[None, :] < counts[:, None]
+    rows = gather(xp, space.U, order) * xp.astype(used, xp.float64)[:, :, None]
     transposed = xp.matrix_transpose(rows)
     H = transposed @ rows
     ridge = 1e-15 * xp.sum(rows * rows, axis=(1, 2)) + 1e-300
-    H = H + ridge[:, None, None] * factors.device.eye(b)[None, :, :]
+    H = H + ridge[:, None, None] * space.device.eye(b)[None, :, :]
     width = min(NULL_BLOCK, b)
-    start = factors.device.normal(np.random.default_rng(b), (b, width))
-    metric = (1 / factors.S**2)[None, :, None]
+    start = space.device.normal(np.random.default_rng(b), (b, width))
+    metric = (1 / space.S**2)[None, :, None]
     X = xp.broadcast_to(start[None, :, :], (k, b, width))
     inverse = xp.linalg.inv(H)
     for _ in range(3):
         X = xp.linalg.qr(inverse @ (metric * X)).Q
     X = X - inverse @ (transposed @ (rows @ X))
     # Rayleigh-Ritz in the metric of the noise.
-    scaled = xp.linalg.qr(X / factors.S[None, :, None])
-    X = factors.S[None, :, None] * scaled.Q
+    scaled = xp.linalg.qr(X / space.S[None, :, None])
+    X = space.S[None, :, None] * scaled.Q
     product = rows @ X
     energy, turn = xp.linalg.eigh(xp.matrix_transpose(product) @ product)
     basis = xp.matrix_transpose(X @ turn)
@@ -152,56 +153,56 @@ def null_space(factors: Factors, order: Array, counts: Array) -> NullSpace:
 
 
 def _snap(
-    factors: Factors, candidates: Array, widths: tuple[int, ...], *, margin: int
+    space: RowSpace, candidates: Array, widths: tuple[int, ...], *, margin: int
 ) -> tuple[Array, list[Array]]:
     """Directions (k', b) that candidates converge to, and null spaces (r, b) of those that are not unique."""
-    xp = factors.xp
-    b, live = factors.batch_size, factors.U.shape[0]
-    unique: list[Array] = [factors.device.zeros((0, b))]
+    xp = space.xp
+    b, live = space.batch_size, space.U.shape[0]
+    unique: list[Array] = [space.device.zeros((0, b))]
     mixed: list[Array] = []
     step = max(1, BLOCK_NUMBERS // (live * b))
     for start in range(0, candidates.shape[0], step):
         q = candidates[start : min(start + step, candidates.shape[0]), :]
         for width in widths:
             # Many rows average the noise; a direction with few zeros needs the second try.
-            snapped, spaces, failed = _snap_block(factors, q, width, margin=margin)
+            snapped, spaces, failed = _snap_block(space, q, width, margin=margin)
             unique.append(snapped)
             mixed += spaces
-            q = xp.take(q, factors.device.integers(failed), axis=0)
+            q = xp.take(q, space.device.integers(failed), axis=0)
             if not len(failed):
                 break
     return xp.concat(unique, axis=0), mixed
 
 
 def _snap_block(
-    factors: Factors, q: Array, width: int, *, margin: int
+    space: RowSpace, q: Array, width: int, *, margin: int
 ) -> tuple[Array, list[Array], HostArray]:
     """One block of `_snap`: null vector → its zero rows → null vector, until the rows are the zero rows.
 
     Starts from the `width` rows nearest to zero. The third answer (k',) tells which candidates led nowhere.
     """
-    xp = factors.xp
-    needed = factors.batch_size - 1 + margin
-    order, counts = _first_rows(factors, q, width)
+    xp = space.xp
+    needed = space.batch_size - 1 + margin
+    order, counts = _first_rows(space, q, width)
     remaining = np.arange(q.shape[0])
     failed: list[int] = []
-    unique: list[Array] = [factors.device.zeros((0, factors.batch_size))]
+    unique: list[Array] = [space.device.zeros((0, space.batch_size))]
     mixed: list[Array] = []
     for round_number in range(ROUNDS):
-        space = null_space(factors, order, counts)
-        nullity = to_host(_nullity(space))
-        q = space.basis[:, 0, :]
-        units = factors.noise_units(q)
+        null = null_space(space, order, counts)
+        nullity = to_host(_nullity(null))
+        q = null.basis[:, 0, :]
+        units = space.noise_units(q)
         sigmas = _zero_test(xp, units, round_number)
-        possible = _nearly_null(space, sigmas)
-        zero_counts, same = _compare_rows(factors, units, order, counts)
+        possible = _nearly_null(null, sigmas)
+        zero_counts, same = _compare_rows(space, units, order, counts)
         next_counts = xp.sum(xp.astype(units < sigmas[:, None], xp.int64), axis=1)
-        pulled = _pulled_aside(factors, units)
+        pulled = _pulled_aside(space, units)
         alive = to_host(possible & (next_counts >= xp.minimum(counts, xp.full_like(counts, needed))))
         settled = same | (nullity > 1) | (round_number == ROUNDS - 1)
         for index in np.flatnonzero(alive & settled):
             if nullity[index] > 1:
-                mixed.append(_whole_null_space(factors, order[index, :], int(counts[index])))
+                mixed.append(_whole_null_space(space, order[index, :], int(counts[index])))
             elif nullity[index] == 1 and zero_counts[index] >= needed and not pulled[index]:
                 unique.append(q[index : index + 1, :])
             else:
@@ -210,21 +211,21 @@ def _snap_block(
         going = np.flatnonzero(alive & ~settled)
         if not len(going):
             break
-        remaining, left = remaining[going], factors.device.integers(going)
+        remaining, left = remaining[going], space.device.integers(going)
         counts = xp.take(next_counts, left)
         order = _sorted_smallest(xp, xp.take(units, left, axis=0), int(xp.max(counts)))
     return xp.concat(unique, axis=0), mixed, np.asarray(sorted(failed), dtype=np.int64)
 
 
-def _nullity(space: NullSpace) -> Array:
+def _nullity(null: NullSpace) -> Array:
     """(k,) int: how many of the vectors are null: no row stands out, and together they stand out no more than in the best.
 
     A single row proves nothing below `ZERO_SIGMAS`, but many rows of some sigmas each do.
     """
-    xp = array_api_compat.array_namespace(space.energy)
-    best = space.energy[:, :1]
+    xp = array_api_compat.array_namespace(null.energy)
+    best = null.energy[:, :1]
     limit = xp.clip(OPEN_ENERGY * best, OPEN_ENERGY, ZERO_SIGMAS**2)
-    return xp.sum(xp.astype((space.energy < limit) & (best < ZERO_SIGMAS**2), xp.int64), axis=1)
+    return xp.sum(xp.astype((null.energy < limit) & (best < ZERO_SIGMAS**2), xp.int64), axis=1)
 
 
 def _zero_test(xp: Any, units: Array, round_number: int) -> Array:
@@ -239,55 +240,55 @@ def _zero_test(xp: Any, units: Array, round_number: int) -> Array:
     return xp.clip(FEW_TO_BE_SEEN * typical, ZERO_SIGMAS, WIDE_SIGMAS[round_number])
 
 
-def _nearly_null(space: NullSpace, sigmas: Array) -> Array:
+def _nearly_null(null: NullSpace, sigmas: Array) -> Array:
     """(k,) bool: whether the first vector is null at `sigmas` (k,), but for few of the rows while that is a wide test.
 
     A row that is not zero but small may slip in among the first ones; what it adds to the energy is little
     against the energy of the next vector, and later rounds drop it.
     """
-    first = space.energy[:, 0]
-    null = first < sigmas**2
-    if space.energy.shape[1] == 1:
-        return null
-    return null | ((sigmas > ZERO_SIGMAS) & (first < NEARLY_NULL * space.energy[:, 1]))
+    first = null.energy[:, 0]
+    within = first < sigmas**2
+    if null.energy.shape[1] == 1:
+        return within
+    return within | ((sigmas > ZERO_SIGMAS) & (first < NEARLY_NULL * null.energy[:, 1]))
 
 
-def _pulled_aside(factors: Factors, units: Array) -> HostArray:
+def _pulled_aside(space: RowSpace, units: Array) -> HostArray:
     """(k,) bool: whether a foreign row among the zero rows has pushed true zeros, in noise `units`, past the test.
 
     Values that are not zero are spread evenly on the scale of the noise; those pushed aside crowd at the threshold.
     """
-    xp = factors.xp
+    xp = space.xp
     edges = [factor * ZERO_SIGMAS for factor in (1, 2, 3)]
     below = [xp.sum(xp.astype(units < edge, xp.int64), axis=1) for edge in edges]
     return to_host(below[1] - below[0] > CROWDED * (below[2] - below[1]) + 2 * CROWDED)
 
 
-def _compare_rows(factors: Factors, units: Array, order: Array, counts: Array) -> tuple[HostArray, HostArray]:
+def _compare_rows(space: RowSpace, units: Array, order: Array, counts: Array) -> tuple[HostArray, HostArray]:
     """Zero counts (k,) of candidates, and whether the rows used for them are exactly their zero rows (k,)."""
-    xp = factors.xp
+    xp = space.xp
     zeros = units < ZERO_SIGMAS
     zero_counts = xp.sum(xp.astype(zeros, xp.int64), axis=1)
-    unused = xp.arange(order.shape[1], device=factors.device.handle)[None, :] >= counts[:, None]
+    unused = xp.arange(order.shape[1], device=space.device.handle)[None, :] >= counts[:, None]
     inside = xp.all(xp.take_along_axis(zeros, order, axis=1) | unused, axis=1)
     return to_host(zero_counts), to_host(inside & (zero_counts == counts))
 
 
-def _first_rows(factors: Factors, q: Array, width: int) -> tuple[Array, Array]:
+def _first_rows(space: RowSpace, q: Array, width: int) -> tuple[Array, Array]:
     """The rows to start from: (order (k, r), counts (k,)).
 
     An exact candidate shows its zero rows by a wide gap in the sorted products; otherwise the `width` smallest.
     """
-    xp = factors.xp
-    b, live = factors.batch_size, factors.U.shape[0]
-    units = factors.noise_units(q)
+    xp = space.xp
+    b, live = space.batch_size, space.U.shape[0]
+    units = space.noise_units(q)
     width = min(live, width)
     order = _sorted_smallest(xp, units, live)
     ordered = xp.take_along_axis(units, order, axis=1)
     near = xp.sum(xp.astype(ordered < NEAR_ZERO, xp.int64), axis=1)
     # Among the nearly zero rows the widest gap, past the b - 1 that any direction can have.
     ratio = ordered[:, 1:] / xp.maximum(ordered[:, :-1], xp.ones_like(ordered[:, :-1]))
-    place = xp.arange(1, live, device=factors.device.handle)[None, :]
+    place = xp.arange(1, live, device=space.device.handle)[None, :]
     possible = (place >= b - 1) & (place <= near[:, None])
     gaps = xp.where(possible, ratio, xp.zeros_like(ratio))
     counts = xp.where(
@@ -309,27 +310,27 @@ def _sorted_smallest(xp: Any, values: Array, count: int) -> Array:
     return xp.take_along_axis(picked, inner, axis=1)
 
 
-def _whole_null_space(factors: Factors, order: Array, count: int) -> Array:
+def _whole_null_space(space: RowSpace, order: Array, count: int) -> Array:
     """(r, b): the null space of `count` rows, whatever its dimension."""
-    xp = factors.xp
-    rows = xp.take(factors.U, order[:count], axis=0)
-    scaled = rows * factors.S[None, :]
+    xp = space.xp
+    rows = xp.take(space.U, order[:count], axis=0)
+    scaled = rows * space.S[None, :]
     # In units of the noise the null space is what a full SVD leaves at the level of √count.
     values, right = xp.linalg.svd(scaled, full_matrices=True)[1:]
     values = to_host(values)
     rank = int(np.sum(values > ZERO_SIGMAS * math.sqrt(count)))
-    return right[rank:, :] * factors.S[None, :]
+    return right[rank:, :] * space.S[None, :]
 
 
-def _resolve(factors: Factors, space: Array, rng: np.random.Generator) -> Array:
+def _resolve(space: RowSpace, null: Array, rng: np.random.Generator) -> Array:
     """Sparse directions (k, b) inside a null space (r, b): sampling once more, in r dimensions."""
-    xp, device = factors.xp, factors.device
-    r = space.shape[0]
-    nothing = device.zeros((0, factors.batch_size))
+    xp, device = space.xp, space.device
+    r = null.shape[0]
+    nothing = device.zeros((0, space.batch_size))
     if not 2 <= r <= MAX_NULLITY:
         return nothing
-    space = space / xp.linalg.vector_norm(space / factors.S, axis=1, keepdims=True)
-    rows = factors.U @ space.T
+    null = null / xp.linalg.vector_norm(null / space.S, axis=1, keepdims=True)
+    rows = space.U @ null.T
     length = xp.linalg.vector_norm(rows, axis=1)
     active = xp.nonzero(length > 5 * ZERO_SIGMAS)[0]
     count = active.shape[0]
@@ -339,8 +340,8 @@ def _resolve(factors: Factors, space: Array, rng: np.random.Generator) -> Array:
     subsets = np.arange(count)[:, None] if r == 2 else draw_subsets(np.zeros(count), r - 1, 150 * r, rng)
     vectors = null_vectors(xp, gather(xp, rows, device.integers(subsets)))
     vectors = xp.take(vectors, xp.nonzero(xp.linalg.vector_norm(vectors, axis=1) > 0.5)[0], axis=0)
-    q = vectors @ space
-    units = xp.abs(q @ xp.take(factors.U, active, axis=0).T) / factors.noise_norm(q)[:, None]
+    q = vectors @ null
+    units = xp.abs(q @ xp.take(space.U, active, axis=0).T) / space.noise_norm(q)[:, None]
     zeros = to_host(xp.sum(xp.astype(units < 5 * ZERO_SIGMAS, xp.int64), axis=1))
     best = np.argsort(-zeros, kind="stable")
     best = best[zeros[best] >= r + 1]
@@ -348,43 +349,43 @@ def _resolve(factors: Factors, space: Array, rng: np.random.Generator) -> Array:
     return xp.take(q, device.integers(chosen), axis=0)
 
 
-def _extended(factors: Factors, q: Array) -> Array:
+def _extended(space: RowSpace, q: Array) -> Array:
     """Directions `q` (k, b) with every zero row that noise may have turned them away from, block by block."""
-    step = max(1, BLOCK_NUMBERS // (factors.U.shape[0] * factors.batch_size))
+    step = max(1, BLOCK_NUMBERS // (space.U.shape[0] * space.batch_size))
     blocks = [q[start : min(start + step, q.shape[0]), :] for start in range(0, q.shape[0], step)]
-    return factors.xp.concat([_extended_block(factors, block) for block in blocks], axis=0) if blocks else q
+    return space.xp.concat([_extended_block(space, block) for block in blocks], axis=0) if blocks else q
 
 
-def _extended_block(factors: Factors, q: Array) -> Array:
+def _extended_block(space: RowSpace, q: Array) -> Array:
     """Directions `q` (k, b) with every zero row that noise may have turned them away from.
 
     Faint gradients are hardly seen on most rows: there a direction may take some of them on without leaving its noise,
     and miss the few rows that would forbid it because nothing else is left on them. Such a row is off by no more than
     the noise of the direction itself explains. It is taken for a zero if all others stay zeros with it.
     """
-    xp = factors.xp
+    xp = space.xp
     for _ in range(EXTENSIONS):
-        units = factors.noise_units(q)
+        units = space.noise_units(q)
         zeros = units < ZERO_SIGMAS
         counts = xp.sum(xp.astype(zeros, xp.int64), axis=1)
-        space = null_space(factors, _sorted_smallest(xp, units, int(xp.max(counts))), counts)
+        null = null_space(space, _sorted_smallest(xp, units, int(xp.max(counts))), counts)
         # A share of another direction in this one has the variance 1 / (count · energy), and noise has the energy one.
-        others = xp.clip(space.energy[:, 1:], 1.0, None) * xp.astype(counts, xp.float64)[:, None]
-        doubt = xp.sum((space.basis[:, 1:, :] @ factors.U.T) ** 2 / others[:, :, None], axis=1)
+        others = xp.clip(null.energy[:, 1:], 1.0, None) * xp.astype(counts, xp.float64)[:, None]
+        doubt = xp.sum((null.basis[:, 1:, :] @ space.U.T) ** 2 / others[:, :, None], axis=1)
         wide = zeros | (units < ZERO_SIGMAS * xp.sqrt(1 + doubt))
         more = xp.sum(xp.astype(wide, xp.int64), axis=1)
         if not bool(xp.any(more > counts)):
             break
         order = xp.argsort(xp.astype(~wide, xp.int8), axis=1, stable=True)[:, : int(xp.max(more))]
-        turned = null_space(factors, order, more).basis[:, 0, :]
-        kept = xp.all(factors.zeros(turned) | ~zeros, axis=1) & (more > counts)
-        grown = xp.sum(xp.astype(factors.zeros(turned), xp.int64), axis=1) > counts
+        turned = null_space(space, order, more).basis[:, 0, :]
+        kept = xp.all(space.zeros(turned) | ~zeros, axis=1) & (more > counts)
+        grown = xp.sum(xp.astype(space.zeros(turned), xp.int64), axis=1) > counts
         q = xp.where((kept & grown)[:, None], turned, q)
     return q
 
 
-def _collect(factors: Factors, q: Array) -> Directions:
+def _collect(space: RowSpace, q: Array) -> Directions:
     """Bring polished directions to the host, with what the pool needs of them."""
-    xp = factors.xp
+    xp = space.xp
     unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True) if q.shape[0] else q
-    return Directions(to_host(unit), to_host(factors.zeros(unit)), to_host(factors.angle_noise(unit)))
+    return Directions(to_host(unit), to_host(space.zeros(unit)), to_host(space.angle_noise(unit)))

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..factors.factorize import ZERO_SIGMAS, Factors
+from ..factors.row_space import RowSpace
+from ..factors.zero import ZERO_SIGMAS
 from .pool import Pool
 
 Array = Any
@@ -26,7 +27,7 @@ NEARLY_POSSIBLE = 0.9
 BLOCK_NUMBERS = 4_000_000
 
 
-def reduce_pairs(factors: Factors, pool: Pool, fresh: HostArray) -> Array:
+def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
     """Return combinations (k, b) of two directions of the basis on whose ratio many rows agree.
 
     Parameters
@@ -35,7 +36,7 @@ def reduce_pairs(factors: Factors, pool: Pool, fresh: HostArray) -> Array:
         Positions in ``pool.basis`` to try against the whole basis; the others were tried before. In a large batch
         only those that may rest on a single row, or whose pattern the layer can nearly produce but not quite.
     """
-    xp, device = factors.xp, factors.device
+    xp, device = space.xp, space.device
     basis = np.asarray(pool.basis, dtype=np.int64)
     if len(basis) > ALL_PAIRS:
         # Without W nothing is known of patterns; a combination of many inputs has none that comes near a possible one.
@@ -43,10 +44,10 @@ def reduce_pairs(factors: Factors, pool: Pool, fresh: HostArray) -> Array:
         unknown = ~np.any(pool.coordinates[basis[fresh]], axis=1)
         fresh = fresh[unknown | (~solid & (pool.agreement[basis[fresh]] > NEARLY_POSSIBLE))]
     if len(basis) < 2 or not len(fresh):
-        return device.zeros((0, factors.batch_size))
-    vectors = pool.q[basis] / to_host(factors.noise_norm(device.float64(pool.q[basis])))[:, None]
+        return device.zeros((0, space.batch_size))
+    vectors = pool.q[basis] / to_host(space.noise_norm(device.float64(pool.q[basis])))[:, None]
     q = device.float64(vectors)
-    products = q @ factors.U.T  # in noise units
+    products = q @ space.U.T  # in noise units
     live = products.shape[1]
     found: list[Array] = []
     step = max(1, BLOCK_NUMBERS // (len(basis) * live))

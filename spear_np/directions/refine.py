@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import inverse_or_pseudoinverse, solve_or_nan
-from ..factors.factorize import NOISY_FROM, Factors
+from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 from .disaggregate import Disaggregation, disaggregate
 from .support import restricted, zero_support
 
@@ -39,67 +40,67 @@ def refined(factors: Factors, choice: Disaggregation) -> Disaggregation:
 
     A step is taken only if it lowers f at the support it was made for.
     """
-    if factors.relative_noise <= NOISY_FROM or choice.agreement is None or factors.batch_size == 1:
+    space, xp = factors.space, factors.space.xp
+    if not space.noisy or choice.agreement is None or space.batch_size == 1:
         return choice
-    xp = factors.xp
-    rows = factors.U * factors.S
+    rows = space.U * space.S
     for _ in range(STEPS):
-        off = xp.take(zero_support(factors, choice.q, choice.dual), factors.live, axis=0)
-        Y = gauss_newton_step(factors, rows, (choice.q / factors.S).T, xp.astype(off, xp.float64))
+        off = space.live_of(zero_support(factors, choice.q, choice.dual))
+        Y = gauss_newton_step(space, rows, (choice.q / space.S).T, xp.astype(off, xp.float64))
         if Y is None:
             break
-        choice = disaggregate(factors, Y.T * factors.S, lenient=choice.lenient)
+        choice = disaggregate(factors, Y.T * space.S, lenient=choice.lenient)
     return choice
 
 
-def gauss_newton_step(factors: Factors, rows: Array, Y: Array, off: Array) -> Array | None:
+def gauss_newton_step(space: RowSpace, rows: Array, Y: Array, off: Array) -> Array | None:
     """Y (b, b) after one Gauss-Newton step; None if that does not lower f.
 
     `rows` (ℓ, b) are those of weight_grad V in noise units, `off` (ℓ, b) is 1 where an entry of D is zero.
     """
-    xp = factors.xp
+    xp = space.xp
     Y = Y / xp.linalg.vector_norm(Y, axis=0)
-    covariance, weigh = _weighing(factors, Y, off)
+    covariance, weigh = _weighing(space, Y, off)
     t = rows @ Y
     zeros = t * off
     weighted = weigh(zeros)
     on = (t - weighted @ covariance) * (1 - off)  # ∂L/∂Z as fitted
-    mixed = 1 - factors.device.eye(Y.shape[0])
+    mixed = 1 - space.device.eye(Y.shape[0])
     slope = (on.T @ weighted) * mixed
     before = float(xp.sum(zeros * weighted))
 
     def curvature(E: Array) -> Array:
         return (on.T @ weigh((on @ E) * off)) * mixed
 
-    E = _conjugate_gradients(xp, curvature, _preconditioner(factors, on, off), -slope)
+    E = _conjugate_gradients(xp, curvature, _preconditioner(space, on, off), -slope)
     moved = Y + Y @ E
     moved = moved / xp.linalg.vector_norm(moved, axis=0)
     if not bool(xp.all(xp.isfinite(moved))):
         return None
     zeros = (rows @ moved) * off
-    after = float(xp.sum(zeros * _weighing(factors, moved, off)[1](zeros)))
+    after = float(xp.sum(zeros * _weighing(space, moved, off)[1](zeros)))
     return moved if after < before else None
 
 
-def _weighing(factors: Factors, Y: Array, off: Array) -> tuple[Array, Callable[[Array], Array]]:
+def _weighing(space: RowSpace, Y: Array, off: Array) -> tuple[Array, Callable[[Array], Array]]:
     """K (b, b), and what multiplies each row of an (ℓ, b) array, zero where `off` is, by (K_off,off)⁻¹ of that row.
 
     For layers so large that each column is fitted by itself, K has nothing off its diagonal.
     """
-    xp, b = factors.xp, Y.shape[1]
-    covariance, eye = Y.T @ Y, factors.device.eye(b)
+    xp, b = space.xp, Y.shape[1]
+    covariance, eye = Y.T @ Y, space.device.eye(b)
     if off.shape[0] * b * b > COVARIANCE_NUMBERS:
         diagonal = xp.linalg.diagonal(covariance)
         return covariance * eye, lambda values: values / diagonal
-    system = restricted(factors, covariance, off)
+    system = restricted(space.device, covariance, off)
     inverse = solve_or_nan(xp, system, xp.broadcast_to(eye[None, :, :], system.shape))
     return covariance, lambda values: (inverse @ values[:, :, None])[:, :, 0] * off
 
 
-def _preconditioner(factors: Factors, on: Array, off: Array) -> Callable[[Array], Array]:
+def _preconditioner(space: RowSpace, on: Array, off: Array) -> Callable[[Array], Array]:
     """What solves the system of each column of E (b, b) by itself, for columns of Y of length one."""
-    xp, b = factors.xp, on.shape[1]
-    eye = factors.device.eye(b)
+    xp, b = space.xp, on.shape[1]
+    eye = space.device.eye(b)
     step = max(1, BLOCK_NUMBERS // (on.shape[0] * b))
     blocks = [xp.matrix_transpose(off[:, start : min(start + step, b)]) for start in range(0, b, step)]
     system = xp.concat([on.T[None, :, :] @ (on[None, :, :] * zeros[:, :, None]) for zeros in blocks], axis=0)

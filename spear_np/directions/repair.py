@@ -12,6 +12,8 @@ import numpy as np
 
 from ..backend import to_host
 from ..factors.factorize import Factors
+from ..factors.layer import Layer
+from ..factors.row_space import RowSpace
 from .disaggregate import Disaggregation, bias_direction, disaggregate
 from .polish import null_space
 from .pool import Pool
@@ -27,14 +29,17 @@ MOST_REALIGNED = 32
 
 def repair_candidates(factors: Factors, pool: Pool, choice: Disaggregation | None) -> Array:
     """Return directions (k, b) for the columns that disagree with the layer, or for a single missing one."""
-    nothing = factors.device.zeros((0, factors.batch_size))
+    space = factors.space
+    nothing = space.device.zeros((0, space.batch_size))
     if factors.layer is None or not factors.signs_known:
         return nothing
     if choice is not None and choice.agreement is not None:
         wrong = np.flatnonzero(to_host(choice.agreement) < 1.0)
-        return _by_layer(factors, factors.xp.take(choice.dual, factors.device.integers(wrong), axis=0))[0]
-    if len(pool.basis) == factors.batch_size - 1 and factors.bias_grad is not None:
-        return _by_layer(factors, _last_input(factors, pool))[0]
+        return _by_layer(
+            space, factors.layer, space.xp.take(choice.dual, space.device.integers(wrong), axis=0)
+        )[0]
+    if len(pool.basis) == space.batch_size - 1 and factors.bias_grad is not None:
+        return _by_layer(space, factors.layer, _last_input(factors, pool))[0]
     return nothing
 
 
@@ -44,17 +49,18 @@ def realigned(factors: Factors, choice: Disaggregation) -> Disaggregation:
     Where noise hides which gradients are zero, the layer still tells which units an input leaves off: all of them
     together determine the direction better than those that look like zeros.
     """
+    space, layer = factors.space, factors.layer
     for _ in range(REALIGNMENTS):
-        if choice.agreement is None or choice.mean_agreement() == 1.0:
+        if layer is None or choice.agreement is None or choice.mean_agreement() == 1.0:
             break
         agreement = to_host(choice.agreement)
         wrong = np.flatnonzero(agreement < 1.0)
         wrong = wrong[np.argsort(agreement[wrong], kind="stable")][:MOST_REALIGNED]
-        dual = factors.xp.take(choice.dual, factors.device.integers(wrong), axis=0)
-        q, usable = _by_layer(factors, dual)
+        dual = space.xp.take(choice.dual, space.device.integers(wrong), axis=0)
+        q, usable = _by_layer(space, layer, dual)
         better = None
         for count in {1, len(usable)}:
-            replaced = _replaced(factors, choice.q, q[:count, :], wrong[usable[:count]])
+            replaced = _replaced(space, choice.q, q[:count, :], wrong[usable[:count]])
             candidate = disaggregate(factors, replaced, lenient=choice.lenient)
             if (candidate.mean_agreement() or 0.0) > ((better or choice).mean_agreement() or 0.0):
                 better = candidate
@@ -64,37 +70,38 @@ def realigned(factors: Factors, choice: Disaggregation) -> Disaggregation:
     return choice
 
 
-def _replaced(factors: Factors, q: Array, rows: Array, which: HostArray) -> Array:
+def _replaced(space: RowSpace, q: Array, rows: Array, which: HostArray) -> Array:
     """`q` (b, b) with `rows` (k, b) in the places `which` (k,)."""
     changed = to_host(q).copy()
     changed[which] = to_host(rows)
-    return factors.device.float64(changed)
+    return space.device.float64(changed)
 
 
-def _by_layer(factors: Factors, coordinates: Array) -> tuple[Array, HostArray]:
+def _by_layer(space: RowSpace, layer: Layer, coordinates: Array) -> tuple[Array, HostArray]:
     """Directions (k', b) of the inputs at `coordinates` (k, b) in V by the units they leave off, and which they are."""
-    xp = factors.xp
-    z = xp.take(factors.layer @ coordinates.T + factors.bias[:, None], factors.live, axis=0).T
+    xp = space.xp
+    z = space.live_of(layer.preactivations(coordinates)).T
     counts = xp.sum(xp.astype(z < 0, xp.int64), axis=1)
-    usable = np.flatnonzero(to_host(counts) >= factors.batch_size - 1)
+    usable = np.flatnonzero(to_host(counts) >= space.batch_size - 1)
     if not len(usable):
-        return factors.device.zeros((0, factors.batch_size)), usable
-    chosen = factors.device.integers(usable)
+        return space.device.zeros((0, space.batch_size)), usable
+    chosen = space.device.integers(usable)
     order = xp.argsort(xp.take(z, chosen, axis=0), axis=1)
-    return null_space(factors, order, xp.take(counts, chosen)).basis[:, 0, :], usable
+    return null_space(space, order, xp.take(counts, chosen)).basis[:, 0, :], usable
 
 
 def units_off_last(factors: Factors, pool: Pool) -> int | None:
     """Number of units that the last input leaves off; None unless all others' directions are known for sure."""
-    if factors.layer is None or not factors.signs_known or factors.bias_grad is None:
+    space, layer = factors.space, factors.layer
+    if layer is None or not factors.signs_known or factors.bias_grad is None:
         return None
-    if len(pool.basis) != factors.batch_size - 1 or len(pool.solid) < len(pool.basis):
+    if len(pool.basis) != space.batch_size - 1 or len(pool.solid) < len(pool.basis):
         return None
     coordinates = _last_input(factors, pool)
     if not coordinates.shape[0]:
         return None
-    z = factors.layer @ coordinates[0, :] + factors.bias
-    return int(factors.xp.sum(factors.xp.astype(factors.xp.take(z, factors.live) < 0, factors.xp.int64)))
+    z = space.live_of(layer.preactivations(coordinates))
+    return int(space.xp.sum(space.xp.astype(z < 0, space.xp.int64)))
 
 
 def _last_input(factors: Factors, pool: Pool) -> Array:
@@ -102,12 +109,13 @@ def _last_input(factors: Factors, pool: Pool) -> Array:
 
     (0, b) where bias_grad contradicts weight_grad or says nothing of that input.
     """
-    y = pool.basis_vectors / to_host(factors.S)
+    space = factors.space
+    y = pool.basis_vectors / to_host(space.S)
     unseen = np.linalg.svd(y, full_matrices=True)[2][-1]
     total = bias_direction(factors)
     if total is None:
-        return factors.device.zeros((0, factors.batch_size))
+        return space.device.zeros((0, space.batch_size))
     seen = float(total @ unseen)
     if seen == 0:
-        return factors.device.zeros((0, factors.batch_size))
-    return factors.device.float64(unseen[None, :] / seen)
+        return space.device.zeros((0, space.batch_size))
+    return space.device.float64(unseen[None, :] / seen)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..factors.factorize import ZERO_SIGMAS, Factors
+from ..backend import Device
+from ..factors.factorize import Factors
+from ..factors.zero import ZERO_SIGMAS
 
 Array = Any
 
 
 def zero_support(factors: Factors, q: Array, dual: Array) -> Array:
     """(m, k) bool: units without gradient in the directions `q` (k, b), and off for the inputs `dual` (k, b) in V."""
-    xp = factors.xp
-    silent = xp.abs(factors.columns(q)) <= ZERO_SIGMAS * column_deviation(factors, q)
-    if factors.layer is None or not factors.signs_known:
+    space, layer, xp = factors.space, factors.layer, factors.space.xp
+    silent = xp.abs(space.columns(q)) <= ZERO_SIGMAS * space.deviation(q)
+    if layer is None or not factors.signs_known:
         return xp.zeros_like(silent)
-    return silent & factors.states(factors.layer @ dual.T + factors.bias[:, None])[1]
+    return silent & layer.states(layer.preactivations(dual))[1]
 
 
-def column_deviation(factors: Factors, q: Array) -> Array:
-    """(m, k): standard deviation of the entries of ``factors.columns(q)``."""
-    return factors.noise[:, None] * factors.noise_norm(q)[None, :]
-
-
-def restricted(factors: Factors, matrix: Array, used: Array) -> Array:
+def restricted(device: Device, matrix: Array, used: Array) -> Array:
     """(ℓ, k, k): `matrix` (k, k) on the indices where each row of `used` (ℓ, k) is 1, the identity where it is 0."""
-    eye = factors.device.eye(matrix.shape[0])
+    eye = device.eye(matrix.shape[0])
     return used[:, :, None] * matrix[None, :, :] * used[:, None, :] + eye[None, :, :] * (1 - used)[:, None, :]

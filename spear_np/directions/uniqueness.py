@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import gather, solve_or_nan, to_host
-from ..factors.factorize import Factors, expand
+from ..factors.row_space import RowSpace
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -46,7 +46,7 @@ class Uniqueness:
     """(k, k): variance of the share of direction i in direction k, [i, k]; infinite where nothing bounds it."""
 
 
-def uniqueness(factors: Factors, directions: Array, inputs: Array, off: Array) -> Uniqueness:
+def uniqueness(space: RowSpace, directions: Array, inputs: Array, off: Array) -> Uniqueness:
     """Rank, redundancy and error propagation of the zero rows of each direction.
 
     Parameters
@@ -57,10 +57,10 @@ def uniqueness(factors: Factors, directions: Array, inputs: Array, off: Array) -
     off : (m, k) bool
         Zero rows of each direction.
     """
-    xp = factors.xp
-    off_live = xp.take(off, factors.live, axis=0).T
+    xp = space.xp
+    off_live = xp.take(off, space.live, axis=0).T
     k, live = off_live.shape
-    b = factors.batch_size
+    b = space.batch_size
     if b == 1:
         # Nothing can be mixed in: the single column is determined without any zero row.
         # Each live row alone is a multiple of the input.
@@ -69,7 +69,7 @@ def uniqueness(factors: Factors, directions: Array, inputs: Array, off: Array) -
     step = max(1, BLOCK_NUMBERS // (live * b))
     for start in range(0, k, step):
         part = slice(start, min(start + step, k))
-        block = _uniqueness_block(factors, directions[part, :], inputs, off_live[part, :])
+        block = _uniqueness_block(space, directions[part, :], inputs, off_live[part, :])
         unique.append(block[0])
         redundancy.append(block[1])
         mixing.append(block[2])
@@ -100,33 +100,33 @@ class _Response:
 
 
 def _uniqueness_block(
-    factors: Factors, q: Array, inputs: Array, off: Array
+    space: RowSpace, q: Array, inputs: Array, off: Array
 ) -> tuple[HostArray, HostArray, HostArray]:
     """For directions `q` (k, b) with zero rows `off` (k, ℓ): unique (k,), redundancy (k,), mixing (k, b)."""
-    xp = factors.xp
-    answers = _concluded(factors, q, inputs, off, _by_gram)
+    xp = space.xp
+    answers = _concluded(space, q, inputs, off, _by_gram)
     doubtful = np.flatnonzero(~to_host(answers[3]))
     unique, redundancy, mixing = (to_host(answer) for answer in answers[:3])
     if len(doubtful):
-        again = factors.device.integers(doubtful)
-        answers = _concluded(factors, xp.take(q, again, axis=0), inputs, xp.take(off, again, axis=0), _by_svd)
+        again = space.device.integers(doubtful)
+        answers = _concluded(space, xp.take(q, again, axis=0), inputs, xp.take(off, again, axis=0), _by_svd)
         unique[doubtful], redundancy[doubtful], mixing[doubtful] = (to_host(answer) for answer in answers[:3])
     return unique, redundancy, mixing
 
 
 def _concluded(
-    factors: Factors, q: Array, inputs: Array, off: Array, respond: Callable[..., _Response]
+    space: RowSpace, q: Array, inputs: Array, off: Array, respond: Callable[..., _Response]
 ) -> tuple[Array, Array, Array, Array]:
     """Unique (k,), redundancy (k,), mixing (k, p) and certain (k,) as `respond` computes them."""
-    xp = factors.xp
+    xp = space.xp
     count = xp.sum(xp.astype(off, xp.int64), axis=1)
     most = max(q.shape[1], int(xp.max(count)))
     order = xp.argsort(xp.astype(~off, xp.int8), axis=1, stable=True)[:, :most]
-    used = xp.arange(most, device=factors.device.handle)[None, :] < count[:, None]
-    rows = gather(xp, factors.U, order) * xp.astype(used, xp.float64)[:, :, None]
+    used = xp.arange(most, device=space.device.handle)[None, :] < count[:, None]
+    rows = gather(xp, space.U, order) * xp.astype(used, xp.float64)[:, :, None]
     count = xp.maximum(count, xp.ones_like(count))
     noise_energy = OPEN_ENERGY * xp.astype(count, xp.float64)
-    response = respond(factors, q, rows, noise_energy, inputs)
+    response = respond(space, q, rows, noise_energy, inputs)
     dispensable = (response.leverage < 0.5) | ~used | (response.left > noise_energy[:, None])
     spared = xp.all(dispensable, axis=1)
     ordered = xp.flip(xp.sort(response.leverage, axis=1), axis=1)
@@ -142,31 +142,31 @@ def _concluded(
         turned = xp.where(dispensable[:, :, None], xp.zeros_like(response.pulled), response.pulled)
         length = xp.linalg.vector_norm(turned, axis=2, keepdims=True)
         turned = turned / xp.where(length > 0, length, xp.ones_like(length))
-        seen = inputs * factors.S
+        seen = inputs * space.S
         unbounded = unbounded + xp.max((turned @ seen.T) ** 2, axis=1)
-    mixing = response.mixing * (factors.noise_norm(q) ** 2)[:, None]
-    size = xp.sum((inputs * factors.S) ** 2, axis=1)[None, :]
+    mixing = response.mixing * (space.noise_norm(q) ** 2)[:, None]
+    size = xp.sum((inputs * space.S) ** 2, axis=1)[None, :]
     mixing = xp.where(unbounded > UNSEEN * size, math.inf, mixing)
     return response.unique, redundancy, mixing, response.certain
 
 
-def _by_gram(factors: Factors, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:
+def _by_gram(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:
     """From the inverse of the Gram matrices of `rows` (k, r, b): fast, but blind below the root of the rounding."""
-    xp = factors.xp
+    xp = space.xp
     unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True)
     # What noise leaves of the rows along the direction itself is no resistance to anything else.
     rows = rows - (rows @ unit[:, :, None]) * unit[:, None, :]
     # Lift the direction, so that what remains is its complement.
     H = xp.matrix_transpose(rows) @ rows + unit[:, :, None] * unit[:, None, :]
-    inverse = solve_or_nan(xp, H, xp.broadcast_to(factors.device.eye(H.shape[1])[None, :, :], H.shape))
+    inverse = solve_or_nan(xp, H, xp.broadcast_to(space.device.eye(H.shape[1])[None, :, :], H.shape))
     size = xp.linalg.vector_norm(inverse, axis=(1, 2))
     # ‖H⁻¹‖ bounds the least eigenvalue from below: nothing can be open where it is far above every noise.
-    floor = noise_energy / xp.min(factors.S) ** 2
+    floor = noise_energy / xp.min(space.S) ** 2
     clear = size * xp.maximum(floor, xp.full_like(floor, NUMERICALLY_NOTHING)) < 0.5
     inverse = xp.where(clear[:, None, None], inverse, xp.zeros_like(inverse))
     pulled = rows @ inverse  # H⁻¹ u_j, what row j alone could turn
     leverage = xp.clip(xp.sum(pulled * rows, axis=2), 0.0, 1.0)
-    pulled = pulled / factors.S
+    pulled = pulled / space.S
     strength = leverage / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(leverage, 1e-300))
     left, error = strength * (1 - leverage), (GRAM_ERROR * size)[:, None]
     known = 1 - leverage > 100 * error
@@ -183,14 +183,14 @@ def _by_gram(factors: Factors, q: Array, rows: Array, noise_energy: Array, input
     )
 
 
-def _by_svd(factors: Factors, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:
+def _by_svd(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:
     """From the singular values of `rows` (k, r ≥ b, b) in noise units: nothing is squared before it is known.
 
     Noise alone would give a direction the mean square one over the rows; rounding gives it an energy near that of
     the largest times the unit roundoff. Singular vectors with no more than that are open.
     """
-    xp = factors.xp
-    y = q / factors.S
+    xp = space.xp
+    y = q / space.S
     # A reflection takes y to the first axis: the other axes are its complement.
     mirror = y / xp.linalg.vector_norm(y, axis=1, keepdims=True)
     first = mirror[:, :1]
@@ -198,8 +198,8 @@ def _by_svd(factors: Factors, q: Array, rows: Array, noise_energy: Array, inputs
         [first + xp.where(first < 0, -xp.ones_like(first), xp.ones_like(first)), mirror[:, 1:]], axis=1
     )
     mirror = mirror / xp.linalg.vector_norm(mirror, axis=1, keepdims=True)
-    complement = factors.device.eye(q.shape[1])[None, :, 1:] - 2 * mirror[:, :, None] * mirror[:, None, 1:]
-    left, values, right = xp.linalg.svd((rows * factors.S) @ complement, full_matrices=False)
+    complement = space.device.eye(q.shape[1])[None, :, 1:] - 2 * mirror[:, :, None] * mirror[:, None, 1:]
+    left, values, right = xp.linalg.svd((rows * space.S) @ complement, full_matrices=False)
     floor = xp.maximum(xp.sqrt(noise_energy), SVD_ERROR * values[:, 0])[:, None]
     open_ = values <= floor
     held = xp.astype(~open_, xp.float64)
@@ -207,11 +207,11 @@ def _by_svd(factors: Factors, q: Array, rows: Array, noise_energy: Array, inputs
     left = left * held[:, None, :]
     hat = left @ xp.matrix_transpose(left)
     leverage = xp.linalg.diagonal(hat)
-    own = factors.device.eye(hat.shape[1])[None, :, :]
+    own = space.device.eye(hat.shape[1])[None, :, :]
     pulled = (left * inverse[:, None, :]) @ right
     strength = 1 / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(leverage, 1e-300))
     others = xp.sum((hat * (1 - own)) ** 2, axis=2) * strength
-    seen = inputs * factors.S
+    seen = inputs * space.S
     shares = (seen[None, :, :] @ complement) @ xp.matrix_transpose(right)
     return _Response(
         leverage=leverage,
@@ -224,44 +224,42 @@ def _by_svd(factors: Factors, q: Array, rows: Array, noise_energy: Array, inputs
     )
 
 
-def sharpened(factors: Factors, q: Array, off: Array, unique: Uniqueness, which: HostArray) -> Uniqueness:
+def sharpened(space: RowSpace, q: Array, off: Array, unique: Uniqueness, which: HostArray) -> Uniqueness:
     """`unique` of the directions `q` (k, b) with zero rows `off` (m, k), the rows to spare of `which` counted again.
 
     The rank survives the loss of the rows R if the largest eigenvalue of their part of the projector on the rows' span
     stays below one: at most the largest sum, over a row of it, of the magnitudes in R (Gershgorin), where the sum of
     the leverages is the trace. That takes the whole projector of each direction.
     """
-    xp = factors.xp
+    xp = space.xp
     redundancy = unique.redundancy.copy()
-    for index in which.tolist() if factors.batch_size > 1 else ():
-        rows = xp.take(factors.U, xp.nonzero(xp.take(off[:, index], factors.live))[0], axis=0)
-        redundancy[index] = max(redundancy[index], _removable(factors, q[index, :], rows))
+    for index in which.tolist() if space.batch_size > 1 else ():
+        rows = xp.take(space.U, xp.nonzero(xp.take(off[:, index], space.live))[0], axis=0)
+        redundancy[index] = max(redundancy[index], _removable(space, q[index, :], rows))
     return replace(unique, redundancy=redundancy)
 
 
-def _removable(factors: Factors, q: Array, rows: Array) -> int:
+def _removable(space: RowSpace, q: Array, rows: Array) -> int:
     """How many of `rows` (r, b), any of them, may go without leaving another null vector than `q` (b,): a lower bound."""
-    xp = factors.xp
+    xp = space.xp
     unit = q / xp.linalg.vector_norm(q)
     left, values, _ = xp.linalg.svd(rows - (rows @ unit)[:, None] * unit[None, :], full_matrices=False)
-    left = left[:, : factors.batch_size - 1]
+    left = left[:, : space.batch_size - 1]
     magnitude = xp.abs(left @ left.T)
     leverage = xp.linalg.diagonal(magnitude)
-    others = xp.flip(
-        xp.sort(magnitude - leverage[:, None] * factors.device.eye(rows.shape[0]), axis=1), axis=1
-    )
+    others = xp.flip(xp.sort(magnitude - leverage[:, None] * space.device.eye(rows.shape[0]), axis=1), axis=1)
     largest = xp.max(leverage[:, None] + xp.cumulative_sum(others, axis=1), axis=0)
-    safe = float(values[factors.batch_size - 2]) > SVD_ERROR * float(values[0])
+    safe = float(values[space.batch_size - 2]) > SVD_ERROR * float(values[0])
     spare = 1 + int(xp.sum(xp.astype(largest < 1.0, xp.int64)))
-    return min(spare, rows.shape[0] - (factors.batch_size - 1)) if safe else 0
+    return min(spare, rows.shape[0] - (space.batch_size - 1)) if safe else 0
 
 
-def lone_rows(factors: Factors, q: Array, zero_mask: HostArray) -> HostArray:
+def lone_rows(space: RowSpace, q: Array, zero_mask: HostArray) -> HostArray:
     """(k,) bool: which directions `q` (k, b) with zeros `zero_mask` (k, ℓ) may rest on a single row."""
-    if not len(zero_mask) or factors.batch_size == 1:
+    if not len(zero_mask) or space.batch_size == 1:
         return np.zeros(len(zero_mask), dtype=bool)
-    none = factors.device.zeros((1, factors.batch_size))
-    off = expand(factors, factors.device.booleans(zero_mask))
+    none = space.device.zeros((1, space.batch_size))
+    off = space.expand(space.device.booleans(zero_mask))
     # Among thousands of null vectors one further row agrees by chance.
-    few: HostArray = zero_mask.sum(axis=1) < factors.batch_size - 1 + SPARE
-    return few | (uniqueness(factors, q, none, off).redundancy < 1)
+    few: HostArray = zero_mask.sum(axis=1) < space.batch_size - 1 + SPARE
+    return few | (uniqueness(space, q, none, off).redundancy < 1)

@@ -1,9 +1,6 @@
 """From weight_grad to its factors: rank, noise floor and coordinates, read once by blocks of columns.
 
-Notation (see docs/method.md): weight_grad = D Xᵀ + noise, of rank b. Each row is divided by the standard
-deviation η of its own noise, so that "zero" means the same in all of them. With V (n, b) an orthonormal basis
-of the row space, the whitened rows are ``weight_grad V / η = U diag(S)``, U (m, b) with orthonormal columns.
-A direction q (b,) gives the column ``D q̂ = η · U q`` of ∂L/∂Z, up to its scale.
+The notation is that of `row_space`.
 """
 
 from __future__ import annotations
@@ -15,9 +12,10 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import Device, scatter_columns, to_host, triangular_factor
+from ..backend import Device, to_host, triangular_factor
 from ..errors import InputError
 from .gradients import LayerGradients, fits_precision, narrower_precisions
+from .layer import Layer
 from .rank import (
     CLEAR_GAP,
     Spectrum,
@@ -30,21 +28,12 @@ from .rank import (
     rounding_rank,
     spectrum_at,
 )
+from .row_space import RowSpace
+from .zero import ZERO_SIGMAS
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
 
-ZERO_SIGMAS = 6.0
-"""An entry is zero if it is below this many standard deviations of its noise: the one definition of zero."""
-SURELY_ON = 2
-"""Multiple of the zero test from which a gradient is there for sure: what a direction that is slightly off adds to the
-zeros, and no zero row shows, stays below the test."""
-NOISY_FROM = 1e-5
-"""Relative noise from which it is more than rounding to float32: it hides gradients, and averaging over it gains accuracy."""
-HIDES_NONE = 0.2
-"""Gradients of a column that may be expected to be hidden where none is."""
-NEAR_NOISE = 10
-"""Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
 ROUNDING_SAFETY = 3.0
 """Rounding errors follow the size of the entries, so a direction that sees the large ones sees more noise than
 the average residual tells; measured factors stay below 3 on images."""
@@ -61,81 +50,25 @@ ARITHMETIC = 6 * float(np.finfo(np.float64).eps)
 """Relative error of our own float64 products, the lowest noise a row can have."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factors:
-    """Everything the search needs; all arrays on `device`, float64.
+    """What is known of one layer: what weight_grad tells, what the layer makes of inputs, and bias_grad."""
 
-    ℓ ≤ m counts the live output units: those whose gradient row stands out of its noise.
-    """
-
-    device: Device
     gradients: LayerGradients
-    spectrum: Spectrum
-    batch_size: int
-    """b, the rank used."""
-    U: Array
-    """(ℓ, b): whitened live rows, orthonormal columns."""
-    S: Array
-    """(b,): singular values in noise units."""
-    live: Array
-    """(ℓ,) int64: which rows of weight_grad they are."""
-    noise: Array
-    """(m,): standard deviation η of one entry of each row of weight_grad, an upper estimate."""
-    row_norm: Array
-    """(m,): Euclidean norm of each row of weight_grad."""
-    to_basis: Array
-    """(m, b): V = weight_gradᵀ · to_basis."""
-    coordinates: Array
-    """(m, b): weight_grad · V, the rows before whitening."""
-    layer: Array | None
-    """(m, b): W V, so that pre-activations of an input x = V c are `layer · c + bias`; None without W."""
-    weight_norm: Array | None
-    """(m,): Euclidean norm of each row of W; None without W."""
-    bias: Array
-    """(m,); zeros if missing."""
+    space: RowSpace
+    layer: Layer | None
+    """None without W."""
     bias_grad: Array | None
-    """(m,); None if missing."""
-    relative_noise: float
-    """Median over live rows of η divided by the row's root mean square: dimensionless."""
-    omission: float
-    """How many times further than noise of size η an input below the rank can move the others; 1 if there can be none."""
-
-    @property
-    def xp(self) -> Any:
-        """Array namespace of all arrays here."""
-        return self.device.xp
+    """(m,) float64 on the device; None if missing."""
 
     @property
     def signs_known(self) -> bool:
         """Whether activation signs can be computed: W is there, and so is the scale unless there is no bias."""
         return self.layer is not None and (self.bias_grad is not None or self.gradients.bias is None)
 
-    def states(self, z: Array, doubt: Array | float = 0.0) -> tuple[Array, Array]:
-        """Where pre-activations `z`, known up to `doubt`, surely pass a gradient on, and where they surely do not."""
-        ceiling = self.gradients.ceiling
-        return (z > doubt) & (z < ceiling - doubt), (z < -doubt) | (z > ceiling + doubt)
 
-    def noise_norm(self, q: Array) -> Array:
-        """(k,): standard deviation of the noise in ``U q`` for each row of `q` (k, b)."""
-        return self.xp.linalg.vector_norm(q / self.S, axis=-1)
-
-    def noise_units(self, q: Array) -> Array:
-        """(k, ℓ): |U q| in standard deviations of its noise, for each row of `q` (k, b)."""
-        return self.xp.abs(q @ self.U.T) / self.noise_norm(q)[:, None]
-
-    def columns(self, q: Array) -> Array:
-        """(m, k): the columns of ∂L/∂Z that belong to the directions `q` (k, b)."""
-        return self.coordinates @ (q / self.S).T
-
-    def zeros(self, q: Array) -> Array:
-        """(k, ℓ) bool: which output units the directions `q` (k, b) leave without gradient."""
-        return self.noise_units(q) < ZERO_SIGMAS
-
-    def angle_noise(self, q: Array) -> Array:
-        """(k,): how far, in radians, noise may turn the directions `q` (k, b), a generous estimate."""
-        xp = self.xp
-        angle = 10 * math.sqrt(self.batch_size) * self.noise_norm(q) / xp.linalg.vector_norm(q, axis=-1)
-        return xp.clip(angle, 1e-6, 0.1)
+_Reading = tuple[Spectrum, Array, Array, Any]
+"""Spectrum, whitened rows, noise model (m,), SVD."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +138,7 @@ def factorize(
     """Return the factors of `gradients` at the detected rank, or at `batch_size` if given.
 
     Returns the bare spectrum when there is no rank to work with (full rank or all zero). `reading` 0 is the most
-    plausible reading of the singular values; there are `Spectrum.alternatives` more.
+    plausible reading of the singular values; there are `Spectrum.alternatives` more. Any activation will do.
 
     Raises
     ------
@@ -221,7 +154,33 @@ def factorize(
     accumulated = _accumulate(gradients, device, with_weight=gradients.weight is not None)
     gradients = replace(gradients, precision=accumulated.precision)
     readings, doubted = _decompose(accumulated, gradients, device)
-    spectrum, A, model, svd = readings[min(reading, len(readings) - 1)]
+    chosen = readings[min(reading, len(readings) - 1)]
+    space = _row_space(accumulated, gradients, device, chosen, [*readings, *doubted], batch_size)
+    if isinstance(space, Spectrum):
+        return space
+    layer = None
+    if accumulated.cross is not None and accumulated.weight_squares is not None:
+        layer = Layer(
+            weight_in_basis=accumulated.cross @ space.to_basis,
+            weight_norm=xp.sqrt(accumulated.weight_squares),
+            bias=device.zeros(m) if vectors["bias"] is None else vectors["bias"],
+            activation=gradients.sigma,
+        )
+    return Factors(gradients, space, layer, vectors["bias_grad"])
+
+
+def _row_space(
+    accumulated: _Accumulated,
+    gradients: LayerGradients,
+    device: Device,
+    chosen: _Reading,
+    readings: list[_Reading],
+    batch_size: int | None,
+) -> RowSpace | Spectrum:
+    """Row space at the rank of the `chosen` one of all `readings`, or at `batch_size`; its spectrum if it has none."""
+    xp = device.xp
+    n = gradients.shape[1]
+    spectrum, A, model, svd = chosen
     b = batch_size if batch_size is not None else spectrum.rank
     if not b or spectrum.rank == 0:
         return spectrum
@@ -241,11 +200,11 @@ def factorize(
     U, S, rotation = xp.linalg.svd(xp.take(rows, live, axis=0), full_matrices=False)
     # A batch size beyond the numerical rank leaves singular values of zero: nothing may be divided by them.
     S = xp.maximum(S, 1e-15 * S[0] * xp.ones_like(S))
-    to_basis, coordinates = to_basis @ rotation.T, coordinates @ rotation.T
     relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
-    return Factors(
+    return RowSpace(
         device=device,
-        gradients=gradients,
+        shape=gradients.shape,
+        unit_roundoff=gradients.unit_roundoff,
         spectrum=spectrum,
         batch_size=b,
         U=U,
@@ -253,19 +212,15 @@ def factorize(
         live=live,
         noise=noise,
         row_norm=row_norm,
-        to_basis=to_basis,
-        coordinates=coordinates,
-        layer=None if accumulated.cross is None else accumulated.cross @ to_basis,
-        weight_norm=None if accumulated.weight_squares is None else xp.sqrt(accumulated.weight_squares),
-        bias=device.zeros(m) if vectors["bias"] is None else vectors["bias"],
-        bias_grad=vectors["bias_grad"],
+        to_basis=to_basis @ rotation.T,
+        coordinates=coordinates @ rotation.T,
         relative_noise=float(np.median(to_host(relative))),
-        omission=_omission([*readings, *doubted], spectrum, b, n, noise, live),
+        omission=_omission(readings, spectrum, b, n, noise, live),
     )
 
 
 def _omission(readings: list[_Reading], chosen: Spectrum, b: int, n: int, noise: Array, live: Array) -> float:
-    """How many times further than noise of size `noise` (m,) an input that other readings show below b moves the others.
+    """Factor by which bounds grow, because an input that other readings show below b moves the others beyond `noise` (m,).
 
     At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
     """
@@ -303,10 +258,6 @@ def _check_size(name: str, largest: float) -> None:
             "weight_grad and bias_grad by one factor, or weight and bias, so that they are nearer to one"
         )
         raise InputError(msg)
-
-
-_Reading = tuple[Spectrum, Array, Array, Any]
-"""Spectrum, whitened rows, noise model (m,), SVD."""
 
 
 def _decompose(
@@ -386,24 +337,3 @@ def _row_noise(
     floor = max(ARITHMETIC, coherent) * row_norm
     tiny = float(np.finfo(np.float64).tiny)
     return xp.maximum(xp.maximum(noise, floor), xp.full_like(noise, tiny))
-
-
-def zeros_tell(units: HostArray) -> bool:
-    """Whether a unit without gradient in a column, `units` (ℓ,) in noise units, has none: noise is expected to hide none."""
-    return expected_hidden(units) <= HIDES_NONE
-
-
-def expected_hidden(units: HostArray) -> float:
-    """How many non-zero gradients of a column, `units` (ℓ,) in noise units, the zero test is expected to hide.
-
-    Near zero their density is even: as many in each interval as are seen, on average, in those just above the test.
-    """
-    seen = np.sum((units > ZERO_SIGMAS) & (units < NEAR_NOISE * ZERO_SIGMAS))
-    return float(seen) / (NEAR_NOISE - 1)
-
-
-def expand(factors: Factors, live_mask: Array) -> Array:
-    """(m, k) bool from a mask (k, ℓ) over the live rows: false elsewhere."""
-    xp = factors.xp
-    spread = scatter_columns(xp.astype(live_mask, xp.float64), factors.live, factors.noise.shape[0])
-    return spread.T > 0.5

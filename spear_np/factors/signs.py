@@ -14,6 +14,7 @@ import numpy as np
 
 from ..backend import inverse_or_pseudoinverse, to_host
 from .factorize import Factors
+from .row_space import RowSpace
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -34,7 +35,7 @@ class SignModel:
     """(ℓ, r): orthonormal basis of span[M, bias]."""
     to_coordinates: Array
     """(b, r): coordinates in V of an input whose pre-activations are ``basis · θ``."""
-    layer: Array
+    weight_in_basis: Array
     """(ℓ, b): M."""
     bias: Array
     """(ℓ,)."""
@@ -51,32 +52,32 @@ def sign_model(factors: Factors) -> SignModel | None:
     """
     if factors.layer is None:
         return None
-    xp = factors.xp
-    layer = xp.take(factors.layer, factors.live, axis=0)
-    bias = xp.take(factors.bias, factors.live)
-    stacked = _with_bias(xp, layer, bias)
+    space, xp = factors.space, factors.space.xp
+    weight = space.live_of(factors.layer.weight_in_basis)
+    bias = space.live_of(factors.layer.bias)
+    stacked = _with_bias(xp, weight, bias)
     if stacked.shape[1] > stacked.shape[0]:
         return None
     Q, R = xp.linalg.qr(stacked)
-    b = layer.shape[1]
+    b = weight.shape[1]
     diagonal = xp.abs(xp.linalg.diagonal(R))
     if float(xp.min(diagonal)) <= 1e-10 * float(xp.max(diagonal)):
         return None
-    inverse = xp.linalg.solve(R, factors.device.eye(R.shape[0]))
+    inverse = xp.linalg.solve(R, space.device.eye(R.shape[0]))
     # weight_gradᵀ weight_grad = X (DᵀD) Xᵀ: as far as DᵀD is near a multiple of one, its eigenvalues in V are the
     # second moments of the unknown coordinates.
-    values, rotation = xp.linalg.svd(factors.coordinates, full_matrices=False)[1:]
-    moments = values**2 / xp.sum(values**2) * factors.gradients.shape[1]
-    return SignModel(Q, inverse[:b, :], layer, bias, moments, rotation.T)
+    values, rotation = xp.linalg.svd(space.coordinates, full_matrices=False)[1:]
+    moments = values**2 / xp.sum(values**2) * space.shape[1]
+    return SignModel(Q, inverse[:b, :], weight, bias, moments, rotation.T)
 
 
-def _with_bias(xp: Any, layer: Array, bias: Array) -> Array:
-    """`layer` (ℓ, b) with `bias` (ℓ,) as a further column if it is not zero."""
-    return layer if not bool(xp.any(bias != 0)) else xp.concat([layer, bias[:, None]], axis=1)
+def _with_bias(xp: Any, weight: Array, bias: Array) -> Array:
+    """`weight` (ℓ, b) with `bias` (ℓ,) as a further column if it is not zero."""
+    return weight if not bool(xp.any(bias != 0)) else xp.concat([weight, bias[:, None]], axis=1)
 
 
 def smoother(
-    factors: Factors, model: SignModel, complement: Array | None, *, prior: bool = True
+    space: RowSpace, model: SignModel, complement: Array | None, *, prior: bool = True
 ) -> tuple[Array, Array]:
     """Return (E (ℓ, r), w (r,)) with ``E diag(w) Eᵀ``, the ridge smoother of pre-activations under the prior.
 
@@ -84,19 +85,19 @@ def smoother(
     Σ (Σ + 1)⁻¹. `complement` (b, b-f) restricts the coordinates to those that no known direction sees,
     ``c · y = 0``, and conditions the prior on it. Without `prior` it is the projector on the pre-activations.
     """
-    xp = factors.xp
+    xp = space.xp
     if not prior:
-        layer = model.layer if complement is None else model.layer @ complement
-        plain = xp.linalg.qr(_with_bias(xp, layer, model.bias)).Q
+        weight = model.weight_in_basis if complement is None else model.weight_in_basis @ complement
+        plain = xp.linalg.qr(_with_bias(xp, weight, model.bias)).Q
         return plain, xp.ones_like(plain[0, :])
     if complement is None:
-        root = model.layer @ (model.rotation * xp.sqrt(model.second_moment))
+        root = model.weight_in_basis @ (model.rotation * xp.sqrt(model.second_moment))
     else:
         # Covariance given Nᵀ-restriction: N (Nᵀ C⁻¹ N)⁻¹ Nᵀ.
         precision = (complement.T @ (model.rotation / model.second_moment)) @ (model.rotation.T @ complement)
         values, vectors = xp.linalg.eigh(precision)
         values = xp.maximum(values, 1e-12 * xp.max(values) * xp.ones_like(values))
-        root = model.layer @ (complement @ (vectors / xp.sqrt(values)))
+        root = model.weight_in_basis @ (complement @ (vectors / xp.sqrt(values)))
     root = xp.concat([root, model.bias[:, None]], axis=1)
     values, turn = xp.linalg.eigh(root.T @ root)
     values = xp.maximum(values, 1e-12 * xp.max(values) * xp.ones_like(values))
@@ -104,7 +105,7 @@ def smoother(
     return root @ (turn / xp.sqrt(values)), energy / (energy + PRIOR_RIDGE)
 
 
-def fit_signs(factors: Factors, model: SignModel, active: Array) -> tuple[HostArray, HostArray]:
+def fit_signs(space: RowSpace, model: SignModel, active: Array) -> tuple[HostArray, HostArray]:
     """Estimate the inputs that produce the patterns `active` (k, ℓ) bool.
 
     Returns
@@ -112,30 +113,30 @@ def fit_signs(factors: Factors, model: SignModel, active: Array) -> tuple[HostAr
     agreement : (k,) share of rows on which the fitted pre-activations have the sign of the pattern
     coordinates : (k, b) estimated coordinates in V, up to a positive factor
     """
-    xp = factors.xp
+    xp = space.xp
     if not active.shape[0]:
-        return np.empty(0), np.empty((0, factors.batch_size))
+        return np.empty(0), np.empty((0, space.batch_size))
     # A pattern has no more than ℓ bits: float32 is plenty.
-    theta, _ = _logistic(factors, factors.device.float32(model.basis), None, active)
-    agree = (theta @ factors.device.float32(model.basis).T > 0) == active
+    theta, _ = _logistic(space, space.device.float32(model.basis), None, active)
+    agree = (theta @ space.device.float32(model.basis).T > 0) == active
     agreement = xp.sum(xp.astype(agree, xp.float64), axis=1) / active.shape[1]
     return to_host(agreement), to_host(xp.astype(theta, xp.float64) @ model.to_coordinates.T)
 
 
-def fit_known(factors: Factors, model: SignModel, complement: Array, dual: Array, active: Array) -> Array:
+def fit_known(space: RowSpace, model: SignModel, complement: Array, dual: Array, active: Array) -> Array:
     """Coordinates (f, b) in V of the inputs behind f known directions, up to a factor: those that fit best together.
 
     An input is orthogonal to all directions but its own, so it lies in the span of the `complement` (b, b-f) of all
     of them and its own `dual` vector (a row of (f, b)): far fewer unknowns than its pattern `active` (f, ℓ) has rows.
     """
-    xp = factors.xp
-    Q, R = xp.linalg.qr(_with_bias(xp, model.layer @ complement, model.bias))
-    own = dual @ model.layer.T
+    xp = space.xp
+    Q, R = xp.linalg.qr(_with_bias(xp, model.weight_in_basis @ complement, model.bias))
+    own = dual @ model.weight_in_basis.T
     along = own @ Q
     own = own - along @ Q.T
     length = xp.linalg.vector_norm(own, axis=1, keepdims=True) + 1e-300
     own = own / length
-    theta, share = _logistic(factors, factors.device.float32(Q), factors.device.float32(own), active)
+    theta, share = _logistic(space, space.device.float32(Q), space.device.float32(own), active)
     assert share is not None
     share = xp.astype(share, xp.float64)[:, None] / length
     theta = xp.astype(theta, xp.float64) - share * along
@@ -143,7 +144,7 @@ def fit_known(factors: Factors, model: SignModel, complement: Array, dual: Array
     return free[: complement.shape[1], :].T @ complement.T + share * dual
 
 
-def _logistic(factors: Factors, basis: Array, own: Array | None, active: Array) -> tuple[Array, Array | None]:
+def _logistic(space: RowSpace, basis: Array, own: Array | None, active: Array) -> tuple[Array, Array | None]:
     """Ridge-penalised logistic regression of the patterns `active` (k, ℓ), float32.
 
     On the columns of `basis` (ℓ, r), orthonormal, and for each pattern on a further unit vector of its own, a row of
@@ -155,7 +156,7 @@ def _logistic(factors: Factors, basis: Array, own: Array | None, active: Array) 
     converge (Nesterov 1983) and the whole block costs two matrix products a step, where Newton's method would
     factorise one matrix for each pattern.
     """
-    xp = factors.xp
+    xp = space.xp
     rows = basis.shape[0]
     scale = float(rows) ** 0.5
     transposed = basis.T

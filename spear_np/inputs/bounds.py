@@ -9,7 +9,9 @@ import numpy as np
 
 from ..backend import to_host
 from ..directions.uniqueness import Uniqueness
-from ..factors.factorize import ZERO_SIGMAS, Factors
+from ..factors.layer import Layer
+from ..factors.row_space import RowSpace
+from ..factors.zero import ZERO_SIGMAS
 from .reconstruct import Reconstruction
 
 Array = Any
@@ -22,7 +24,7 @@ MAX_HIDDEN_ROW = 0.2
 
 
 def noise_bound(
-    factors: Factors,
+    space: RowSpace,
     recovery: Array,
     input_max: HostArray,
     scale_variance: HostArray,
@@ -46,7 +48,7 @@ def noise_bound(
     largest : (m,), optional
         Largest entry of each row of weight_grad that the inputs leave: noise may be in few entries.
     """
-    if factors.batch_size == 1 and factors.omission > 1:
+    if space.batch_size == 1 and space.omission > 1:
         # Another reading shows a second input: this one may be the mean of both, and no zeros tell.
         return np.full(len(input_max), math.inf)
     power = input_max**2
@@ -54,19 +56,20 @@ def noise_bound(
         mixing = np.where(np.eye(len(power), dtype=bool), 0.0, unique.mixing)  # its own share is its scale
         mixed = mixing @ power + mixing.sum(axis=1) * power
     scale = scale_variance * power
-    noise = to_host(factors.noise)
+    noise = to_host(space.noise)
     if largest is not None:
         noise = np.maximum(noise, largest / ZERO_SIGMAS)
     direct = np.sum((to_host(recovery) * noise) ** 2, axis=1)
     bound: HostArray = np.nan_to_num(
-        ZERO_SIGMAS * factors.omission * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
+        ZERO_SIGMAS * space.omission * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
     )
     return bound
 
 
-def preactivation_doubt(factors: Factors, batch: Reconstruction, input_error: HostArray) -> Array:
+def preactivation_doubt(
+    space: RowSpace, layer: Layer, batch: Reconstruction, input_error: HostArray
+) -> Array:
     """(m, k): how far pre-activations may be off by rounding, and by the errors of the inputs, `input_error` (k,) at most."""
-    assert factors.weight_norm is not None  # there are no pre-activations without W
-    unit = min(factors.gradients.unit_roundoff, FORWARD_ROUNDING)
-    spread = 4 * unit * batch.input_norm + factors.device.float64(input_error)
-    return factors.weight_norm[:, None] * spread[None, :]
+    unit = min(space.unit_roundoff, FORWARD_ROUNDING)
+    spread = 4 * unit * batch.input_norm + space.device.float64(input_error)
+    return layer.weight_norm[:, None] * spread[None, :]

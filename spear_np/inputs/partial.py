@@ -18,7 +18,8 @@ import numpy as np
 from ..backend import inverse_or_pseudoinverse, scatter_columns, to_host
 from ..directions.disaggregate import HIDDEN_SHARE
 from ..directions.uniqueness import uniqueness
-from ..factors.factorize import Factors, expand
+from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 from .bounds import noise_bound
 from .polytope import PartialInputs, bound_inputs
 
@@ -49,60 +50,61 @@ def partial_inputs(factors: Factors, q: Array) -> PartialInputs:
             coordinates[which], best[which] = by_signs.coordinates[row], by_signs.error_bound[row]
     known = np.flatnonzero(np.isfinite(best))
     if len(known):
-        best += _noise_bound(factors, q, factors.device.float64(coordinates))
+        best += _noise_bound(factors, q, factors.space.device.float64(coordinates))
         known = known[np.isfinite(best[known])]
     return PartialInputs(known, coordinates[known], best[known])
 
 
 def _noise_bound(factors: Factors, q: Array, coordinates: Array) -> HostArray:
     """(f,): what the noise of the known directions does to the inputs at `coordinates` (f, b) in V."""
-    unique = uniqueness(factors, q, coordinates / factors.S, expand(factors, factors.zeros(q)))
-    recovery = coordinates @ factors.to_basis.T
-    largest = factors.device.zeros(q.shape[0])
-    for _, (block,) in factors.gradients.blocks("weight_grad", device=factors.device):
-        largest = factors.xp.maximum(largest, factors.xp.max(factors.xp.abs(recovery @ block), axis=1))
-    return noise_bound(factors, recovery, to_host(largest), np.zeros(q.shape[0]), unique)
+    space = factors.space
+    unique = uniqueness(space, q, coordinates / space.S, space.expand(space.zeros(q)))
+    recovery = coordinates @ space.to_basis.T
+    largest = space.device.zeros(q.shape[0])
+    for _, (block,) in factors.gradients.blocks("weight_grad", device=space.device):
+        largest = space.xp.maximum(largest, space.xp.max(space.xp.abs(recovery @ block), axis=1))
+    return noise_bound(space, recovery, to_host(largest), np.zeros(q.shape[0]), unique)
 
 
 def _weak_rest(factors: Factors, q: Array) -> tuple[HostArray, HostArray]:
     """Least-squares estimates (f, b) in V, and their bounds (f,), infinite where they bound nothing."""
-    xp, f = factors.xp, q.shape[0]
+    space, layer, xp, f = factors.space, factors.layer, factors.space.xp, q.shape[0]
     coordinates, nothing = np.zeros(q.shape), np.full(f, np.inf)
-    if factors.bias_grad is None or factors.layer is None or f < 2 * (factors.batch_size - f):
+    if factors.bias_grad is None or layer is None or f < 2 * (space.batch_size - f):
         return coordinates, nothing
-    fit = _fit(factors, factors.columns(q))
+    fit = _fit(space, factors.bias_grad, space.columns(q))
     if fit is None:
         return coordinates, nothing
     columns, recovery, leverage = fit
     # A row that decides a fit leaves no residual, however much the others add to it: what it would leave if it were not
     # fitted counts.
     reach = xp.abs(recovery) / (1 - leverage)[None, :]
-    largest, rest = factors.device.zeros(f), factors.device.zeros(f)
-    for _, (block,) in factors.gradients.blocks("weight_grad", device=factors.device):
+    largest, rest = space.device.zeros(f), space.device.zeros(f)
+    for _, (block,) in factors.gradients.blocks("weight_grad", device=space.device):
         x = recovery @ block
         largest = xp.maximum(largest, xp.max(xp.abs(x), axis=1))
         rest = xp.maximum(rest, xp.max(reach @ xp.abs(block - columns @ x), axis=1))
     bias_rest = reach @ xp.abs(factors.bias_grad - xp.sum(columns, axis=1))
     bound = HIDDEN_SHARE * to_host(rest + bias_rest * largest)
-    dual = recovery @ factors.coordinates
-    z = xp.take(factors.layer @ dual.T + factors.bias[:, None], factors.live, axis=0).T
-    agree = factors.states(z)[0] == ~factors.zeros(q)
+    dual = recovery @ space.coordinates
+    z = space.live_of(layer.preactivations(dual)).T
+    agree = layer.states(z)[0] == ~space.zeros(q)
     agreement = to_host(xp.sum(xp.astype(agree, xp.float64), axis=1)) / agree.shape[1]
     weak = (bound <= LARGEST_BOUND * to_host(largest)) & (agreement >= LEAST_AGREEMENT)
-    weak &= _own_share(factors, q, columns, dual) >= LEAST_SHARE
+    weak &= _own_share(space, q, columns, dual) >= LEAST_SHARE
     return to_host(dual).copy(), np.where(weak, bound, np.inf)
 
 
-def _fit(factors: Factors, columns: Array) -> tuple[Array, Array, Array] | None:
+def _fit(space: RowSpace, bias_grad: Array, columns: Array) -> tuple[Array, Array, Array] | None:
     """Scaled known columns (m, f), recovery (f, m) and leverages (m,) of a fit of weight_grad by `columns` alone.
 
     All live rows weigh the same: what the others add is no smaller where the noise is. None if single rows decide it.
     """
-    xp, live, m = factors.xp, factors.live, factors.noise.shape[0]
-    Q, R = xp.linalg.qr(xp.take(columns, live, axis=0))
+    xp, live, m = space.xp, space.live, space.shape[0]
+    Q, R = xp.linalg.qr(space.live_of(columns))
     leverage = xp.sum(Q**2, axis=1)
     recovery = inverse_or_pseudoinverse(xp, R) @ Q.T
-    scale = recovery @ xp.take(factors.bias_grad, live)
+    scale = recovery @ space.live_of(bias_grad)
     if float(xp.max(leverage)) > LARGEST_LEVERAGE or not bool(xp.all(xp.abs(scale) > 0)):
         return None
     return (
@@ -112,19 +114,19 @@ def _fit(factors: Factors, columns: Array) -> tuple[Array, Array, Array] | None:
     )
 
 
-def _own_share(factors: Factors, q: Array, columns: Array, dual: Array) -> HostArray:
+def _own_share(space: RowSpace, q: Array, columns: Array, dual: Array) -> HostArray:
     """(f,): least share of its energy that a column in the span of the rest has on the units that each input leaves off.
 
     About a half for columns of other inputs. What lies within the units of one input may be its own: the difference of
     two inputs with the same pattern, which least squares takes for their mean, is as faint as a faint input. Nothing is
     known of the rest, and all shares are zero, where a single unit carries most of a combination: inputs turn on many.
     """
-    xp, (f, b) = factors.xp, q.shape
-    rest = factors.coordinates - columns @ dual
-    left = xp.linalg.svd(xp.take(rest, factors.live, axis=0), full_matrices=False)[0][:, : b - f]
+    xp, (f, b) = space.xp, q.shape
+    rest = space.coordinates - columns @ dual
+    left = xp.linalg.svd(space.live_of(rest), full_matrices=False)[0][:, : b - f]
     if float(xp.max(xp.sum(left**2, axis=1))) > LARGEST_PART:
         return np.zeros(f)
-    off = xp.astype(factors.zeros(q), xp.float64)
+    off = xp.astype(space.zeros(q), xp.float64)
     within = left[None, :, :] * off[:, :, None]
     gram = xp.matrix_transpose(within) @ within
     return to_host(xp.min(xp.linalg.eigvalsh(gram), axis=1))

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..backend import to_host
 from ..directions.disaggregate import bias_direction
-from ..factors.factorize import SURELY_ON, ZERO_SIGMAS, Factors, zeros_tell
+from ..factors.factorize import Factors
+from ..factors.zero import is_nonzero, is_zero, surely_nonzero, zeros_tell
 
 Array = Any
 HostArray = np.ndarray[Any, Any]
@@ -79,24 +80,24 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInp
     f, b = q.shape
     nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, b)), np.empty(0))
     total = bias_direction(factors)
-    if factors.layer is None or total is None or not f or b - f > MAX_MISSING:
+    space, layer = factors.space, factors.layer
+    if layer is None or total is None or not f or b - f > MAX_MISSING:
         return nothing
-    y = to_host(q / factors.S)
+    y = to_host(q / space.S)
     # Equations of very different size would lose the small ones to the cut-off of least squares.
     y = y / np.linalg.norm(y, axis=1, keepdims=True)
     weight = 1 / float(np.linalg.norm(total))
-    live = to_host(factors.live)
-    layer, bias = to_host(factors.layer)[live], to_host(factors.bias)[live]
-    units = to_host(factors.noise_units(q))
+    W, bias = to_host(space.live_of(layer.weight_in_basis)), to_host(space.live_of(layer.bias))
+    units = to_host(space.noise_units(q))
     found: list[int] = []
     centres: list[HostArray] = []
     widths: list[tuple[HostArray, HostArray]] = []
     d = b - f
-    moved = 0.0 if factors.spectrum.rounding else MOVED
-    for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(live))))):
+    moved = 0.0 if space.spectrum.rounding else MOVED
+    for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(bias))))):
         others = np.delete(y, index, axis=0)
-        state = told(units[index], ceiling=math.isfinite(factors.gradients.ceiling))
-        pattern = np.where(units[index] > ZERO_SIGMAS, 1.0, -1.0)[state]
+        state = told(units[index], ceiling=layer.has_ceiling)
+        pattern = np.where(is_nonzero(units[index]), 1.0, -1.0)[state]
         if _information(pattern) < _pattern_bits(len(pattern), d) + EVIDENCE:
             continue
         # Every input sees total · c = 1; the other found directions do not see it at all.
@@ -104,7 +105,7 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInp
         start = np.linalg.lstsq(constraints, weight * np.eye(f)[-1], rcond=None)[0]
         free = np.linalg.svd(constraints, full_matrices=True)[2][f:].T
         given = None if around is None else free.T @ (around[index] - start)
-        slope, offset = (layer @ free)[state], (layer @ start + bias)[state]
+        slope, offset = (W @ free)[state], (W @ start + bias)[state]
         offset = offset + moved * pattern * math.sqrt(float(np.mean(offset**2)))
         box = _bounding_box(slope, offset, pattern, given)
         if box is None:
@@ -130,8 +131,8 @@ def told(units: HostArray, *, ceiling: bool) -> HostArray:
     said if no gradient is expected to be hidden in the noise, where near zero their density is even, and if the
     activation has no `ceiling` where it leaves none either.
     """
-    on: HostArray = units > SURELY_ON * ZERO_SIGMAS
-    return on if ceiling or not zeros_tell(units) else on | (units <= ZERO_SIGMAS)
+    on: HostArray = surely_nonzero(units)
+    return on if ceiling or not zeros_tell(units) else on | is_zero(units)
 
 
 def _information(pattern: HostArray) -> float:
@@ -209,13 +210,13 @@ def _inequalities(slope: HostArray, start: HostArray, pattern: HostArray) -> tup
 
 def _largest_errors(factors: Factors, widths: list[tuple[HostArray, HostArray]]) -> HostArray:
     """(k,): largest error over the entries of each input, for boxes of given axes (b, d) and half-widths (d,)."""
-    xp, device = factors.xp, factors.device
+    xp, device = factors.space.xp, factors.space.device
     errors = np.zeros(len(widths))
     axes = device.float64(np.concatenate([free for free, _ in widths], axis=1))
     half = device.float64(np.concatenate([width for _, width in widths]))
     ends = np.cumsum([len(width) for _, width in widths])
     for _, (block,) in factors.gradients.blocks("weight_grad", device=device):
-        moved = to_host(xp.abs((block.T @ factors.to_basis) @ axes) * half[None, :])
+        moved = to_host(xp.abs((block.T @ factors.space.to_basis) @ axes) * half[None, :])
         per_input = np.add.reduceat(moved, np.concatenate([[0], ends[:-1]]), axis=1)
         errors = np.maximum(errors, per_input.max(axis=0))
     return errors

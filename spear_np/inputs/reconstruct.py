@@ -7,8 +7,9 @@ from typing import Any
 
 from ..backend import inverse_or_pseudoinverse, scatter_columns, solve_or_nan
 from ..directions.disaggregate import Disaggregation
-from ..directions.support import column_deviation, restricted, zero_support
-from ..factors.factorize import NOISY_FROM, Factors
+from ..directions.support import restricted, zero_support
+from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 
 Array = Any
 
@@ -55,35 +56,36 @@ def reconstruct(factors: Factors, choice: Disaggregation) -> Reconstruction:
     than rounding, ∂L/∂Z on its support and the inputs are fitted in turn: the maximum-likelihood answer under Gaussian
     noise, with the support estimated anew each time.
     """
+    space, xp = factors.space, factors.space.xp
     off = zero_support(factors, choice.q, choice.dual)
-    output_grad = factors.xp.where(off, 0.0, factors.columns(choice.q))
-    if factors.relative_noise > NOISY_FROM:
-        fitted = _least_squares_gradients(factors, choice.dual, ~off)
-        if bool(factors.xp.all(factors.xp.isfinite(fitted))):  # else inputs depend on each other
+    output_grad = xp.where(off, 0.0, space.columns(choice.q))
+    if space.noisy:
+        fitted = _least_squares_gradients(space, factors.bias_grad, choice.dual, ~off)
+        if bool(xp.all(xp.isfinite(fitted))):  # else inputs depend on each other
             output_grad = fitted
-    recovery = least_squares_inputs(factors, output_grad)
+    recovery = least_squares_inputs(space, output_grad)
     return measure(factors, choice.q, choice.dual, output_grad, recovery)
 
 
-def least_squares_inputs(factors: Factors, output_grad: Array) -> Array:
+def least_squares_inputs(space: RowSpace, output_grad: Array) -> Array:
     """(k, m): inputs = recovery · weight_grad minimise ‖weight_grad - ∂L/∂Z Xᵀ‖, rows weighted by their noise."""
-    xp = factors.xp
-    weights = 1 / xp.take(factors.noise, factors.live)
-    Q, R = xp.linalg.qr(xp.take(output_grad, factors.live, axis=0) * weights[:, None])
+    xp = space.xp
+    weights = 1 / space.live_of(space.noise)
+    Q, R = xp.linalg.qr(space.live_of(output_grad) * weights[:, None])
     inverse = (inverse_or_pseudoinverse(xp, R) @ Q.T) * weights[None, :]
-    return scatter_columns(inverse, factors.live, factors.noise.shape[0])
+    return scatter_columns(inverse, space.live, space.shape[0])
 
 
-def _least_squares_gradients(factors: Factors, dual: Array, support: Array) -> Array:
+def _least_squares_gradients(space: RowSpace, bias_grad: Array | None, dual: Array, support: Array) -> Array:
     """∂L/∂Z (m, k), zero outside `support` (m, k), that minimises ‖weight_grad - ∂L/∂Z Xᵀ‖² + ‖bias_grad - ∂L/∂Z 1‖².
 
     `dual` (k, b) holds the coordinates of the inputs in V. The noise of a row is the same in all its entries, so each
     row is a least-squares problem of its own; NaN where it has no single solution.
     """
-    xp = factors.xp
-    rows, inputs = factors.coordinates, dual
-    if factors.bias_grad is not None:
-        rows = xp.concat([rows, factors.bias_grad[:, None]], axis=1)
+    xp = space.xp
+    rows, inputs = space.coordinates, dual
+    if bias_grad is not None:
+        rows = xp.concat([rows, bias_grad[:, None]], axis=1)
         inputs = xp.concat([inputs, xp.ones_like(inputs[:, :1])], axis=1)
     gram, right = inputs @ inputs.T, rows @ inputs.T
     k = dual.shape[0]
@@ -91,7 +93,7 @@ def _least_squares_gradients(factors: Factors, dual: Array, support: Array) -> A
     step = max(1, BLOCK_NUMBERS // (k * k))
     for start in range(0, rows.shape[0], step):
         used = xp.astype(support[start : min(start + step, rows.shape[0]), :], xp.float64)
-        system = restricted(factors, gram, used)
+        system = restricted(space.device, gram, used)
         target = used * right[start : min(start + step, rows.shape[0]), :]
         solved.append(solve_or_nan(xp, system, target[:, :, None])[:, :, 0])
     return xp.concat(solved, axis=0)
@@ -101,15 +103,15 @@ def measure(
     factors: Factors, directions: Array, dual: Array, output_grad: Array, recovery: Array
 ) -> Reconstruction:
     """Read weight_grad and weight once more: range of the inputs, pre-activations, residuals."""
-    xp, gradients = factors.xp, factors.gradients
+    space, gradients, xp = factors.space, factors.gradients, factors.space.xp
     m, n = gradients.shape
     k = recovery.shape[0]
-    names = ("weight_grad",) if gradients.weight is None else ("weight_grad", "weight")
-    zeros = factors.device.zeros
+    names = ("weight_grad",) if factors.layer is None else ("weight_grad", "weight")
+    zeros = space.device.zeros
     squares, rest, largest = zeros(k), zeros(m), zeros(m)
-    z = None if gradients.weight is None else zeros((m, k)) + factors.bias[:, None]
+    z = None if factors.layer is None else zeros((m, k)) + factors.layer.bias[:, None]
     low, high = zeros(k) + float("inf"), zeros(k) - float("inf")
-    for _, blocks in gradients.blocks(*names, device=factors.device):
+    for _, blocks in gradients.blocks(*names, device=space.device):
         x = recovery @ blocks[0]
         squares = squares + xp.sum(x**2, axis=1)
         left = blocks[0] - output_grad @ x
@@ -121,7 +123,7 @@ def measure(
         directions=directions,
         dual=dual,
         output_grad=output_grad,
-        deviation=column_deviation(factors, directions),
+        deviation=space.deviation(directions),
         recovery=recovery,
         input_max=xp.maximum(high, -low),
         input_low=low,
@@ -130,5 +132,5 @@ def measure(
         data_range=float(xp.max(high)) - float(xp.min(low)),
         preactivation=z,
         largest_residual=largest,
-        residual=xp.sqrt(rest / n) / factors.noise,
+        residual=xp.sqrt(rest / n) / space.noise,
     )

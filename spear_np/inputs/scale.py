@@ -16,8 +16,10 @@ import numpy as np
 from ..answer.certificate import Certificate
 from ..backend import to_host
 from ..directions.chance import MAX_CHANCE
-from ..errors import InputError
-from ..factors.factorize import SURELY_ON, ZERO_SIGMAS, Factors
+from ..factors.factorize import Factors
+from ..factors.layer import Layer
+from ..factors.row_space import RowSpace
+from ..factors.zero import is_zero, surely_nonzero
 from .bounds import MAX_HIDDEN_ROW, preactivation_doubt
 from .polytope import told
 from .reconstruct import Reconstruction
@@ -26,8 +28,6 @@ Array = Any
 HostArray = np.ndarray[Any, Any]
 DataRange = tuple[float, float]
 SIGNS = (1.0, -1.0)
-LARGEST_END = 1e100
-"""Ends of a range from which products overflow."""
 LARGEST_NOISE = 0.3
 """Noise of an input, as a share of its largest entry, up to which its factor can be bounded."""
 
@@ -74,29 +74,6 @@ class _Allowed:
     """(k,): units that contradict every such factor."""
 
 
-def checked_range(data_range: Any) -> DataRange | None:
-    """Return the range of the data as two floats; None stays None.
-
-    Raises
-    ------
-    InputError
-        If it is anything else than two finite numbers, the lower one first.
-    """
-    if data_range is None:
-        return None
-    try:
-        low, high = (float(end) for end in data_range)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not -LARGEST_END < low < high < LARGEST_END:
-        msg = (
-            f"`data_range` is {data_range!r}: expected two finite numbers, the lower one first, as (0, 1) for pixels; "
-            "leave it out if the range of the inputs is not known"
-        )
-        raise InputError(msg)
-    return low, high
-
-
 def choose_scale(
     factors: Factors,
     q: Array,
@@ -120,7 +97,7 @@ def choose_scale(
     data_range : (low, high), optional
         Every entry of every input lies in it.
     """
-    with_pattern = batch.preactivation is not None and bool(factors.xp.any(factors.bias != 0))
+    with_pattern = factors.layer is not None and bool(factors.space.xp.any(factors.layer.bias != 0))
     if factors.bias_grad is not None or (data_range is None and not with_pattern):
         return None
     noise = np.asarray(certificate.error_bound, dtype=np.float64)
@@ -146,8 +123,8 @@ def choose_scale(
     sure &= (np.asarray(certificate.redundancy) >= 1) & (
         np.asarray(certificate.false_probability) <= MAX_CHANCE
     )
-    if batch.preactivation is not None:
-        sure &= _silent_shares(factors, q, batch, sign * factor) <= MAX_HIDDEN_ROW
+    if factors.layer is not None:
+        sure &= _silent_shares(factors.space, factors.layer, q, batch, sign * factor) <= MAX_HIDDEN_ROW
     caveats = _caveats(factors, data_range, fits, fits & middle, allowed.misses)
     freedom = np.where(sure, freedom, math.inf)
     return Scaling(sign * factor, freedom, int(np.sum(allowed.misses > 0)), caveats)
@@ -165,8 +142,8 @@ def _allowed(
     k = q.shape[0]
     low, high, fills = np.zeros(k), np.full(k, math.inf), np.full(k, math.inf)
     misses = np.zeros(k, dtype=np.int64)
-    if batch.preactivation is not None:
-        low, high, misses = _by_pattern(factors, q, batch, noise, sign)
+    if factors.layer is not None:
+        low, high, misses = _by_pattern(factors.space, factors.layer, q, batch, noise, sign)
     if data_range is not None:
         ends = np.stack([to_host(batch.input_high), -to_host(batch.input_low)])
         largest = ends if sign > 0 else ends[::-1]
@@ -182,19 +159,19 @@ def _allowed(
 
 
 def _by_pattern(
-    factors: Factors, q: Array, batch: Reconstruction, noise: HostArray, sign: float
+    space: RowSpace, layer: Layer, q: Array, batch: Reconstruction, noise: HostArray, sign: float
 ) -> tuple[HostArray, HostArray, HostArray]:
     """Lowest and highest magnitude with which most units are as the gradient says, (k,) each, and how many are not."""
-    live, units = to_host(factors.live), to_host(factors.noise_units(q))
-    bias = to_host(factors.bias)
+    live, units = to_host(space.live), to_host(space.noise_units(q))
+    bias = to_host(layer.bias)
     slope = sign * (to_host(batch.preactivation) - bias[:, None])[live].T
-    bias, ceiling = bias[live], factors.gradients.ceiling
-    doubt = to_host(preactivation_doubt(factors, batch, noise))[live].T
+    bias, ceiling = bias[live], layer.ceiling
+    doubt = to_host(preactivation_doubt(space, layer, batch, noise))[live].T
     ends = []
     for row in range(len(units)):
-        known = told(units[row], ceiling=math.isfinite(ceiling))
+        known = told(units[row], ceiling=layer.has_ceiling)
         z, slack, start = slope[row][known], doubt[row][known], bias[known]
-        on = units[row][known] > SURELY_ON * ZERO_SIGMAS
+        on = surely_nonzero(units[row][known])
         below = _half_line(np.where(on, z, -z) + slack, np.where(on, start, -start))
         above = _half_line(slack - z, np.where(on, ceiling - start, math.inf))
         ends.append(_most_agreed(np.maximum(below[0], above[0]), np.minimum(below[1], above[1])))
@@ -202,12 +179,14 @@ def _by_pattern(
     return low, high, misses
 
 
-def _silent_shares(factors: Factors, q: Array, batch: Reconstruction, factor: HostArray) -> HostArray:
+def _silent_shares(
+    space: RowSpace, layer: Layer, q: Array, batch: Reconstruction, factor: HostArray
+) -> HostArray:
     """(k,): share of the units that the inputs turn on, scaled by `factor` (k,), which have no gradient."""
-    bias = factors.bias[:, None]
-    z = (batch.preactivation - bias) * factors.device.float64(factor)[None, :] + bias
-    on = to_host(factors.xp.take(factors.states(z)[0], factors.live, axis=0)).T
-    silent = to_host(factors.noise_units(q)) <= ZERO_SIGMAS
+    bias = layer.bias[:, None]
+    z = (batch.preactivation - bias) * space.device.float64(factor)[None, :] + bias
+    on = to_host(space.live_of(layer.states(z)[0])).T
+    silent = is_zero(to_host(space.noise_units(q)))
     shares: HostArray = np.sum(on & silent, axis=1) / np.maximum(np.sum(on, axis=1), 1)
     return shares
 

@@ -1,1 +1,1 @@
-"""The rounds of a search: options and budget, from candidates to a choice, and what is handed out."""
+"""The loop: options, budget, reports and history, whatever the problem is that it inverts."""

@@ -1,132 +1,95 @@
-"""One call of `invert`: its options, its budget, what its search knows, and how it reports."""
+"""The loop itself: rounds of one problem until it is settled or the budget is spent, for each reading of the rank."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..answer.certificate import Certificate
 from ..answer.result import Inversion, Progress, Round, Status
-from ..backend import Device
-from ..checks.certify import Verdict
-from ..directions.disaggregate import Disaggregation
-from ..directions.pool import Pool
-from ..factors.factorize import Factors
-from ..factors.gradients import LayerGradients
-from ..factors.signs import SignModel
-from ..inputs.scale import DataRange
-from ..search import Search
+from .budget import Budget
+from .options import Options
+from .problem import Problem, Reading, S
 
-HostArray = np.ndarray[Any, Any]
-SearchFactory = Callable[[Factors, SignModel | None], Search]
-
-STALE_ROUNDS = 10
-"""Without activation signs nothing tells when the basis is right: it must have withstood this many rounds."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When to stop a search that has not succeeded."""
-
-    time_limit: float
-    """Seconds since the start."""
-    max_proposals: int | None
-    stop: Callable[[], bool]
-    deadline: float = math.inf
-    """Seconds since the start that one of several attempts may take."""
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self.started
-
-    def exhausted(self, proposals: int) -> str | None:
-        """Return why the search must end now, or None."""
-        if self.stop():
-            return "stopped on request"
-        if self.seconds > min(self.time_limit, self.deadline):
-            return f"the time limit of {self.time_limit:g} s is spent"
-        if self.max_proposals is not None and proposals >= self.max_proposals:
-            return f"the limit of {self.max_proposals} proposals is spent"
-        return None
+BEST_LAST = (Status.FAILED, Status.PARTIAL, Status.APPROXIMATE, Status.EXACT)
+"""What an answer is worth, beside one at another reading of the singular values."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `invert`: its options and how it reports."""
+    """One call of `invert`: its options, its budget and how it reports."""
 
-    gradients: LayerGradients
-    device: Device
-    method: str | SearchFactory
-    seed: int
+    options: Options
     budget: Budget
     callback: Callable[[Progress], None]
-    data_range: DataRange | None = None
 
     def report(self, stage: str, **figures: Any) -> None:
         """Tell the caller how far it is."""
         self.callback(Progress(stage, self.budget.seconds, self.budget.time_limit, **figures))
 
-    def inversion(self, status: Status, reason: str, batch_size: int, **figures: Any) -> Inversion:
-        """Return the answer; what is not among `figures` is that of nothing found."""
-        m = self.gradients.shape[0]
-        empty: dict[str, Any] = {
-            "found": 0,
-            "output_grad": self.device.zeros((m, 0)),
-            "recovery": self.device.zeros((0, m)),
-            "certificate": Certificate(),
-            "proposals": 0,
-            "history": (),
-        }
-        return Inversion(
-            status=status,
-            reason=reason,
-            batch_size=batch_size,
-            method=self.method if isinstance(self.method, str) else "custom",
-            seed=self.seed,
+    def signed(self, answer: Inversion, proposals: int = 0, history: tuple[Round, ...] = ()) -> Inversion:
+        """Return the `answer` with what the loop knows of it."""
+        return replace(
+            answer,
+            method=self.options.method_name,
+            seed=self.options.seed,
             seconds=self.budget.seconds,
-            device=self.device.name,
-            scale_known=self.gradients.bias_grad is not None,
-            gradients=self.gradients,
-            where=self.device,
-            data_range=self.data_range,
-            **(empty | figures),
+            proposals=proposals,
+            history=history,
         )
 
 
-@dataclass(frozen=True)
-class State:
-    """What the search knows after a round."""
+def invert_readings(read: Callable[[int], Reading], run: Run) -> Inversion:
+    """Return the best answer of the readings ``read(0)``, ``read(1)``, … of the singular values, most plausible first.
 
-    pool: Pool
-    fullest: Pool
-    """The pool that knew most directions to rely on: what a partial answer is made of."""
-    choice: Disaggregation | None = None
-    """Best complete choice of directions so far."""
-    verdict: Verdict | None = None
-    """Its certificate."""
-    latest: Disaggregation | None = None
-    """The complete choice of the last round; None while directions are missing."""
-    evaluated: HostArray | None = None
-    """Basis (b, b) behind it."""
-    failures: int = 0
-    """Complete choices that did not hold."""
-    since_better: int = 0
-    """Rounds since the best complete choice was found."""
-    proposals: int = 0
-    history: tuple[Round, ...] = ()
+    A reading that leaves others has half of the time that is left; the first that gives a whole batch ends the search.
+    """
+    best, left = _invert_reading(read, 0, run)
+    for number in range(1, left + 1):
+        if best.status in (Status.EXACT, Status.APPROXIMATE) or run.budget.exhausted(0):
+            break
+        best = max(best, _invert_reading(read, number, run)[0], key=worth)
+    return best
 
-    @property
-    def settled(self) -> bool:
-        """Whether nothing better can be expected: exact, limited by noise alone, or unopposed for long."""
-        if self.verdict is None:
-            return False
-        if self.verdict.complete:
-            return self.verdict.checked_signs or self.pool.stale >= STALE_ROUNDS
-        return False
+
+def worth(answer: Inversion) -> tuple[int, int]:
+    """What an answer is worth beside another: its status, then how many inputs it holds."""
+    return BEST_LAST.index(answer.status), answer.found
+
+
+def _invert_reading(read: Callable[[int], Reading], number: int, run: Run) -> tuple[Inversion, int]:
+    """Invert at one reading; returns the answer and how many readings are left."""
+    run.report("factorize")
+    reading = read(number)
+    if isinstance(reading.posed, Inversion):
+        return run.signed(reading.posed), reading.left
+    if reading.left:
+        deadline = (run.budget.seconds + run.budget.time_limit) / 2
+        run = replace(run, budget=replace(run.budget, deadline=deadline))
+    with reading.posed.threads():
+        return invert_problem(reading.posed, run), reading.left
+
+
+def invert_problem(problem: Problem[S], run: Run) -> Inversion:
+    """Repeat rounds until the batch is certified, nothing better can be expected or the budget is spent."""
+    rng = np.random.default_rng(run.options.seed)
+    state, history = problem.start(), tuple[Round, ...]()
+    ended = None
+    while not state.settled and ended is None:
+        before, state = state, problem.advance(state, rng)
+        examined = state.proposals - before.proposals
+        run.report(
+            "search",
+            batch_size=problem.batch_size,
+            found=state.found,
+            proposals=state.proposals,
+            expected=problem.forecast(),
+        )
+        entry = Round(state.search, examined, state.found, state.agreement, run.budget.seconds)
+        history = (*history, entry)
+        if not state.settled:
+            ended = run.budget.exhausted(state.proposals) or problem.exhausted(state)
+    run.report("verify", batch_size=problem.batch_size, found=state.found, proposals=state.proposals)
+    return run.signed(problem.answer(state, ended), state.proposals, history)

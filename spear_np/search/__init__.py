@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..chain.sets import Open
 from ..directions.pool import Pool
-from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 
 Array = Any
 
@@ -26,17 +27,46 @@ class Proposals:
 
 
 class Search(Protocol):
-    """A source of candidate directions: a pure function of factors, pool and random numbers."""
+    """A source of candidate directions: a pure function of row space, pool and random numbers."""
 
     @property
     def name(self) -> str:
         """Shown in the history of a result."""
         ...
 
-    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+    def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Return the next block of candidates."""
         ...
 
-    def forecast(self, factors: Factors) -> float | None:
+    def forecast(self, space: RowSpace) -> float | None:
         """Return how many directions will probably be examined until all are found, if that can be told."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where starts of a search of chains ended, what it carries on, and what it cost."""
+
+    coordinates: Array
+    """(k, b) coordinates of candidate inputs in the first layer, most promising first; k may be 0."""
+    memory: Any
+    """Starts under way, for the next call."""
+    examined: int
+    """Steps of all starts together."""
+
+
+class ChainSearch(Protocol):
+    """A source of candidate inputs of a chain: a pure function of what is left, its own memory and random numbers."""
+
+    @property
+    def name(self) -> str:
+        """Shown in the history of a result."""
+        ...
+
+    def start(self, left: Open, rng: np.random.Generator) -> Any:
+        """Return the memory of a search that begins."""
+        ...
+
+    def propose(self, left: Open, memory: Any, rng: np.random.Generator) -> Ends:
+        """Return the next candidates; `left` may have shrunk since the last call."""
         ...

@@ -21,6 +21,7 @@ from ..directions.polish import NEAR_ZERO
 from ..directions.pool import Pool
 from ..directions.uniqueness import SPARE
 from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel
 from . import Proposals
 
@@ -56,36 +57,36 @@ class Completion:
         """Whether few enough directions are missing."""
         return 1 <= int(pool.q.shape[1]) - len(pool.solid) <= MAX_MISSING
 
-    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+    def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Return the null vectors that further rows agree with, of one block of guesses."""
-        xp, device, b = factors.xp, factors.device, factors.batch_size
-        mean, root = self._missing_inputs(factors, pool)
+        xp, device, b = space.xp, space.device, space.batch_size
+        mean, root = self._missing_inputs(space, pool)
         count = max(64, min(GUESSES, BLOCK_NUMBERS // (b * b)))
         spread = float(rng.choice(SPREADS))
         guesses = mean[None, :] + spread * device.normal(rng, (count, b)) @ root.T
-        z = guesses @ self.model.layer.T + self.model.bias[None, :]
+        z = guesses @ self.model.weight_in_basis.T + self.model.bias[None, :]
         rows = smallest(xp, z, b - 1)
         off = xp.all(xp.take_along_axis(z, rows, axis=1) < 0, axis=1)
         rows = xp.take(rows, xp.nonzero(off)[0], axis=0)
-        q = null_vectors_of_rows(device, factors.U, rows, rng)
+        q = null_vectors_of_rows(device, space.U, rows, rng)
         q = xp.take(q, xp.nonzero(xp.linalg.vector_norm(q, axis=1) > 0.5)[0], axis=0)
-        near = to_host(xp.sum(xp.astype(factors.noise_units(q) < NEAR_ZERO, xp.int64), axis=1))
+        near = to_host(xp.sum(xp.astype(space.noise_units(q) < NEAR_ZERO, xp.int64), axis=1))
         order = np.argsort(-near, kind="stable")
         order = order[near[order] >= b - 1 + SPARE]
         chosen = order[distinct(to_host(q)[order], PARALLEL, MAX_CANDIDATES)]
         return Proposals(xp.take(q, device.integers(chosen), axis=0), count, self.name)
 
-    def forecast(self, factors: Factors) -> float | None:
+    def forecast(self, space: RowSpace) -> float | None:
         """No forecast: the size of the right cell is unknown."""
         return None
 
-    def _missing_inputs(self, factors: Factors, pool: Pool) -> tuple[Array, Array]:
+    def _missing_inputs(self, space: RowSpace, pool: Pool) -> tuple[Array, Array]:
         """Mean (b,) and root (b, b) of the covariance of a missing input's coordinates, given all that is known."""
-        xp, device, model = factors.xp, factors.device, self.model
+        xp, device, model = space.xp, space.device, self.model
         total = device.float64(self.total)
         prior = (model.rotation * model.second_moment) @ model.rotation.T
         prior = prior / (total @ prior @ total)
-        known = device.float64(pool.q[pool.solid]) / factors.S
+        known = device.float64(pool.q[pool.solid]) / space.S
         equations = xp.concat([known, total[None, :]], axis=0)
         length = xp.linalg.vector_norm(equations, axis=1)
         equations = equations / length[:, None]

@@ -30,7 +30,7 @@ import numpy as np
 from ..backend import inverse_or_pseudoinverse, orthogonal_complement, to_host
 from ..directions.null_vectors import distinct
 from ..directions.pool import Pool
-from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_known, smoother
 from . import Proposals
 
@@ -120,35 +120,33 @@ class Descent:
     name: str = "descent"
 
     @classmethod
-    def prepare(cls, factors: Factors, model: SignModel | None, settings: Settings | None = None) -> Descent:
+    def prepare(cls, space: RowSpace, model: SignModel | None, settings: Settings | None = None) -> Descent:
         """Compute the weighted rows."""
         settings = settings or Settings()
-        return cls(_weighting(factors, settings.alpha), model, settings)
+        return cls(_weighting(space, settings.alpha), model, settings)
 
-    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+    def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Descend from one block of starts; returns the distinct ends, sharpest first."""
-        xp, b = factors.xp, factors.batch_size
+        xp, b = space.xp, space.batch_size
         mistrusted = self._mistrusted(pool, rng)
         trusted = self._trusted(pool, rng, mistrusted=mistrusted)
         deflated = len(trusted) > 0
-        complement, known = (None, None) if not deflated else self._deflation(factors, pool, trusted)
+        complement, known = (None, None) if not deflated else self._deflation(space, pool, trusted)
         left = b - len(trusted)
         count = max(64, min(self.settings.starts, 4 * left)) if deflated else self.settings.starts
         tempering = _temper(rng, self.settings, effort=pool.effort, few=deflated and left < max(4, 0.1 * b))
         if rng.random() < 0.15:
-            start = factors.device.float32(rng.standard_normal((count, b)))
+            start = space.device.float32(rng.standard_normal((count, b)))
         else:
-            picks = rng.integers(0, factors.U.shape[0], count)
-            start = xp.take(self.weighting.rows, factors.device.integers(picks), axis=0)
+            picks = rng.integers(0, space.U.shape[0], count)
+            start = xp.take(self.weighting.rows, space.device.integers(picks), axis=0)
         signs = None
         if self.model is not None and self.settings.sign_weights and not mistrusted:
-            signs = smoother(factors, self.model, complement, prior=self.settings.prior)
-        ends = descend(
-            factors, self.weighting.rows, start, tempering, self.settings, signs=signs, known=known
-        )
-        return Proposals(self._distinct(factors, ends) @ self.weighting.to_q.T, count, self.name)
+            signs = smoother(space, self.model, complement, prior=self.settings.prior)
+        ends = descend(space, self.weighting.rows, start, tempering, self.settings, signs=signs, known=known)
+        return Proposals(self._distinct(space, ends) @ self.weighting.to_q.T, count, self.name)
 
-    def forecast(self, factors: Factors) -> float | None:
+    def forecast(self, space: RowSpace) -> float | None:
         """No forecast: a start either ends on a new direction or does not."""
         return None
 
@@ -170,24 +168,24 @@ class Descent:
             trusted = trusted[rng.random(len(trusted)) < 0.7]
         return trusted[: pool.q.shape[1] - 1]
 
-    def _deflation(self, factors: Factors, pool: Pool, trusted: HostArray) -> tuple[Array, Array]:
+    def _deflation(self, space: RowSpace, pool: Pool, trusted: HostArray) -> tuple[Array, Array]:
         """Return the complement N (b, b-f) of the known y in V and the known inputs (b, f) in weighted space."""
-        xp, device = factors.xp, factors.device
+        xp, device = space.xp, space.device
         assert self.model is not None  # without it nothing is trusted
-        y = device.float64(pool.q[trusted]) / factors.S
+        y = device.float64(pool.q[trusted]) / space.S
         y = y / xp.linalg.vector_norm(y, axis=1, keepdims=True)
         f = y.shape[0]
         complement = orthogonal_complement(xp, y.T)
         dual = xp.linalg.solve(y @ y.T + 1e-12 * device.eye(f), y)
         active = device.booleans(~pool.zero_mask[trusted])
-        c = fit_known(factors, self.model, complement, dual, active)
+        c = fit_known(space, self.model, complement, dual, active)
         # q · p = y · c for every pair, so in weighted coordinates an input is to_qᵀ (c / S).
-        inputs = self.weighting.to_q.T @ (c / factors.S).T
+        inputs = self.weighting.to_q.T @ (c / space.S).T
         return complement, xp.linalg.qr(inputs / xp.linalg.vector_norm(inputs, axis=0)).Q
 
-    def _distinct(self, factors: Factors, ends: Array) -> Array:
+    def _distinct(self, space: RowSpace, ends: Array) -> Array:
         """Ends (k, b) that differ, those with the clearest zeros first."""
-        xp, b = factors.xp, factors.batch_size
+        xp, b = space.xp, space.batch_size
         rows = xp.astype(self.weighting.rows, xp.float64)
         good = xp.nonzero(xp.all(xp.isfinite(ends), axis=1))[0]
         ends = xp.astype(xp.take(ends, good, axis=0), xp.float64)
@@ -196,11 +194,11 @@ class Descent:
         sharpness = to_host(xp.mean(values[:, :few], axis=1) / xp.mean(values, axis=1))
         order = np.argsort(sharpness, kind="stable")
         chosen = order[distinct(to_host(ends)[order], DISTINCT, MAX_CANDIDATES)]
-        return xp.take(ends, factors.device.integers(chosen), axis=0)
+        return xp.take(ends, space.device.integers(chosen), axis=0)
 
 
 def descend(
-    factors: Factors,
+    space: RowSpace,
     rows: Array,
     start: Array,
     tempering: Tempering,
@@ -223,7 +221,7 @@ def descend(
     -----
     Nothing is read back from the device but the number of starts that go on after a merge.
     """
-    xp, device = factors.xp, factors.device
+    xp, device = space.xp, space.device
     free = None
     q, current = start, rows
     if known is not None and known.shape[1] < rows.shape[1]:
@@ -282,26 +280,26 @@ def _step_length(first: float, settings: Settings, done: float) -> float:
     return first * decay
 
 
-def _weighting(factors: Factors, alpha: float) -> Weighting:
+def _weighting(space: RowSpace, alpha: float) -> Weighting:
     """Orthonormalise the live rows of weight_grad, scaled by leverage^-α, keeping the map from U-coordinates.
 
     Leverage tells more in the rows as they are than in those that were divided by their noise, unless the noise of the
     large rows drowns the small columns.
     """
-    xp = factors.xp
-    raw = xp.take(factors.coordinates, factors.live, axis=0)
+    xp = space.xp
+    raw = xp.take(space.coordinates, space.live, axis=0)
     left, values, _ = xp.linalg.svd(raw / xp.max(xp.abs(raw)), full_matrices=False)
-    noise = xp.linalg.vector_norm(xp.take(factors.noise, factors.live)) / xp.max(xp.abs(raw))
+    noise = xp.linalg.vector_norm(xp.take(space.noise, space.live)) / xp.max(xp.abs(raw))
     if bool(noise > DROWNED * values[-1]):
-        left, to_left = factors.U, factors.device.eye(factors.batch_size)
+        left, to_left = space.U, space.device.eye(space.batch_size)
     else:
         # D column = coordinates y = left · (leftᵀ coordinates) y, and y = q / S.
-        to_left = left.T @ raw / factors.S
+        to_left = left.T @ raw / space.S
     leverage = xp.linalg.vector_norm(left, axis=1)
     Q, R = xp.linalg.qr(left * ((leverage / xp.max(leverage)) ** -alpha)[:, None])
     to_weighted = R @ to_left
     to_weighted = to_weighted / xp.linalg.vector_norm(to_weighted)
-    return Weighting(factors.device.float32(Q), inverse_or_pseudoinverse(xp, to_weighted), to_weighted)
+    return Weighting(space.device.float32(Q), inverse_or_pseudoinverse(xp, to_weighted), to_weighted)
 
 
 def _temper(rng: np.random.Generator, settings: Settings, *, effort: int, few: bool) -> Tempering:

@@ -32,7 +32,7 @@ from .. import theory
 from ..backend import orthogonal_complement, to_host
 from ..directions.null_vectors import distinct, draw_subsets, null_vectors_of_rows
 from ..directions.pool import Pool, covered
-from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 from . import Proposals
 
 Array = Any
@@ -80,14 +80,14 @@ class Sampling:
     submatrices: int = MAX_SUBMATRICES
     name: str = "sampling"
 
-    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+    def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Draw one block of submatrices, at times only among the zero rows of known directions."""
-        xp, device = factors.xp, factors.device
-        if factors.batch_size == 1:
+        xp, device = space.xp, space.device
+        if space.batch_size == 1:
             return Proposals(xp.ones((1, 1), dtype=xp.float64, device=device.handle), 1, self.name)
-        known = _choose_known(factors, pool, rng) if rng.random() < RESTRICTED_SHARE else []
-        problem = _restrict(factors, pool, known, _unexplained(factors, pool, rng))
-        vectors, zero_count, examined = self._sample(factors, problem, rng)
+        known = _choose_known(space, pool, rng) if rng.random() < RESTRICTED_SHARE else []
+        problem = _restrict(space, pool, known, _unexplained(space, pool, rng))
+        vectors, zero_count, examined = self._sample(space, problem, rng)
         news = ~covered(vectors, zero_count, problem.basis, problem.basis_count, problem.basis_angle)
         fresh = vectors[news][: 8 * MAX_CANDIDATES]
         fresh = fresh[distinct(fresh, PARALLEL, MAX_CANDIDATES)]
@@ -97,18 +97,18 @@ class Sampling:
             found = found + device.normal(rng, (found.shape[0], len(known))) @ device.float64(pool.q[known])
         return Proposals(found, examined, self.name)
 
-    def forecast(self, factors: Factors) -> float | None:
+    def forecast(self, space: RowSpace) -> float | None:
         """Return the number of submatrices the published uniform draw is expected to need."""
-        return theory.expected_submatrices(factors.U.shape[0], factors.batch_size)
+        return theory.expected_submatrices(space.U.shape[0], space.batch_size)
 
     def _sample(
-        self, factors: Factors, problem: _Problem, rng: np.random.Generator
+        self, space: RowSpace, problem: _Problem, rng: np.random.Generator
     ) -> tuple[HostArray, HostArray, int]:
         """Null vectors of random subsets of the rows that further rows agree with, sparsest first.
 
         Returns (vectors (k, r), their zero counts (k,), number of submatrices), the arrays on the host.
         """
-        xp, device, rows = factors.xp, factors.device, problem.rows
+        xp, device, rows = space.xp, space.device, problem.rows
         count, r = rows.shape
         every = math.comb(count, r - 1)
         k = max(64, min(self.submatrices, 4 * every, BLOCK_NUMBERS // (r * max(r, 16))))
@@ -117,7 +117,7 @@ class Sampling:
         drawn = [draw_subsets(-alpha * problem.log_norm, r - 1, share, rng) for alpha in alphas]
         subsets = np.concatenate(drawn)
         vectors = null_vectors_of_rows(device, rows, device.integers(subsets), rng)
-        tolerance = _tolerance(factors, vectors @ problem.complement.T)
+        tolerance = _tolerance(space, vectors @ problem.complement.T)
         check = device.integers(rng.choice(count, min(CHECK_ROWS, count), replace=False))
         first = _count_zeros(xp, vectors, xp.take(rows, check, axis=0), tolerance)
         solved = xp.linalg.vector_norm(vectors, axis=1) > 0.5
@@ -136,19 +136,19 @@ def _count_zeros(xp: Any, vectors: Array, rows: Array, tolerance: Array) -> Arra
     return xp.sum(xp.astype(xp.abs(vectors @ rows.T) < tolerance[:, None], xp.int64), axis=1)
 
 
-def _unexplained(factors: Factors, pool: Pool, rng: np.random.Generator) -> HostArray:
+def _unexplained(space: RowSpace, pool: Pool, rng: np.random.Generator) -> HostArray:
     """(ℓ,) norms of the live rows of weight_grad after a fit by known columns of ∂L/∂Z.
 
     All but a random share of the basis is used, so that a wrong direction in it does no lasting harm.
     """
-    xp = factors.xp
+    xp = space.xp
     basis = np.asarray(pool.basis, dtype=np.int64)
     share = rng.choice([0.5, 0.8, 1.0])
-    basis = basis[rng.random(len(basis)) < share][: factors.batch_size - 1]
-    rows = xp.take(factors.coordinates, factors.live, axis=0)
+    basis = basis[rng.random(len(basis)) < share][: space.batch_size - 1]
+    rows = xp.take(space.coordinates, space.live, axis=0)
     norms = xp.linalg.vector_norm(rows, axis=1)
     if len(basis):
-        columns = rows @ (factors.device.float64(pool.q[basis]) / factors.S).T
+        columns = rows @ (space.device.float64(pool.q[basis]) / space.S).T
         size = xp.linalg.vector_norm(columns, axis=0)
         explained = xp.linalg.qr(columns / xp.where(size > 0, size, xp.ones_like(size))).Q
         left = xp.linalg.vector_norm(rows - explained @ (explained.T @ rows), axis=1)
@@ -156,18 +156,18 @@ def _unexplained(factors: Factors, pool: Pool, rng: np.random.Generator) -> Host
     return to_host(norms)
 
 
-def _restrict(factors: Factors, pool: Pool, known: list[int], norms: HostArray) -> _Problem:
+def _restrict(space: RowSpace, pool: Pool, known: list[int], norms: HostArray) -> _Problem:
     """Return the sampling problem on the common zero rows of the directions `known`, in their complement."""
-    xp, device = factors.xp, factors.device
+    xp, device = space.xp, space.device
     chosen = [index for index in pool.solid if index not in known]
     if known:
         complement = orthogonal_complement(xp, device.float64(pool.q[known]).T)
         mask = np.all(pool.zero_mask[known], axis=0)
     else:
-        complement = device.eye(factors.batch_size)
-        mask = np.ones(factors.U.shape[0], dtype=bool)
+        complement = device.eye(space.batch_size)
+        mask = np.ones(space.U.shape[0], dtype=bool)
     live = np.flatnonzero(mask)
-    rows = xp.take(factors.U, device.integers(live), axis=0) @ complement
+    rows = xp.take(space.U, device.integers(live), axis=0) @ complement
     basis = pool.q[chosen] @ to_host(complement)
     length = np.linalg.norm(basis, axis=1, keepdims=True)
     return _Problem(
@@ -180,25 +180,25 @@ def _restrict(factors: Factors, pool: Pool, known: list[int], norms: HostArray) 
     )
 
 
-def _tolerance(factors: Factors, q: Array) -> Array:
+def _tolerance(space: RowSpace, q: Array) -> Array:
     """(k,): below which a product with a unit row counts as zero, before any polish.
 
     A null vector of b-1 rows amplifies their noise, here allowed for by a factor of some hundred.
     """
-    xp = factors.xp
-    typical = float(np.median(to_host(xp.linalg.vector_norm(factors.U, axis=1))))
-    return xp.clip(300 * factors.noise_norm(q) / typical, 1e-6, 0.02)
+    xp = space.xp
+    typical = float(np.median(to_host(xp.linalg.vector_norm(space.U, axis=1))))
+    return xp.clip(300 * space.noise_norm(q) / typical, 1e-6, 0.02)
 
 
-def _choose_known(factors: Factors, pool: Pool, rng: np.random.Generator) -> list[int]:
+def _choose_known(space: RowSpace, pool: Pool, rng: np.random.Generator) -> list[int]:
     """Some directions of the basis whose common zero rows can still determine the others."""
     basis = list(pool.basis)
     rng.shuffle(basis)
     wanted = int(rng.integers(1, 5))
     known: list[int] = []
-    mask = np.ones(factors.U.shape[0], dtype=bool)
+    mask = np.ones(space.U.shape[0], dtype=bool)
     for index in basis:
-        left = factors.batch_size - len(known) - 1
+        left = space.batch_size - len(known) - 1
         narrower = mask & pool.zero_mask[index]
         if len(known) == wanted or left < 2:
             break

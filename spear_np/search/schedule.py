@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..directions.pool import Pool
-from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 from . import Proposals, Search
 from .completion import Completion
 from .descent import Descent
@@ -28,16 +28,16 @@ class Schedule:
     completion: Completion | None = None
     name: str = "auto"
 
-    def propose(self, factors: Factors, pool: Pool, rng: np.random.Generator) -> Proposals:
+    def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Ask the search that suits."""
-        return self._next(factors, pool).propose(factors, pool, rng)
+        return self._next(space, pool).propose(space, pool, rng)
 
-    def forecast(self, factors: Factors) -> float | None:
+    def forecast(self, space: RowSpace) -> float | None:
         """Forecast of the published search where it is used."""
-        return self.sampling.forecast(factors) if factors.batch_size <= SAMPLING_SUFFICES else None
+        return self.sampling.forecast(space) if space.batch_size <= SAMPLING_SUFFICES else None
 
-    def _next(self, factors: Factors, pool: Pool) -> Search:
-        b, live = factors.batch_size, factors.U.shape[0]
+    def _next(self, space: RowSpace, pool: Pool) -> Search:
+        b, live = space.batch_size, space.U.shape[0]
         if self.completion is not None and pool.stale % 3 == 1 and self.completion.suits(pool):
             return self.completion
         if b <= SAMPLING_SUFFICES or live < 2 * b:

@@ -52,7 +52,6 @@ def invert(
     """Recover the inputs and write them to a file."""
     import spear_np
     from spear_np.backend import device_for
-    from spear_np.inputs.scale import checked_range
 
     from ..show.tables import print_json, print_outcomes
     from .exit_status import exit_status
@@ -65,7 +64,7 @@ def invert(
         msg = "not a number"
         raise typer.BadParameter(msg, param_hint="--time-limit")
     try:
-        checked_range(data_range)
+        spear_np.Options(data_range=data_range)
     except spear_np.InputError as error:
         raise typer.BadParameter(str(error), param_hint="--data-range") from error
     device_for(device)

@@ -8,15 +8,23 @@ import numpy as np
 
 from ..backend import to_host
 from ..checks.certify import Verdict, certify
-from ..directions.disaggregate import Disaggregation, contradicting, disaggregate, doubtful, improve
+from ..directions.disaggregate import (
+    Disaggregation,
+    contradicting,
+    disaggregate,
+    doubtful,
+    exchange_directions,
+)
 from ..directions.polish import Directions, polish
 from ..directions.pool import Candidates, Pool
 from ..directions.reduction import reduce_pairs
 from ..directions.refine import refined
 from ..directions.repair import realigned
 from ..directions.uniqueness import lone_rows
-from ..factors.factorize import NOISY_FROM, Factors, expected_hidden
+from ..factors.factorize import Factors
+from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_signs
+from ..factors.zero import expected_hidden
 from ..inputs.reconstruct import reconstruct
 
 Array = Any
@@ -28,51 +36,51 @@ MOST_HIDDEN = 0.05
 """Share of the units on which a direction may disagree with the layer because noise hides its gradients there."""
 
 
-def absorb(
-    factors: Factors, model: SignModel | None, pool: Pool, candidates: Array, rng: np.random.Generator
+def add_candidates(
+    space: RowSpace, model: SignModel | None, pool: Pool, candidates: Array, rng: np.random.Generator
 ) -> Pool:
     """Polish `candidates` (k, b) into the pool, then take mixtures of two basis directions apart."""
     before = pool.basis_vectors
-    pool = pool.merge(_judge(factors, model, polish(factors, candidates, pool, rng)))
+    pool = pool.merge(_judge(space, model, polish(space, candidates, pool, rng)))
     for _ in range(REDUCTIONS):
         fresh = pool.fresh_positions(before)
         if not len(fresh):
             break
         before = pool.basis_vectors
-        found = polish(factors, reduce_pairs(factors, pool, fresh), pool, rng)
+        found = polish(space, reduce_pairs(space, pool, fresh), pool, rng)
         if not len(found.q):
             break
-        pool = pool.merge(_judge(factors, model, found))
+        pool = pool.merge(_judge(space, model, found))
     return pool
 
 
-def _judge(factors: Factors, model: SignModel | None, found: Directions) -> Candidates:
+def _judge(space: RowSpace, model: SignModel | None, found: Directions) -> Candidates:
     """Add what the layer says of polished directions."""
     if model is None:
         agreement, coordinates = np.ones(len(found.q)), np.zeros_like(found.q)
     else:
-        agreement, coordinates = fit_signs(factors, model, factors.device.booleans(~found.zero_mask))
-        if factors.relative_noise > NOISY_FROM:
-            agreement = np.minimum(1.0, agreement + _hidden_shares(factors, found.q))
-    lone = lone_rows(factors, factors.device.float64(found.q), found.zero_mask)
+        agreement, coordinates = fit_signs(space, model, space.device.booleans(~found.zero_mask))
+        if space.noisy:
+            agreement = np.minimum(1.0, agreement + _hidden_shares(space, found.q))
+    lone = lone_rows(space, space.device.float64(found.q), found.zero_mask)
     return Candidates(found.q, found.zero_mask, found.angle, agreement, coordinates, lone)
 
 
-def _hidden_shares(factors: Factors, q: HostArray) -> HostArray:
+def _hidden_shares(space: RowSpace, q: HostArray) -> HostArray:
     """(k,): share of the units on which noise is expected to hide a gradient of `q` (k, b), `MOST_HIDDEN` at most."""
-    units = to_host(factors.noise_units(factors.device.float64(q)))
+    units = to_host(space.noise_units(space.device.float64(q)))
     hidden = np.asarray([expected_hidden(column) for column in units])
-    shares: HostArray = np.minimum(hidden / factors.U.shape[0], MOST_HIDDEN)
+    shares: HostArray = np.minimum(hidden / space.U.shape[0], MOST_HIDDEN)
     return shares
 
 
-def chosen_from(
+def select_directions(
     factors: Factors, pool: Pool, choice: Disaggregation | None, verdict: Verdict | None
 ) -> tuple[Disaggregation, Pool, Disaggregation, Verdict]:
     """Choose directions from a complete `pool`: (choice, its pool, best choice so far, its certificate).
 
-    By λ; and if that leads to nothing and the layer does not explain the zeros of all directions, by a λ that passes
-    over such zeros: it does not give up true directions for denser ones that happen to agree more.
+    First by λ. If that fails and the layer does not explain the zeros, by the lenient λ, which ignores missing
+    gradients: it does not give up true directions for denser ones that happen to agree more.
     """
     latest, improved = _by_agreement(factors, pool, lenient=False)
     choice, verdict = _better(factors, latest, choice, verdict)
@@ -84,8 +92,8 @@ def chosen_from(
 
 def _by_agreement(factors: Factors, pool: Pool, *, lenient: bool) -> tuple[Disaggregation, Pool]:
     """Choice of the highest λ that the second stage reaches from the basis of `pool`, refined, and the pool with its basis."""
-    q = factors.device.float64(pool.basis_vectors)
-    choice, improved = improve(factors, pool, disaggregate(factors, q, lenient=lenient))
+    q = factors.space.device.float64(pool.basis_vectors)
+    choice, improved = exchange_directions(factors, pool, disaggregate(factors, q, lenient=lenient))
     return refined(factors, realigned(factors, choice)), improved
 
 
@@ -114,9 +122,7 @@ def _beats(challenger: Disaggregation, champion: Disaggregation) -> bool:
     return new is None or old is None or new > old
 
 
-def reconsider(
-    factors: Factors, pool: Pool, latest: Disaggregation, rng: np.random.Generator, *, forget: bool
-) -> Pool:
+def demote_failed(pool: Pool, latest: Disaggregation, rng: np.random.Generator, *, forget: bool) -> Pool:
     """Lower the rank of the worst direction of a choice that failed; at times forget those that contradict the layer.
 
     Without it a search can hang on one wrong combination that outranks the directions it is made of. One wrong
@@ -125,7 +131,7 @@ def reconsider(
     if latest.agreement is None:
         return pool
     if not forget:
-        return pool.blame(doubtful(factors, latest, pool))
+        return pool.blame(doubtful(latest, pool))
     suspect = np.zeros(len(pool.q), dtype=bool)
     suspect[contradicting(latest, pool)] = True
     outside = np.ones_like(suspect)

@@ -1,0 +1,155 @@
+"""The layers of a chain in their bases: what each says of an input, and how far noise lets it be believed.
+
+Layer l has the inputs A_l (n_l, b), A_0 = X, and Z_l = W_l A_l + b_l·1ᵀ, A_{l+1} = σ_l(Z_l). With V_l an orthonormal basis
+of the row space of its weight_grad, an input of the layer is ``a = V_l c``, and
+
+- ``s_l · c = 1`` for every input, because bias_grad = D_l·1;
+- ``z = M_l c`` with M_l = W_l V_l + b_l s_lᵀ;
+- noise of size η in the rows of weight_grad moves V_l c by ``|S_l⁻¹ c|`` in every entry, `ChainLayer.spread`, because rows
+  divided by their η are ``U_l S_l`` in the basis V_l plus noise of size one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..backend import Device, scatter_columns
+from ..factors.activation import Activation
+from ..factors.factorize import Factors
+from ..factors.gradients import UNIT_ROUNDOFF, LayerGradients
+from ..factors.layer import Layer
+from ..factors.row_space import RowSpace
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class ChainLayer:
+    """One layer of a chain; all arrays float64 on the device. Shapes: m output units, n input features, r its rank."""
+
+    space: RowSpace
+    """What weight_grad tells."""
+    layer: Layer
+    """W and the bias in the basis V."""
+    gradients: LayerGradients
+    bias_grad: Array
+    """(m,)."""
+    ones: Array
+    """(r,): s, with s · c = 1 for the coordinates c of every input."""
+    to_units: Array
+    """(m, r): M, the pre-activations of an input with coordinates c."""
+    basis: Array
+    """(n, r): V, in float32 for the first layer, whose features may be many."""
+    weight: Array
+    """(m, n): W; None for the first layer."""
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.space.batch_size
+
+    @property
+    def sigma(self) -> Activation:
+        """σ."""
+        return self.layer.activation
+
+    @property
+    def bias(self) -> Array:
+        """(m,)."""
+        return self.layer.bias
+
+    @property
+    def columns(self) -> Array:
+        """(m, r): orthonormal columns in units of the noise, times that noise: what columns of ∂L/∂Z are made of."""
+        space = self.space
+        return self.whole(space.U * space.live_of(space.noise)[:, None])
+
+    def whole(self, live_rows: Array) -> Array:
+        """(m, r): `live_rows` (ℓ, r) in their places, zero elsewhere."""
+        xp, space = self.space.xp, self.space
+        spread = scatter_columns(xp.matrix_transpose(live_rows), space.live, space.shape[0])
+        return xp.matrix_transpose(spread)
+
+    def spread(self, coordinates: Array) -> Array:
+        """(k,): standard deviation that noise gives every entry of the inputs with `coordinates` (k, r)."""
+        return self.space.noise_norm(coordinates)
+
+    def dual(self, output_grad: Array) -> Array:
+        """(k, r): p with ``p · c = 1`` for the input whose column of ∂L/∂Z is in `output_grad` (k, m), 0 for all others."""
+        space = self.space
+        live = space.xp.take(output_grad / space.noise, space.live, axis=1)
+        return (live @ space.U) / space.S
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers that follow each other; the first is the one whose inputs are sought."""
+
+    layers: tuple[ChainLayer, ...]
+    device: Device
+    roundoff: float
+    """Largest relative error of one operation of the forward and backward pass that made the gradients."""
+
+    @property
+    def batch_size(self) -> int:
+        """b, the rank of the first layer."""
+        return self.layers[0].rank
+
+    @property
+    def xp(self) -> Any:
+        """Array namespace."""
+        return self.device.xp
+
+    @cached_property
+    def first_columns(self) -> Array:
+        """(m, b): U of the first layer, zero where a row holds nothing but noise."""
+        first = self.layers[0]
+        return first.whole(first.space.U)
+
+    @cached_property
+    def depth(self) -> int:
+        """K, the number of layers behind the first that have its rank and so say whether an input is one of theirs."""
+        depth = 0
+        while depth + 1 < len(self.layers) and self.layers[depth + 1].rank == self.batch_size:
+            depth += 1
+        return depth
+
+
+def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
+    """Put the factors of a layer into the form that chains need; reads weight_grad once more.
+
+    Notes
+    -----
+    s is the least-squares solution of ``weight_grad V s = bias_grad``, rows weighted by their noise.
+    """
+    space, layer, gradients = factors.space, factors.layer, factors.gradients
+    xp = space.xp
+    assert layer is not None  # a chain needs W
+    assert factors.bias_grad is not None
+    ones = (space.U.T @ space.live_of(factors.bias_grad / space.noise)) / space.S
+    basis, weight = [], []
+    for _, blocks in gradients.blocks("weight_grad", "weight", device=space.device):
+        part = xp.matrix_transpose(blocks[0]) @ space.to_basis
+        basis.append(xp.astype(part, xp.float32) if first else part)
+        if not first:
+            weight.append(blocks[1])
+    return ChainLayer(
+        space=space,
+        layer=layer,
+        gradients=gradients,
+        bias_grad=factors.bias_grad,
+        ones=ones,
+        to_units=layer.weight_in_basis + layer.bias[:, None] * ones[None, :],
+        basis=xp.concat(basis, axis=0),
+        weight=None if first else xp.concat(weight, axis=1),
+    )
+
+
+def chain_of(factors: Sequence[Factors], device: Device) -> Chain:
+    """Return the chain of these layers, in forward order."""
+    layers = tuple(chain_layer(one, first=number == 0) for number, one in enumerate(factors))
+    precise = all(str(one.gradients.weight.dtype).endswith("float64") for one in factors)
+    return Chain(layers, device, UNIT_ROUNDOFF["float64" if precise else "float32"])

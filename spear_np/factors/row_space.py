@@ -1,0 +1,102 @@
+"""What weight_grad alone tells of a layer, whatever follows it: its row space, its noise, its zeros.
+
+Notation (see docs/method.md): weight_grad = D Xᵀ + noise, of rank b. Each row is divided by the standard
+deviation η of its own noise, so that "zero" means the same in all of them. With V (n, b) an orthonormal basis
+of the row space, the whitened rows are ``weight_grad V / η = U diag(S)``, U (ℓ, b) with orthonormal columns.
+A direction q (b,) gives the column ``D q̂ = η · U q`` of ∂L/∂Z, up to its scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..backend import Device, scatter_columns
+from .rank import Spectrum
+from .zero import is_zero
+
+Array = Any
+
+NOISY_FROM = 1e-5
+"""Relative noise from which it is more than rounding to float32: it hides gradients, and averaging over it gains accuracy."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowSpace:
+    """Row space, noise and zeros of one weight_grad (m, n); all arrays on `device`, float64.
+
+    ℓ ≤ m counts the live output units: those whose row stands out of its noise.
+    """
+
+    device: Device
+    shape: tuple[int, int]
+    """(m, n)."""
+    unit_roundoff: float
+    """Largest relative rounding error of one entry of weight_grad."""
+    spectrum: Spectrum
+    batch_size: int
+    """b, the rank used."""
+    U: Array
+    """(ℓ, b): whitened live rows, orthonormal columns."""
+    S: Array
+    """(b,): singular values in noise units."""
+    live: Array
+    """(ℓ,) int64: which rows of weight_grad they are."""
+    noise: Array
+    """(m,): standard deviation η of one entry of each row of weight_grad, an upper estimate."""
+    row_norm: Array
+    """(m,): Euclidean norm of each row of weight_grad."""
+    to_basis: Array
+    """(m, b): V = weight_gradᵀ · to_basis."""
+    coordinates: Array
+    """(m, b): weight_grad · V, the rows before whitening."""
+    relative_noise: float
+    """Median over live rows of η divided by the row's root mean square: dimensionless."""
+    omission: float
+    """Factor by which error bounds grow because an input may be hidden below the rank; 1 if none can be."""
+
+    @property
+    def xp(self) -> Any:
+        """Array namespace of all arrays here."""
+        return self.device.xp
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is more than rounding to float32."""
+        return self.relative_noise > NOISY_FROM
+
+    def noise_norm(self, q: Array) -> Array:
+        """(k,): standard deviation of the noise in ``U q`` for each row of `q` (k, b)."""
+        return self.xp.linalg.vector_norm(q / self.S, axis=-1)
+
+    def noise_units(self, q: Array) -> Array:
+        """(k, ℓ): |U q| in standard deviations of its noise, for each row of `q` (k, b)."""
+        return self.xp.abs(q @ self.U.T) / self.noise_norm(q)[:, None]
+
+    def columns(self, q: Array) -> Array:
+        """(m, k): the columns of ∂L/∂Z that belong to the directions `q` (k, b)."""
+        return self.coordinates @ (q / self.S).T
+
+    def deviation(self, q: Array) -> Array:
+        """(m, k): standard deviation of the entries of ``columns(q)``."""
+        return self.noise[:, None] * self.noise_norm(q)[None, :]
+
+    def zeros(self, q: Array) -> Array:
+        """(k, ℓ) bool: which output units the directions `q` (k, b) leave without gradient."""
+        return is_zero(self.noise_units(q))
+
+    def angle_noise(self, q: Array) -> Array:
+        """(k,): how far, in radians, noise may turn the directions `q` (k, b), a generous estimate."""
+        xp = self.xp
+        angle = 10 * math.sqrt(self.batch_size) * self.noise_norm(q) / xp.linalg.vector_norm(q, axis=-1)
+        return xp.clip(angle, 1e-6, 0.1)
+
+    def live_of(self, rows: Array) -> Array:
+        """Those of `rows` (m, …) that are live: (ℓ, …)."""
+        return self.xp.take(rows, self.live, axis=0)
+
+    def expand(self, live_mask: Array) -> Array:
+        """(m, k) bool from a mask (k, ℓ) over the live rows: false elsewhere."""
+        spread = scatter_columns(self.xp.astype(live_mask, self.xp.float64), self.live, self.shape[0])
+        return spread.T > 0.5

@@ -1,0 +1,48 @@
+"""What counts as zero: the one place that decides it, for gradients of units in noise units (see `RowSpace.noise_units`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+ZERO_SIGMAS = 6.0
+"""An entry is zero if it is below this many standard deviations of its noise: the one definition of zero."""
+SURELY_NONZERO = 2
+"""Multiple of the zero threshold above which an entry is certainly non-zero, even if the direction is slightly wrong."""
+HIDES_NONE = 0.2
+"""Gradients of a column that may be expected to be hidden where none is."""
+NEAR_NOISE = 10
+"""Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
+
+
+def is_zero(units: Array) -> Array:
+    """Whether entries, `units` in noise units, are zero."""
+    return units < ZERO_SIGMAS
+
+
+def is_nonzero(units: Array) -> Array:
+    """Whether entries, `units` in noise units, stand out of their noise; neither is said of NaN."""
+    return units >= ZERO_SIGMAS
+
+
+def surely_nonzero(units: Array) -> Array:
+    """Whether entries, `units` in noise units, are non-zero even if their direction is slightly wrong."""
+    return units > SURELY_NONZERO * ZERO_SIGMAS
+
+
+def zeros_tell(units: HostArray) -> bool:
+    """Whether a unit without gradient in a column, `units` (ℓ,) in noise units, has none: noise is expected to hide none."""
+    return expected_hidden(units) <= HIDES_NONE
+
+
+def expected_hidden(units: HostArray) -> float:
+    """How many non-zero gradients of a column, `units` (ℓ,) in noise units, the zero test is expected to hide.
+
+    Near zero their density is even: as many in each interval as are seen, on average, in those just above the test.
+    """
+    seen = np.sum((units > ZERO_SIGMAS) & (units < NEAR_NOISE * ZERO_SIGMAS))
+    return float(seen) / (NEAR_NOISE - 1)

@@ -1,0 +1,199 @@
+"""What a search that has ended hands out: a whole batch, the inputs that are vouched for, or bounded ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..answer.certificate import Certificate
+from ..answer.result import Inversion, Status
+from ..backend import Device, to_host
+from ..checks.certify import Verdict
+from ..directions.chance import MAX_CHANCE, chances
+from ..directions.disaggregate import Disaggregation
+from ..directions.pool import Pool
+from ..directions.uniqueness import uniqueness
+from ..factors.factorize import Factors
+from ..factors.gradients import LayerGradients
+from ..factors.rank import Spectrum
+from ..inputs import polytope
+from ..inputs.partial import partial_inputs
+from ..inputs.reconstruct import reconstruct
+from ..inputs.scale import choose_scale
+from ..loop.options import DataRange
+
+HostArray = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """What a search knew of the directions when it ended."""
+
+    choice: Disaggregation | None
+    """Best complete choice."""
+    verdict: Verdict | None
+    """Its certificate."""
+    fullest: Pool
+    """The pool that knew most directions to rely on."""
+    reason: str | None
+    """Why it ended before it was settled."""
+
+
+def assemble_result(factors: Factors, ending: Ending, data_range: DataRange | None = None) -> Inversion:
+    """Return the inputs that are vouched for, of a complete choice or of the directions found, whichever are more."""
+    chosen = _accepted(factors, ending, data_range)
+    b, rank = factors.space.batch_size, factors.space.spectrum.rank or 0
+    if chosen is not None and chosen.found == b:
+        return chosen
+    if b < rank:
+        reason = f"no complete batch of {b} was found, and weight_grad holds {rank} inputs: nothing bounds what the others add"
+        return _nothing(factors, reason, data_range)
+    partial = _partial(factors, ending, data_range)
+    return partial if chosen is None or partial.found > chosen.found else chosen
+
+
+def inversion(
+    gradients: LayerGradients,
+    device: Device,
+    status: Status,
+    reason: str,
+    batch_size: int,
+    data_range: DataRange | None,
+    **figures: Any,
+) -> Inversion:
+    """Return the answer; what is not among `figures` is that of nothing found."""
+    m = gradients.shape[0]
+    empty: dict[str, Any] = {
+        "found": 0,
+        "output_grad": device.zeros((m, 0)),
+        "recovery": device.zeros((0, m)),
+        "certificate": Certificate(),
+    }
+    return Inversion(
+        status=status,
+        reason=reason,
+        batch_size=batch_size,
+        device=device.name,
+        scale_known=gradients.bias_grad is not None,
+        gradients=gradients,
+        where=device,
+        data_range=data_range,
+        **(empty | figures),
+    )
+
+
+def _answer(
+    factors: Factors, status: Status, reason: str, data_range: DataRange | None, **figures: Any
+) -> Inversion:
+    space = factors.space
+    return inversion(factors.gradients, space.device, status, reason, space.batch_size, data_range, **figures)
+
+
+def _nothing(factors: Factors, reason: str, data_range: DataRange | None) -> Inversion:
+    return _answer(factors, Status.FAILED, reason, data_range)
+
+
+def _accepted(factors: Factors, ending: Ending, data_range: DataRange | None) -> Inversion | None:
+    """The inputs of the best complete choice that pass the checks of their own; None without any."""
+    verdict, choice = ending.verdict, ending.choice
+    if verdict is None or choice is None or not np.any(verdict.sound):
+        return None
+    space, xp = factors.space, factors.space.xp
+    batch = reconstruct(factors, choice)
+    keep = np.flatnonzero(verdict.sound)
+    certificate = verdict.certificate
+    if len(keep) < space.batch_size and factors.signs_known:
+        keep, certificate = _rebounded(factors, choice, keep, certificate)
+        if not len(keep):
+            return None
+    early = ending.reason is not None and not verdict.complete
+    reason = f"{ending.reason}: {verdict.reason}" if early else verdict.reason
+    factor = space.device.float64(np.ones(space.batch_size))
+    scaling = choose_scale(factors, choice.q, batch, certificate, data_range)
+    if scaling is not None:
+        factor = space.device.float64(scaling.factor)
+        certificate = scaling.applied(certificate, to_host(batch.input_max))
+        if scaling.contradicting:
+            reason += f"; the activation patterns of {scaling.contradicting} of them contradict every scale"
+    rows = space.device.integers(keep)
+    return _answer(
+        factors,
+        verdict.status,
+        reason,
+        data_range,
+        found=len(keep),
+        output_grad=xp.take(batch.output_grad / factor[None, :], rows, axis=1),
+        recovery=xp.take(batch.recovery * factor[:, None], rows, axis=0),
+        certificate=certificate.only(keep.tolist()),
+    )
+
+
+def _rebounded(
+    factors: Factors, choice: Disaggregation, keep: HostArray, certificate: Certificate
+) -> tuple[HostArray, Certificate]:
+    """Which of the rows `keep` the signs bound, and the certificate with those bounds.
+
+    A direction that is wrong shifts the inputs of all others, each by a multiple of its own: as far as the signs of
+    the layer let it.
+    """
+    q = factors.space.xp.take(choice.q, factors.space.device.integers(keep), axis=0)
+    around = to_host(choice.dual)[keep]
+    bounded = polytope.bound_inputs(factors, q, around, lenient=choice.lenient)
+    bound = list(certificate.error_bound)
+    for which, shift in zip(bounded.which, bounded.error_bound, strict=True):
+        bound[keep[which]] += float(shift)
+    return keep[bounded.which], replace(certificate, error_bound=tuple(bound))
+
+
+def _partial(factors: Factors, ending: Ending, data_range: DataRange | None) -> Inversion:
+    """Bound the inputs of the directions found so far by the signs of the layer, as far as that goes."""
+    space, xp, b = factors.space, factors.space.xp, factors.space.batch_size
+    q = space.device.float64(ending.fullest.q[ending.fullest.solid])
+    reason = f"{ending.reason or ''}: {q.shape[0]} of {b} directions found"
+    if not 0 < q.shape[0] < b:
+        return _nothing(factors, reason, data_range)
+    off = space.expand(space.zeros(q))
+    unique, false = chances(space, q, off, uniqueness(space, q, q, off), MAX_CHANCE)
+    sound = np.flatnonzero(unique.unique & (unique.redundancy >= 1) & (false <= MAX_CHANCE))
+    q = xp.take(q, space.device.integers(sound), axis=0)
+    bounded = partial_inputs(factors, q)
+    if not len(bounded.which):
+        return _nothing(factors, reason, data_range)
+    coordinates = space.device.float64(bounded.coordinates)
+    q = xp.take(q, space.device.integers(bounded.which), axis=0)
+    # An input sees its own direction with weight one: that scales its column of ∂L/∂Z.
+    q = q / xp.sum(coordinates * (q / space.S), axis=1)[:, None]
+    zeros = to_host(xp.sum(xp.astype(space.zeros(q), xp.int64), axis=1))
+    certificate = Certificate(
+        zero_count=tuple(int(c) for c in zeros),
+        redundancy=tuple(int(r) for r in unique.redundancy[sound][bounded.which]),
+        sign_agreement=(1.0,) * len(bounded.which),
+        false_probability=tuple(float(p) for p in false[sound][bounded.which]),
+        error_bound=tuple(float(e) for e in bounded.error_bound),
+        caveats=(
+            "the batch is incomplete: bounds rest on the signs of the layer, or on the others being faint",
+        ),
+    )
+    return _answer(
+        factors,
+        Status.PARTIAL,
+        f"{reason}; {len(bounded.which)} inputs are bounded",
+        data_range,
+        found=len(bounded.which),
+        output_grad=space.columns(q),
+        recovery=coordinates @ space.to_basis.T,
+        certificate=certificate,
+    )
+
+
+def no_rank_reason(spectrum: Spectrum, gradients: LayerGradients) -> str:
+    """Return why a layer without a usable rank cannot be inverted."""
+    m, n = gradients.shape
+    if spectrum.rank == 0:
+        return "weight_grad is zero everywhere: it holds no trace of an input"
+    return (
+        f"weight_grad ({m} x {n}) has full rank {min(m, n)}: the batch has at least as many inputs as the layer has "
+        f"{'output units' if m <= n else 'input features'}, or noise hides the rank; such a batch cannot be inverted"
+    )

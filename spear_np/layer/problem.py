@@ -1,0 +1,197 @@
+"""One ReLU layer as the loop sees it: a round proposes directions, polishes and pools them, chooses and certifies."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..answer.result import Inversion, Status
+from ..backend import Device, suitable_threads
+from ..checks.certify import Verdict
+from ..directions.disaggregate import Disaggregation
+from ..directions.pool import Pool
+from ..directions.repair import repair_candidates, units_off_last
+from ..factors.factorize import Factors, factorize
+from ..factors.gradients import LayerGradients
+from ..factors.rank import Spectrum
+from ..factors.signs import SignModel, sign_model
+from ..loop.options import DataRange, Options, SearchFactory
+from ..loop.problem import Reading
+from ..search import Search
+from ..search.completion import Completion
+from ..search.descent import Descent
+from ..search.sampling import Sampling
+from ..search.schedule import Schedule
+from .assemble import Ending, assemble_result, inversion, no_rank_reason
+from .choose import add_candidates, demote_failed, select_directions
+
+HostArray = np.ndarray[Any, Any]
+
+REDRAWN = 20
+"""How often each submatrix of a small layer is drawn on average before the search gives up."""
+GIVE_UP_AFTER = 100
+"""Rounds after which a complete choice that is not certified will not be bettered: the zeros do not determine it."""
+FORGET_AFTER = 6
+"""Complete choices that failed, after which all directions that contradict the layer are forgotten."""
+STALE_ROUNDS = 10
+"""Without activation signs nothing tells when the basis is right: it must have withstood this many rounds."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerState:
+    """What the search knows of the directions of one layer after a round."""
+
+    pool: Pool
+    fullest: Pool
+    """The pool that knew most directions to rely on: what a partial answer is made of."""
+    choice: Disaggregation | None = None
+    """Best complete choice of directions so far."""
+    verdict: Verdict | None = None
+    """Its certificate."""
+    latest: Disaggregation | None = None
+    """The complete choice of the last round; None while directions are missing."""
+    evaluated: HostArray | None = None
+    """Basis (b, b) behind it."""
+    failures: int = 0
+    """Complete choices that did not hold."""
+    since_better: int = 0
+    """Rounds since the best complete choice was found."""
+    proposals: int = 0
+    """Candidates examined so far."""
+    search: str = ""
+    """Name of the search that proposed last."""
+
+    @property
+    def found(self) -> int:
+        """Independent directions known."""
+        return len(self.pool.basis)
+
+    @property
+    def agreement(self) -> float | None:
+        """λ of the best complete choice so far."""
+        return None if self.choice is None else self.choice.mean_agreement()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing better can be expected: exact, limited by noise alone, or unopposed for long."""
+        if self.verdict is None:
+            return False
+        if self.verdict.complete:
+            return self.verdict.checked_signs or self.pool.stale >= STALE_ROUNDS
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """One layer with its factors, the search for it, and what the caller knows of the inputs."""
+
+    factors: Factors
+    model: SignModel | None
+    search: Search
+    data_range: DataRange | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """b, the rank used."""
+        return self.factors.space.batch_size
+
+    def threads(self) -> AbstractContextManager[Any]:
+        """Return the limit that suits matrices of m rows and b columns."""
+        space = self.factors.space
+        return suitable_threads(space.device, space.shape[0] * space.batch_size)
+
+    def start(self) -> LayerState:
+        """Nothing is known."""
+        nothing = Pool.empty(self.batch_size, self.factors.space.U.shape[0])
+        return LayerState(nothing, nothing)
+
+    def advance(self, state: LayerState, rng: np.random.Generator) -> LayerState:
+        """Propose, polish, pool; once b directions are known: choose by λ, scale, check."""
+        factors = self.factors
+        repairs = repair_candidates(factors, state.pool, state.latest)
+        proposals = self.search.propose(factors.space, state.pool, rng)
+        candidates = factors.space.xp.concat([repairs, proposals.candidates], axis=0)
+        pool = add_candidates(factors.space, self.model, state.pool, candidates, rng)
+        pool = pool.after_round(news=len(pool.fresh_positions(state.pool.basis_vectors)))
+        after = replace(
+            state, pool=pool, proposals=state.proposals + proposals.examined, search=proposals.search
+        )
+        after = self._chosen(after, rng) if pool.complete else replace(after, latest=None)
+        bettered = after.choice is None or after.choice is not state.choice
+        fuller = len(after.pool.solid) > len(state.fullest.solid)
+        return replace(
+            after,
+            fullest=after.pool if fuller else state.fullest,
+            since_better=0 if bettered else state.since_better + 1,
+        )
+
+    def _chosen(self, state: LayerState, rng: np.random.Generator) -> LayerState:
+        """Choose from a complete pool, if its basis is a new one, and doubt what does not hold."""
+        factors, basis = self.factors, state.pool.basis_vectors
+        if state.latest is None or state.evaluated is None or not np.array_equal(basis, state.evaluated):
+            latest, pool, choice, verdict = select_directions(
+                factors, state.pool, state.choice, state.verdict
+            )
+            state = replace(state, latest=latest, pool=pool, choice=choice, verdict=verdict, evaluated=basis)
+        if state.verdict is not None and state.verdict.complete:
+            return state
+        assert state.latest is not None  # a pool that is complete was chosen from
+        failures = state.failures + 1
+        pool = demote_failed(state.pool, state.latest, rng, forget=failures % FORGET_AFTER == 0)
+        return replace(state, pool=pool, failures=failures)
+
+    def forecast(self) -> float | None:
+        """Forecast of the search."""
+        return self.search.forecast(self.factors.space)
+
+    def exhausted(self, state: LayerState) -> str | None:
+        """Return a reason to stop early: the search has seen all there is, or nothing better for long."""
+        if state.since_better >= GIVE_UP_AFTER:
+            return f"the choice of directions withstood {GIVE_UP_AFTER} rounds of search"
+        if state.pool.stale < STALE_ROUNDS:
+            return None
+        b = self.batch_size
+        subsets = math.comb(int(self.factors.space.U.shape[0]), b - 1)
+        if state.proposals > REDRAWN * subsets:
+            return f"all {subsets} submatrices were drawn, about {REDRAWN} times each"
+        off = units_off_last(self.factors, state.pool)
+        if off is not None and off < b:
+            return f"the last input leaves {off} units off, fewer than the {b} that tell its direction"
+        return None
+
+    def answer(self, state: LayerState, ended: str | None) -> Inversion:
+        """Return the inputs that are vouched for."""
+        ending = Ending(state.choice, state.verdict, state.fullest, ended)
+        return assemble_result(self.factors, ending, self.data_range)
+
+
+def read_layer(gradients: LayerGradients, device: Device, options: Options, reading: int) -> Reading:
+    """Factorise `gradients` at one reading of the singular values and pose the problem of inverting them."""
+    m, _ = gradients.shape
+    with suitable_threads(device, m * m):
+        factors = factorize(gradients, device, options.batch_size, reading=reading)
+    spectrum = factors if isinstance(factors, Spectrum) else factors.space.spectrum
+    left = spectrum.alternatives if options.batch_size is None else 0
+    if isinstance(factors, Spectrum):
+        reason = no_rank_reason(factors, gradients)
+        return Reading(inversion(gradients, device, Status.FAILED, reason, 0, options.data_range), left)
+    with suitable_threads(device, m * factors.space.batch_size):
+        model = sign_model(factors)
+        search = search_for(options.method, factors, model)
+    return Reading(LayerProblem(factors, model, search, options.data_range), left)
+
+
+def search_for(method: str | SearchFactory, factors: Factors, model: SignModel | None) -> Search:
+    """Return the search of that name, or the caller's own."""
+    if method == "sampling" or factors.space.batch_size == 1:
+        return Sampling()
+    if not isinstance(method, str):
+        return method(factors, model)
+    descent = Descent.prepare(factors.space, model)
+    if method == "descent":
+        return descent
+    return Schedule(descent, Sampling(), Completion.prepare(factors, model))

@@ -1,0 +1,91 @@
+"""What a search of a chain hands out: the inputs found, their certificate, their labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..answer.certificate import Certificate
+from ..answer.result import Inversion, Status
+from ..chain.examine import Examined
+from ..chain.layers import Chain
+from .labels import labels_of
+from .verify import Verified, data_range, verify
+
+Array = Any
+
+ROW_TOLERANCE = 0.3
+"""Largest error bound, as a share of the data range, with which an input still counts as recovered."""
+
+
+def answer_of(
+    chain: Chain,
+    known: tuple[Examined, ...],
+    depth: int,
+    ended: str | None,
+    *,
+    names: tuple[str, ...] = (),
+    loss: str | None = None,
+) -> Inversion:
+    """Return the inputs that are `known`, one each, with what can be claimed of them."""
+    b = chain.batch_size
+    if not known:
+        return _inversion(
+            chain, Status.FAILED, f"{ended or 'nothing was found'}: 0 of {b} inputs", names, found=0
+        )
+    verified = verify(chain, known, depth)
+    keep = [
+        row
+        for row, bound in enumerate(verified.certificate.error_bound)
+        if bound <= ROW_TOLERANCE * data_range(chain, verified.c)
+    ]
+    status, reason = _status(verified, len(keep), b, ended)
+    xp = chain.xp
+    rows = chain.device.integers(keep)
+    c, d = xp.take(verified.c, rows, axis=0), xp.take(verified.output_grad, rows, axis=0)
+    labels = labels_of(chain, xp.take(verified.q, rows, axis=0), loss)
+    return _inversion(
+        chain,
+        status,
+        reason,
+        names,
+        found=len(keep),
+        output_grad=xp.matrix_transpose(d),
+        recovery=c @ chain.layers[0].space.to_basis.T,
+        certificate=verified.certificate.only(keep),
+        labels=None if labels is None else chain.device.integers(labels),
+    )
+
+
+def _status(verified: Verified, kept: int, b: int, ended: str | None) -> tuple[Status, str]:
+    failed = [check.name.replace("_", " ") for check in verified.certificate.checks if not check.passed]
+    if kept < b:
+        status = Status.PARTIAL if kept else Status.FAILED
+        return status, f"{ended or 'the search ended'}: {kept} of {b} inputs found"
+    if not failed:
+        return Status.EXACT, "every check of the certificate holds"
+    return Status.APPROXIMATE, f"all inputs found, but these checks do not hold: {', '.join(failed)}"
+
+
+def _inversion(
+    chain: Chain, status: Status, reason: str, names: tuple[str, ...], *, found: int, **figures: Any
+) -> Inversion:
+    first, device = chain.layers[0], chain.device
+    m = first.space.shape[0]
+    nothing: dict[str, Any] = {
+        "output_grad": device.zeros((m, 0)),
+        "recovery": device.zeros((0, m)),
+        "certificate": Certificate(),
+        "labels": None,
+    }
+    return Inversion(
+        status=status,
+        reason=reason,
+        batch_size=chain.batch_size,
+        found=found,
+        device=device.name,
+        scale_known=True,
+        gradients=first.gradients,
+        where=device,
+        chain=names or tuple(str(number) for number in range(len(chain.layers))),
+        **(nothing | figures),
+    )

@@ -1,0 +1,184 @@
+"""A chain as the loop sees it: a round proposes inputs, examines them in the full problem, and removes those found."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..answer.result import Inversion
+from ..backend import suitable_threads, to_host
+from ..chain.examine import Examined, examine
+from ..chain.layers import Chain
+from ..chain.sets import Open, open_sets
+from ..search import ChainSearch
+from ..search.levenberg import Levenberg
+from ..search.reflect import Reflect
+from .assemble import answer_of
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+SAME_INPUT = 0.5
+"""Product with the dual of a found input, one for that input and zero for every other, from which a candidate is it."""
+ROOM = {"straight": (0.36, 0.44), "smooth": (0.45, 0.6)}
+"""Shares of m up to which one and two layers behind the first are enough to find inputs quickly, for activations of
+straight pieces and smooth ones. Above, starts that settle get rare: at m = 200 and straight pieces, the steps for each
+input found with one layer rise from 300 at .36 m to 3,000 at .44 m, and with two from 1,000 to 10,000 at .5 m."""
+DRY = 400_000
+"""Steps of starts without a new input after which a search gives way to the next."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChainState:
+    """What is known of the inputs of a chain after a round."""
+
+    left: Open
+    memory: Any
+    """Of the search that is running."""
+    turn: int = 0
+    """Which of the searches is running."""
+    known: tuple[Examined, ...] = ()
+    """The inputs found, one each."""
+    proposals: int = 0
+    """Steps of all starts so far."""
+    since_news: int = 0
+    """Steps since the last input was found."""
+    refused: int = 0
+    """Candidates that the equations did not bear out."""
+    search: str = ""
+    batch_size: int = 0
+
+    @property
+    def found(self) -> int:
+        """Inputs found."""
+        return len(self.known)
+
+    @property
+    def agreement(self) -> float | None:
+        """Chains have no λ."""
+        return None
+
+    @property
+    def settled(self) -> bool:
+        """Whether all inputs are found."""
+        return self.found == self.batch_size
+
+    @property
+    def duals(self) -> Array | None:
+        """(f, b): duals of the found inputs in the first layer."""
+        if not self.known:
+            return None
+        return self.left.chain.xp.concat([one.duals[0] for one in self.known], axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class ChainProblem:
+    """A chain with the searches that suit it."""
+
+    chain: Chain
+    names: tuple[str, ...] = ()
+    """Of the layers, as the caller calls them."""
+    loss: str | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """b."""
+        return self.chain.batch_size
+
+    def threads(self) -> AbstractContextManager[Any]:
+        """Return the limit that suits matrices of m rows and b columns."""
+        first = self.chain.layers[0].space
+        return suitable_threads(self.chain.device, first.shape[0] * first.batch_size)
+
+    def start(self) -> ChainState:
+        """Nothing is known."""
+        left = open_sets(self.chain, self._depth(self.batch_size, 0))
+        return ChainState(left, None, batch_size=self.batch_size)
+
+    def _searches(self) -> tuple[ChainSearch, ...]:
+        straight = self.chain.layers[0].sigma.piecewise_linear
+        return (Reflect(), Levenberg()) if straight else (Levenberg(),)
+
+    def _depth(self, missing: int, turn: int) -> int:
+        """How many layers behind the first take part: more where little room is left, and one more each time all fail."""
+        kind = "straight" if self.chain.layers[0].sigma.piecewise_linear else "smooth"
+        share = missing / self.chain.layers[0].space.shape[0]
+        wanted = 1 + sum(share > room for room in ROOM[kind]) + turn // len(self._searches())
+        return max(1, min(wanted, self.chain.depth))
+
+    def advance(self, state: ChainState, rng: np.random.Generator) -> ChainState:
+        """Propose, examine, remove what is found; change the search where nothing new comes."""
+        searches = self._searches()
+        search = searches[state.turn % len(searches)]
+        state = self._fitted(state)
+        if state.left.missing == 1:
+            one = state.left.sets[0]
+            coordinates, memory, steps = (one.offset @ one.to_coordinates.T)[None, :], None, 1
+        else:
+            memory = search.start(state.left, rng) if state.memory is None else state.memory
+            ends = search.propose(state.left, memory, rng)
+            coordinates, memory, steps = ends.coordinates, ends.memory, ends.examined
+        before = state.found
+        for row in range(coordinates.shape[0]):
+            state = self._examined(state, coordinates[row : row + 1, :])
+            if state.settled:
+                break
+        news = state.found > before
+        state = replace(
+            state,
+            memory=memory,
+            proposals=state.proposals + steps,
+            since_news=0 if news else state.since_news + steps,
+            search=search.name,
+        )
+        if state.since_news > DRY:
+            state = replace(state, turn=state.turn + 1, memory=None, since_news=0)
+        return state
+
+    def _fitted(self, state: ChainState) -> ChainState:
+        """The state with as many layers as suit what is missing."""
+        depth = self._depth(state.left.missing, state.turn)
+        if depth == state.left.depth or state.left.missing == 1:
+            return state
+        left = open_sets(self.chain, depth)
+        for one in state.known:
+            left = left.without(tuple(dual[0, :] for dual in one.duals))
+        return replace(state, left=left, memory=None)
+
+    def _examined(self, state: ChainState, candidate: Array) -> ChainState:
+        """The state with the input that `candidate` (1, b) leads to, if it leads to a new one."""
+        depth = state.left.depth
+        seen = examine(self.chain, candidate, depth)
+        duals = state.duals
+        if not seen.accepted[0] and duals is not None:
+            # An input that turns on few units is not determined by them, but is together with what is known.
+            seen = examine(self.chain, candidate, depth, duals)
+        if not seen.accepted[0]:
+            return replace(state, refused=state.refused + 1)
+        if duals is not None:
+            products = np.abs(to_host(duals @ seen.c[0, :]))
+            if float(np.max(products)) > SAME_INPUT:
+                return state
+        known = (*state.known, seen)
+        left = state.left
+        if len(known) < self.batch_size:
+            left = left.without(tuple(dual[0, :] for dual in seen.duals))
+        return replace(state, known=known, left=left)
+
+    def forecast(self) -> float | None:
+        """No forecast: most starts end on an input, or none does."""
+        return None
+
+    def exhausted(self, state: ChainState) -> str | None:
+        """Return a reason to stop early: every search has been dry at every depth."""
+        turns = len(self._searches()) * self.chain.depth
+        if state.turn >= turns + 1:
+            return "no start ends on a further input"
+        return None
+
+    def answer(self, state: ChainState, ended: str | None) -> Inversion:
+        """Return the inputs found, with their certificate."""
+        return answer_of(self.chain, state.known, state.left.depth, ended, names=self.names, loss=self.loss)

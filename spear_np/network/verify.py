@@ -1,0 +1,245 @@
+"""The certificate of a chain: every equation of every input, the gradients of all layers, and what they leave open."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..answer.certificate import Certificate, Check
+from ..backend import to_host
+from ..chain.equations import columns_of, forward, membership_scale
+from ..chain.examine import APART, CONSISTENT, Examined, refine, rms_of_system
+from ..chain.layers import Chain
+from ..factors.factorize import ROUNDING_SAFETY
+from ..factors.zero import ZERO_SIGMAS
+from ..theory import false_member_probability
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+EXACT_TOLERANCE = 1e-4
+"""Largest error of an `exact` input, as a share of the data range: below one grey level of 8-bit images."""
+MAX_RESIDUAL = 1.5
+"""Root mean square, in units of the noise, of what the batch may leave of the gradients: noise is an upper estimate, so that
+one is already unlikely."""
+MAX_CHANCE = 1e-6
+"""Largest probability that an input is a point which meets the equations by chance."""
+MARGIN = 1.25
+"""Factor by which a root mean square of a hundred independent numbers may be too small, at three standard deviations."""
+NEAR = 0.4
+"""Density of a normal variable at zero, times its standard deviation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """The inputs of a chain with their certificate; arrays on the device."""
+
+    c: Array
+    """(k, b) coordinates."""
+    q: Array
+    """(k, t) numbers at the top."""
+    output_grad: Array
+    """(k, m) columns of ∂L/∂Z of the first layer."""
+    certificate: Certificate
+
+
+def verify(chain: Chain, known: tuple[Examined, ...], depth: int) -> Verified:
+    """Bound the errors of the `known` inputs, one each, and hold the whole against the gradients of all layers.
+
+    Inputs whose bound is too wide for exactness are first refined on all equations, forward and backward.
+    """
+    xp = chain.xp
+    c = xp.concat([one.c for one in known], axis=0)
+    q = xp.concat([one.q for one in known], axis=0)
+    ahead = np.concatenate([one.forward_residual for one in known])
+    behind = np.concatenate([one.backward_residual for one in known])
+    apart = np.concatenate([one.apart for one in known])
+    deviation = np.concatenate([one.deviation for one in known])
+    size = data_range(chain, c)
+    bound = _bound(chain, deviation, ahead)
+    for row in np.flatnonzero(bound > EXACT_TOLERANCE * size).tolist():
+        better = refine(chain, c[row : row + 1, :], q[row : row + 1, :], depth)
+        rms = rms_of_system(better)
+        narrower = _bound(chain, better.deviation, rms)
+        if rms[0] <= CONSISTENT and narrower[0] < bound[row]:
+            c, q = _with_row(chain, c, row, better.c), _with_row(chain, q, row, better.q)
+            bound[row] = narrower[0]
+    passed = forward(chain, c, len(chain.layers) - 2, derivatives=False)
+    columns = columns_of(chain, passed, q)
+    complete = c.shape[0] == chain.batch_size
+    residual, bias_residual = _residuals(chain, c, passed.a, columns) if complete else (math.inf, math.inf)
+    chance = _chances(chain, c, depth)
+    count = c.shape[0]
+    off = to_host(xp.sum(xp.astype(passed.slope[0] == 0, xp.int64), axis=1))
+    spare = spare_equations(chain, depth)
+    certificate = Certificate(
+        checks=_checks(
+            chain, ahead, behind, apart, chance, residual, bias_residual, float(np.max(bound)) / size, count
+        ),
+        zero_count=tuple(int(n) for n in off),
+        redundancy=(spare,) * count,
+        sign_agreement=(math.nan,) * count,
+        false_probability=tuple(float(p) for p in chance),
+        error_bound=tuple(float(e) for e in bound),
+        caveats=_caveats(chain),
+    )
+    return Verified(c, q, columns[0], certificate)
+
+
+def _with_row(chain: Chain, values: Array, row: int, new: Array) -> Array:
+    return chain.xp.concat([values[:row, :], new, values[row + 1 :, :]], axis=0)
+
+
+def spare_equations(chain: Chain, depth: int) -> int:
+    """How many equations of membership an input meets beyond its number of coordinates."""
+    b = chain.batch_size
+    return 1 - b + sum(int(chain.layers[number].basis.shape[0]) - b + 1 for number in range(1, depth + 1))
+
+
+def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
+    """(k,): six standard deviations of the largest error of each input, in units of the inputs.
+
+    Where noise is rounding, its size is an upper estimate, `ROUNDING_SAFETY` times what is seen on average: the residual
+    of an input's own equations tells how large it is along that input.
+    """
+    rounding = all(layer.space.spectrum.rounding for layer in chain.layers[: chain.depth + 1])
+    floor = 1 / ROUNDING_SAFETY if rounding else 1.0
+    omission = max(layer.space.omission for layer in chain.layers[: chain.depth + 1])
+    bound: HostArray = ZERO_SIGMAS * omission * deviation * np.maximum(floor, MARGIN * rms)
+    return np.nan_to_num(bound, nan=math.inf)
+
+
+def data_range(chain: Chain, c: Array) -> float:
+    """Largest minus smallest entry of the inputs at `c` (k, b)."""
+    inputs = c @ chain.xp.astype(chain.layers[0].basis, chain.xp.float64).T
+    return float(chain.xp.max(inputs)) - float(chain.xp.min(inputs))
+
+
+def _chances(chain: Chain, c: Array, depth: int) -> HostArray:
+    """(k,): bound on the probability that a point which is no input meets the equations as each input does."""
+    xp = chain.xp
+    passed = forward(chain, c, depth - 1, derivatives=False)
+    a = passed.a[0]
+    spread = xp.sqrt(xp.mean((a - xp.mean(a, axis=1, keepdims=True)) ** 2, axis=1))
+    width = to_host(2 * NEAR * CONSISTENT * membership_scale(chain, passed, 1) / spread)
+    m, b = chain.layers[0].space.shape[0], chain.batch_size
+    spare = spare_equations(chain, depth)
+    return np.asarray([false_member_probability(m, b - 1, spare, float(one)) for one in width])
+
+
+def _residuals(
+    chain: Chain, c: Array, outputs: tuple[Array, ...], columns: list[Array]
+) -> tuple[float, float]:
+    """What the batch leaves of weight_grad and of bias_grad, in units of the noise, in the worst layer."""
+    xp = chain.xp
+    weight, bias = 0.0, 0.0
+    for number, layer in enumerate(chain.layers):
+        d, space = columns[number], layer.space
+        if number == 0:
+            rest = space.coordinates - d.T @ c
+            count = chain.batch_size
+        else:
+            inputs = outputs[number - 1]
+            parts = layer.gradients.blocks("weight_grad", device=chain.device)
+            rest = xp.concat([block - d.T @ inputs[:, where] for where, (block,) in parts], axis=1)
+            count = rest.shape[1]
+        squares = space.live_of(xp.sum(rest**2, axis=1) / (count * space.noise**2))
+        weight = max(weight, math.sqrt(float(xp.mean(squares))))
+        left = space.live_of((layer.bias_grad - xp.sum(d, axis=0)) / space.noise)
+        bias = max(bias, math.sqrt(float(xp.mean(left**2))))
+    return weight, bias
+
+
+def _checks(
+    chain: Chain,
+    ahead: HostArray,
+    behind: HostArray,
+    apart: HostArray,
+    chance: HostArray,
+    residual: float,
+    bias_residual: float,
+    relative: float,
+    count: int,
+) -> tuple[Check, ...]:
+    first, second = (layer.space.spectrum for layer in chain.layers[:2])
+    b = chain.batch_size
+    return (
+        Check("inputs_found", float(count - b), ">=", 0.0, "inputs found, beyond the rank of weight_grad"),
+        Check(
+            "membership",
+            float(np.max(ahead)),
+            "<=",
+            CONSISTENT,
+            "distance of σ(z) from the inputs of the next layers, in units of the noise, worst input",
+        ),
+        Check(
+            "backward_side",
+            float(np.max(behind)),
+            "<=",
+            CONSISTENT,
+            "distance of its ∂L/∂Z from the columns of weight_grad, likewise",
+        ),
+        Check(
+            "one_output_grad",
+            float(np.min(apart)),
+            ">=",
+            APART,
+            "how many times worse any other ∂L/∂Z would fit, worst input",
+        ),
+        Check(
+            "chance",
+            float(np.max(chance)),
+            "<=",
+            MAX_CHANCE,
+            "probability that a point which is no input meets all equations",
+        ),
+        Check(
+            "rank",
+            float(b - max(first.shown, second.shown)),
+            ">=",
+            0.0,
+            "inputs sought, beyond the rank that the singular values of both layers show",
+        ),
+        Check(
+            "noise_known",
+            float(first.noise_known and second.noise_known),
+            ">=",
+            1.0,
+            "1 if what lies below the rank looks like rounding or independent noise, in both layers",
+        ),
+        Check(
+            "weight_residual",
+            residual,
+            "<=",
+            MAX_RESIDUAL,
+            "what the batch leaves of weight_grad, in units of its noise, worst layer",
+        ),
+        Check(
+            "bias_residual",
+            bias_residual,
+            "<=",
+            MAX_RESIDUAL,
+            "what the batch leaves of bias_grad, in units of its noise, worst layer",
+        ),
+        Check(
+            "error_bound",
+            relative,
+            "<=",
+            EXACT_TOLERANCE,
+            "largest possible error of an input, share of the data range",
+        ),
+    )
+
+
+def _caveats(chain: Chain) -> tuple[str, ...]:
+    b = chain.batch_size
+    return (
+        (
+            f"{b} is the rank of the gradients, the batch may be larger: identical inputs count once, and inputs whose "
+            "gradient lies below the noise leave no trace"
+        ),
+        "the layers are taken to follow each other with nothing in between, and all gradients to be of one step",
+    )

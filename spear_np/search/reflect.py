@@ -1,0 +1,245 @@
+"""Relaxed reflections between what layers can hold and what activations allow, for activations of straight pieces.
+
+A point holds z_l and a_{l+1} of every layer that takes part. One set is affine: z_l = M_l c_l and a_{l+1} = V_{l+1} c_{l+1}
+with s · c = 1, orthogonal to the duals of all known inputs. The other asks each unit alone to lie on the graph of its
+activation. A step is ``v += β (P_A(2 p - v) - p)`` with p = P_B(v): where it rests, p lies in both sets [1]_.
+
+References
+----------
+.. [1] V. Elser, "Searching with iterated maps", PNAS 104 (2007) 418-423; "The complexity of bit retrieval", IEEE
+   Transactions on Information Theory 64 (2018) 412-428 (relaxed reflect-reflect).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..backend import Device, to_host
+from ..chain.sets import Open
+from ..factors.activation import Activation
+from . import Ends
+
+Array = Any
+HostArray = np.ndarray[Any, Any]
+
+RELAXATION = 0.7
+"""β; heuristic: 0.5 to 1.2 took the same time to within a third in the benchmarks of the method."""
+STEPS = 25
+"""Steps between two looks at which starts have settled; heuristic: 10 to 50 take the same time."""
+SETTLED = 0.03
+"""Share of its length that a point still moves by when it is polished; heuristic: 0.01 to 0.06 take the same time."""
+STARTS = 16
+"""Starts at once on a CPU; heuristic: 8 to 32 take the same time."""
+PATIENCE = 2000
+"""Steps after which a start is replaced."""
+SAME_PATTERN = 0.05
+"""Share of the units in which the ends of two starts must differ to be polished both."""
+RADII = (-0.9, 0.3)
+"""Logarithms of the smallest and the largest length of a start, in units of the expected length of an input."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The graph of an activation as straight pieces, each a = intercept + slope · z between two ends."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    intercept: tuple[float, ...]
+    slope: tuple[Any, ...]
+    """A number, or one for each unit (m,)."""
+
+
+def pieces_of(activation: Activation, scale: float, device: Device) -> Pieces:
+    """The pieces of a piecewise linear `activation`, in numbers that are multiplied by `scale`."""
+    ends = [-math.inf, *sorted(activation.kinks), math.inf]
+    slopes, intercepts = [], []
+    for low, high in itertools.pairwise(ends):
+        inside = low + 1.0 if math.isfinite(low) else high - 1.0
+        if math.isfinite(low) and math.isfinite(high):
+            inside = (low + high) / 2
+        width = max((np.size(value) for value in activation.parameters.values()), default=1)
+        value, slope = activation.value_and_slope(np.full(width, inside))
+        intercepts.append(float((value - slope * inside)[0]))
+        slopes.append(float(slope[0]) if width == 1 else device.float32(slope))
+    return Pieces(
+        tuple(end * scale for end in ends[:-1]),
+        tuple(end * scale for end in ends[1:]),
+        tuple(intercept * scale for intercept in intercepts),
+        tuple(slopes),
+    )
+
+
+def nearest_on_graph(xp: Any, pieces: Pieces, z: Array, a: Array) -> tuple[Array, Array]:
+    """The points of the graph nearest to (`z`, `a`), entry by entry."""
+    best: tuple[Array, Array, Array] | None = None
+    for low, high, intercept, slope in zip(
+        pieces.low, pieces.high, pieces.intercept, pieces.slope, strict=True
+    ):
+        shifted = a - intercept if intercept else a
+        flat = isinstance(slope, float) and slope == 0.0
+        along = z if flat else (z + slope * shifted) * (1 / (1 + slope**2))
+        if math.isfinite(low):
+            along = xp.maximum(along, xp.full_like(along, low))
+        if math.isfinite(high):
+            along = xp.minimum(along, xp.full_like(along, high))
+        across = xp.full_like(a, intercept) if flat else intercept + slope * along
+        distance = (along - z) ** 2 + (across - a) ** 2
+        if best is None:
+            best = along, across, distance
+        else:
+            nearer = distance < best[2]
+            best = (
+                xp.where(nearer, along, best[0]),
+                xp.where(nearer, across, best[1]),
+                xp.minimum(distance, best[2]),
+            )
+    assert best is not None
+    return best[0], best[1]
+
+
+@dataclass(frozen=True)
+class Points:
+    """k points under way; float32."""
+
+    z: tuple[Array, ...]
+    """(k, m_l) for l = 0 … K - 1."""
+    a: tuple[Array, ...]
+    """(k, m_l) for l = 1 … K."""
+    age: HostArray
+    """(k,) steps taken."""
+
+
+class Reflect:
+    """A stream of starts: those that settle leave, the others go on in whatever is left to be found."""
+
+    name = "reflect"
+
+    def __init__(self, count: int = STARTS) -> None:
+        self.count = count
+
+    def start(self, left: Open, rng: np.random.Generator) -> Points:
+        """Return fresh starts."""
+        return _drawn(left, self.count, rng)
+
+    def propose(self, left: Open, memory: Points, rng: np.random.Generator) -> Ends:
+        """Go on for some steps and hand out what has settled, most settled first."""
+        points, gap = _steps(left, memory, STEPS)
+        settled = np.argsort(gap)[: np.count_nonzero(gap < SETTLED)]
+        ends = _distinct(points, settled)
+        coordinates = _coordinates(left, points, ends)
+        old = np.flatnonzero(points.age >= PATIENCE)
+        renewed = _renewed(left, points, np.union1d(ends, old).astype(np.int64), rng)
+        return Ends(coordinates, renewed, STEPS * len(points.age))
+
+
+def _distinct(points: Points, settled: HostArray) -> HostArray:
+    """Those of the places `settled` whose patterns differ; the rest go on and settle in what is then left."""
+    if not len(settled):
+        return settled
+    pattern = to_host(points.z[0])[settled] > 0
+    kept: list[int] = []
+    for row in range(len(settled)):
+        if all(np.mean(pattern[row] != pattern[other]) >= SAME_PATTERN for other in kept):
+            kept.append(row)
+    return np.asarray(settled[kept])
+
+
+def _coordinates(left: Open, points: Points, which: HostArray) -> Array:
+    """(k, b): where the points `which` meet the first affine set."""
+    xp, one = left.chain.xp, left.sets[0]
+    z = xp.astype(xp.take(points.z[0], left.chain.device.integers(which), axis=0), xp.float64)
+    z = one.offset + (z @ one.directions) @ one.directions.T
+    return z @ one.to_coordinates.T
+
+
+def _drawn(left: Open, count: int, rng: np.random.Generator) -> Points:
+    """Draw `count` starts from the second moments of the inputs of each layer."""
+    chain = left.chain
+    xp, device = chain.xp, chain.device
+    z, a = [], []
+    for number in range(left.depth + 1):
+        root = left.roots[number]
+        radius = np.exp(rng.uniform(*RADII, (count, 1)))
+        c = device.float64(rng.standard_normal((count, root.shape[1])) * radius) @ root.T
+        layer = chain.layers[number]
+        if number:
+            a.append(xp.astype(left.scales[number - 1] * (c @ layer.basis.T), xp.float32))
+        if number < left.depth:
+            z.append(xp.astype(left.scales[number] * (c @ layer.to_units.T), xp.float32))
+    z, a = _onto_sets(left, z, a)
+    return Points(tuple(z), tuple(a), np.zeros(count, dtype=np.int64))
+
+
+def _onto_sets(left: Open, z: list[Array], a: list[Array]) -> tuple[list[Array], list[Array]]:
+    """P_A: the nearest points of the affine sets."""
+    onto_z, onto_a = [], []
+    for number, one in enumerate(left.sets):
+        offset, directions = one.single
+        if number == 0:
+            onto_z.append((z[0] @ directions) @ directions.T + offset)
+        elif number == left.depth:
+            onto_a.append((a[-1] @ directions) @ directions.T + offset)
+        else:
+            split = a[number - 1].shape[1]
+            upper, lower = directions[:split, :], directions[split:, :]
+            y = a[number - 1] @ upper + z[number] @ lower
+            onto_a.append(y @ upper.T + offset[:split])
+            onto_z.append(y @ lower.T + offset[split:])
+    return onto_z, onto_a
+
+
+def _steps(left: Open, points: Points, count: int) -> tuple[Points, HostArray]:
+    """`count` steps; also how far each point moves in the last of them, as a share of its length (k,)."""
+    xp = left.chain.xp
+    pieces = [
+        pieces_of(layer.sigma, scale, left.chain.device)
+        for layer, scale in zip(left.chain.layers, left.scales, strict=False)
+    ]
+    z, a = list(points.z), list(points.a)
+    far, size = 0.0, 0.0
+    for step in range(count):
+        on = [nearest_on_graph(xp, piece, *pair) for piece, *pair in zip(pieces, z, a, strict=True)]
+        p = [pair[0] for pair in on]
+        h = [pair[1] for pair in on]
+        onto_z, onto_a = _onto_sets(
+            left,
+            [2 * x - v for x, v in zip(p, z, strict=True)],
+            [2 * x - v for x, v in zip(h, a, strict=True)],
+        )
+        moves_z = [x - y for x, y in zip(onto_z, p, strict=True)]
+        moves_a = [x - y for x, y in zip(onto_a, h, strict=True)]
+        z = [v + RELAXATION * move for v, move in zip(z, moves_z, strict=True)]
+        a = [v + RELAXATION * move for v, move in zip(a, moves_a, strict=True)]
+        if step == count - 1:
+            far = sum(xp.sum(move**2, axis=1) for move in (*moves_z, *moves_a))
+            size = sum(xp.sum(part**2, axis=1) for part in (*p, *h))
+    gap = np.sqrt(to_host(far) / np.maximum(to_host(size), np.finfo(np.float32).tiny))
+    return Points(tuple(z), tuple(a), points.age + count), np.nan_to_num(gap, nan=np.inf)
+
+
+def _renewed(left: Open, points: Points, which: HostArray, rng: np.random.Generator) -> Points:
+    """The points, with new starts in the places `which`."""
+    if not len(which):
+        return points
+    xp, device = left.chain.xp, left.chain.device
+    fresh = _drawn(left, len(which), rng)
+    source = np.arange(len(points.age))
+    source[which] = len(points.age) + np.arange(len(which))
+    rows = device.integers(source)
+    age = points.age.copy()
+    age[which] = 0
+    return replace(
+        points,
+        z=tuple(
+            xp.take(xp.concat([v, n], axis=0), rows, axis=0) for v, n in zip(points.z, fresh.z, strict=True)
+        ),
+        a=tuple(
+            xp.take(xp.concat([v, n], axis=0), rows, axis=0) for v, n in zip(points.a, fresh.a, strict=True)
+        ),
+        age=age,
+    )
