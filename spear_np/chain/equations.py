@@ -26,6 +26,12 @@ layers of perceptrons of width 200 and 1000 in PyTorch on a CPU."""
 DEEPER_BENDS = 4.0
 """What the bends of deeper layers add at most to the variance that those of the first give a column of ∂L/∂Z: each next
 layer moves by no more than the one before it where weights keep the size of activations, and passes back no more."""
+FREE_SHARE = 0.25
+"""Units of the last layer, as a share of the backward equations of an input, up to which its column there is taken as
+unknown: three quarters of the equations then remain to contradict it."""
+DEEPER_BENDS = 4.0
+"""What the bends of deeper layers add at most to the variance that those of the first give a column of ∂L/∂Z: each next
+layer moves by no more than the one before it where weights keep the size of activations, and passes back no more."""
 MOST_FREE = 2
 """Units beyond its rank that the last layer may have to be taken whole: softmax fixes one sum, and a class may be absent."""
 
@@ -42,6 +48,8 @@ class Forward:
     """(k, m_l) outputs: the inputs of the next layer."""
     by_coordinates: tuple[Array, ...]
     """(k, m_l, b): derivative of z; none where they were not asked for."""
+    doubt: tuple[Array, ...]
+    """(k, m_l): variance of `z`, by the noise of the first layer and the rounding of the pass."""
     variance: tuple[Array, ...]
     """(k, m_l): of `a`, by the noise of the first layer and the rounding of the pass."""
 
@@ -71,6 +79,7 @@ def forward(chain: Chain, c: Array, depth: int, *, derivatives: bool = True) -> 
     slopes: list[Array] = []
     outputs: list[Array] = []
     jacobians: list[Array] = []
+    doubts: list[Array] = []
     variances: list[Array] = []
     for number, layer in enumerate(layers[: depth + 1]):
         if number:
@@ -83,10 +92,18 @@ def forward(chain: Chain, c: Array, depth: int, *, derivatives: bool = True) -> 
         zs.append(z)
         slopes.append(slope)
         outputs.append(a)
+        doubts.append(doubt)
         if derivatives:
             jacobians.append(by_c)
         variances.append(slope**2 * doubt + (unit * a) ** 2)
-    return Forward(tuple(zs), tuple(slopes), tuple(outputs), tuple(jacobians), tuple(variances))
+    return Forward(
+        tuple(zs),
+        tuple(slopes),
+        tuple(outputs),
+        tuple(jacobians),
+        tuple(doubts),
+        tuple(variances),
+    )
 
 
 def membership(chain: Chain, passed: Forward, number: int, *, derivatives: bool = True) -> System:
@@ -95,7 +112,7 @@ def membership(chain: Chain, passed: Forward, number: int, *, derivatives: bool 
     a, slope = passed.a[number - 1], passed.slope[number - 1]
     c = a @ layer.basis
     scale = membership_scale(chain, passed, number)[:, None]
-    total = _ones_deviation(chain, layer, c, passed.variance[number - 1])
+    total = ones_deviation(chain, layer, c, passed.variance[number - 1])
     rest = (a - c @ layer.basis.T) / scale
     residual = xp.concat([rest, ((c @ layer.ones - 1) / total)[:, None]], axis=1)
     if not derivatives:
@@ -117,10 +134,10 @@ def membership_scale(chain: Chain, passed: Forward, number: int) -> Array:
     return xp.sqrt(layer.spread(passed.a[number - 1] @ layer.basis) ** 2 + largest)
 
 
-def _ones_deviation(chain: Chain, layer: ChainLayer, c: Array, variance: Array | None) -> Array:
+def ones_deviation(chain: Chain, layer: ChainLayer, c: Array, variance: Array | None) -> Array:
     """(k,): standard deviation of s · c by the noise of bias_grad and weight_grad, and by that of the input itself."""
     xp = chain.xp
-    squares = layer.spread(c) ** 2 * (1 + xp.sum(layer.ones**2))
+    squares = layer.spread(c) ** 2 * (layer.bias_ratio**2 + xp.sum(layer.ones**2))
     if variance is not None:
         squares = squares + variance @ (layer.basis @ layer.ones) ** 2
     return xp.sqrt(squares)
@@ -132,9 +149,9 @@ def top_of(chain: Chain) -> tuple[Array, bool]:
     All its numbers are unknown if they are few, as behind an output layer: then no noise of that layer's gradient enters.
     Otherwise it is the column space of its gradient.
     """
-    last = chain.layers[-1]
-    units = int(last.space.shape[0])
-    if units <= last.rank + MOST_FREE:
+    first, last = chain.layers[0], chain.layers[-1]
+    units = last.space.shape[0]
+    if units <= FREE_SHARE * (first.space.shape[0] - chain.batch_size):
         return chain.device.eye(units), False
     return last.columns, True
 
@@ -194,7 +211,7 @@ def system(chain: Chain, c: Array, q: Array, depth: int) -> System:
     passed = forward(chain, c, len(chain.layers) - 2)
     blocks = [membership(chain, passed, number) for number in range(1, depth + 1)]
     none = xp.zeros((k, 1, t), dtype=c.dtype, device=chain.device.handle)
-    total = _ones_deviation(chain, first, c, None)
+    total = ones_deviation(chain, first, c, None)
     residuals = [((c @ first.ones - 1) / total)[:, None]]
     jacobians = [
         xp.concat(

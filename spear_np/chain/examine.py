@@ -6,7 +6,9 @@ Deflated problems only make starts. What is accepted here rests on the gradients
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import array_api_compat
@@ -29,15 +31,22 @@ from .layers import Chain
 Array = Any
 HostArray = np.ndarray[Any, Any]
 
-LINEARISATIONS = 6
-"""Gauss-Newton converges in two or three from a settled start; a start that needs more has not settled."""
+LINEARISATIONS = 10
+"""Gauss-Newton converges in two or three from a settled start; one that needs more than ten has not settled."""
 CHORD_STEPS = 4
 """Steps with the same linearisation: each only costs the residual."""
-CONVERGED = 0.05
-"""Length of a step in standard deviations of the data, for each equation, after which the next one changes nothing."""
+SLOW = 0.3
+"""Share of the step before from which another with the same linearisation gains less than a new one."""
+CONVERGED = 1e-3
+"""Length of a step in standard deviations of the data, for each equation, after which the next one changes nothing: actual
+noise may be twenty times smaller than its upper estimate."""
 CONSISTENT = 3.0
 """Root mean square of the equations, in standard deviations, up to which they hold. Noise is an upper estimate, so that
 true inputs stay below one on average; the margin is for rounding that is not independent."""
+AT_KINK = 6.0
+"""Standard deviations of a pre-activation within which it may be on either side of a kink."""
+MOST_AT_KINKS = 4
+"""Units at kinks for which both sides are tried, in all combinations."""
 APART = 10.0
 """How many times worse than the best column of ∂L/∂Z the second best must fit for there to be only one."""
 LARGE_GRAM = 128
@@ -56,6 +65,8 @@ class Examined:
     deviation: HostArray
     """(k,): standard deviation of the least certain entry of each input, for noise of the size that the data is taken to
     have; infinite where the equations do not determine it."""
+    output_grad: Array
+    """(k, m): their columns of ∂L/∂Z in the first layer."""
     duals: tuple[Array, ...]
     """(k, b) for each of the layers 0 … K: what the coordinates of all other inputs are orthogonal to."""
     forward_residual: HostArray
@@ -64,6 +75,17 @@ class Examined:
     """(k,): the same of the backward side."""
     apart: HostArray
     """(k,): residual of the second best column of ∂L/∂Z over that of the best."""
+    refined: bool = False
+    """Whether the backward side took part in the fit."""
+
+    @property
+    def noise_seen(self) -> HostArray:
+        """(k,): root mean square of the equations that took part in the fit, the worse of both sides."""
+        return (
+            np.maximum(self.forward_residual, self.backward_residual)
+            if self.refined
+            else self.forward_residual
+        )
 
     @property
     def accepted(self) -> HostArray:
@@ -82,28 +104,110 @@ def examine(chain: Chain, c: Array, depth: int, known: Array | None = None) -> E
     With the duals `known` (f, b) of inputs that were found, they are held orthogonal to these: what an input needs that
     turns on fewer units than it has coordinates.
     """
-    xp = chain.xp
-    c, covariance = polish(chain, c, depth, known)
+    c, covariance, ahead = polish(chain, c, depth, known)
+    if c.shape[0] == 1 and ahead[0] <= CONSISTENT:
+        c, covariance, ahead = _across_kinks(chain, c, covariance, ahead, depth, known)
     passed = forward(chain, c, len(chain.layers) - 2, derivatives=False)
-    ahead = _membership_rms(chain, passed, c, depth)
-    q, best, second = null_vectors(chain, backward_map(chain, passed))
-    first = chain.layers[0]
-    own = xp.sum(first.dual(columns_of(chain, passed, q)[0]) * c, axis=1)
-    q = q / xp.where(own != 0, own, xp.ones_like(own))[:, None]
-    columns = columns_of(chain, passed, q)
-    doubt = _of_units(first.to_units, covariance)
-    behind = backward_side(chain, c, q, passed, doubt=doubt).residual
-    count = min(len(columns), chain.depth + 1)
-    duals = [chain.layers[number].dual(columns[number]) for number in range(count)]
-    apart = to_host(second) / np.maximum(to_host(best), np.finfo(np.float64).tiny)
+    doubt = _of_units(chain.layers[0].to_units, covariance)
+    side = _best_side(chain, c, passed, doubt)
+    if c.shape[0] == 1 and ahead[0] <= CONSISTENT:
+        # Rounding may have put a unit on the other side of its kink than it is on here.
+        for other in _other_slopes(chain, passed):
+            if side.residual[0] <= CONSISTENT:
+                break
+            side = min(side, _best_side(chain, c, other, doubt), key=lambda one: float(one.residual[0]))
     return Examined(
         c=c,
-        q=q,
+        q=side.q,
         deviation=input_deviation(chain, c, covariance),
-        duals=tuple(duals),
+        output_grad=side.columns[0],
+        duals=_duals(chain, side.columns),
         forward_residual=ahead,
-        backward_residual=_rms(to_host(behind), c.shape[1] + q.shape[1]),
-        apart=apart,
+        backward_residual=side.residual,
+        apart=side.apart,
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The backward side of k inputs at its best."""
+
+    q: Array
+    columns: list[Array]
+    residual: HostArray
+    apart: HostArray
+
+
+def _best_side(chain: Chain, c: Array, passed: Forward, doubt: Array) -> _Side:
+    """The column of ∂L/∂Z that fits the gradient of the first layer best, scaled to p · c = 1."""
+    xp = chain.xp
+    q, best, second = null_vectors(chain, backward_map(chain, passed))
+    own = xp.sum(chain.layers[0].dual(columns_of(chain, passed, q)[0]) * c, axis=1)
+    q = q / xp.where(own != 0, own, xp.ones_like(own))[:, None]
+    residual = to_host(backward_side(chain, c, q, passed, doubt=doubt).residual)
+    apart = to_host(second) / np.maximum(to_host(best), np.finfo(np.float64).tiny)
+    return _Side(q, columns_of(chain, passed, q), _rms(residual, c.shape[1] + q.shape[1]), apart)
+
+
+def _duals(chain: Chain, columns: list[Array]) -> tuple[Array, ...]:
+    """The duals of the layers that show all inputs."""
+    count = min(len(columns), chain.depth + 1)
+    return tuple(chain.layers[number].dual(columns[number]) for number in range(count))
+
+
+def _other_slopes(chain: Chain, passed: Forward) -> Iterator[Forward]:
+    """Yield the pass of one input with the slopes of units next to a kink taken from its other side.
+
+    Every choice for the `MOST_AT_KINKS` units that are nearest to a kink, in units of the doubt of their pre-activations.
+    """
+    near: list[tuple[float, int, int, float]] = []
+    for number, z in enumerate(passed.z):
+        host, doubt = to_host(z)[0], np.sqrt(to_host(passed.doubt[number])[0])
+        for kink in chain.layers[number].sigma.kinks:
+            distance = np.abs(host - kink) / np.maximum(doubt, np.finfo(np.float64).tiny)
+            near += [
+                (float(distance[unit]), number, int(unit), 2 * kink - float(host[unit]))
+                for unit in np.flatnonzero(distance < AT_KINK)
+            ]
+    near.sort()
+    chosen = near[:MOST_AT_KINKS]
+    for count in range(1, len(chosen) + 1):
+        for some in combinations(chosen, count):
+            slopes = [to_host(slope).copy() for slope in passed.slope]
+            for _, number, unit, mirrored in some:
+                slopes[number][0, unit] = _slope_at(chain, number, unit, mirrored)
+            yield replace(passed, slope=tuple(chain.device.float64(slope) for slope in slopes))
+
+
+def _slope_at(chain: Chain, number: int, unit: int, z: float) -> float:
+    """The slope of one unit of a layer at the pre-activation `z`."""
+    units = chain.layers[number].space.shape[0]
+    everywhere = chain.device.float64(np.full((1, units), z))
+    return float(to_host(chain.layers[number].sigma.value_and_slope(everywhere)[1])[0, unit])
+
+
+def reexamine(chain: Chain, seen: Examined, depth: int) -> Examined:
+    """Refine candidates that the forward equations bear out on all of them, and judge them by these.
+
+    What the forward side alone leaves open of an input bends its ∂L/∂Z: for nearly linear activations more than can be
+    allowed for.
+    """
+    better = refine(chain, seen.c, seen.q, depth)
+    passed = forward(chain, better.c, len(chain.layers) - 2, derivatives=False)
+    columns = columns_of(chain, passed, better.q)
+    residual = to_host(better.residual)
+    size = chain.layers[0].space.shape[0] + 1
+    b, t = better.c.shape[1], better.q.shape[1]
+    return Examined(
+        c=better.c,
+        q=better.q,
+        deviation=better.deviation,
+        output_grad=columns[0],
+        duals=_duals(chain, columns),
+        forward_residual=np.where(better.converged, _rms(residual[:, :-size], b), math.inf),
+        backward_residual=_rms(residual[:, -size:], b + t),
+        apart=seen.apart,
+        refined=True,
     )
 
 
@@ -138,18 +242,48 @@ def _rms(residual: HostArray, unknowns: int) -> HostArray:
     return np.nan_to_num(result, nan=math.inf)
 
 
-def _membership_rms(chain: Chain, passed: Forward, c: Array, depth: int) -> HostArray:
+def _across_kinks(
+    chain: Chain, c: Array, covariance: Array, ahead: HostArray, depth: int, known: Array | None
+) -> tuple[Array, Array, HostArray]:
+    """The best of one polished input (1, b) and of those polished from the other side of the kinks next to it.
+
+    Gauss-Newton may rest on the wrong side of a kink that is no further than the noise: the right side fits better.
+    """
+    xp, first = chain.xp, chain.layers[0]
+    if not first.sigma.kinks:
+        return c, covariance, ahead
+    best = c, covariance, ahead
+    z = to_host(c @ first.to_units.T)[0]
+    towards = first.to_units @ covariance[0, :, :]
+    deviation = np.sqrt(np.abs(to_host(xp.sum(towards * first.to_units, axis=1))))
+    for kink in first.sigma.kinks:
+        distance = np.abs(z - kink) / np.maximum(deviation, np.finfo(np.float64).tiny)
+        for unit in np.argsort(distance)[:MOST_AT_KINKS].tolist():
+            if distance[unit] > AT_KINK:
+                break
+            # The least change, for this covariance, that takes the unit as far beyond the kink as it is before it.
+            move = towards[unit, :] * float(2 * (kink - z[unit]) / deviation[unit] ** 2)
+            other = polish(chain, c + move[None, :], depth, known)
+            if other[2][0] < best[2][0]:
+                best = other
+    return best
+
+
+def _membership_rms(chain: Chain, c: Array, depth: int) -> HostArray:
+    passed = forward(chain, c, depth - 1, derivatives=False)
     parts = [membership(chain, passed, number, derivatives=False).residual for number in range(1, depth + 1)]
     return _rms(to_host(chain.xp.concat(parts, axis=1)), c.shape[1])
 
 
-def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tuple[Array, Array]:
+def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tuple[Array, Array, HostArray]:
     """Gauss-Newton on the membership up to layer `depth` from `c` (k, b), with s · c = 1 kept, and p · c = 0 for `known`.
 
-    Returns the coordinates and their covariance (k, b, b).
+    Returns the coordinates, their covariance (k, b, b) and the root mean square of the membership equations (k,),
+    infinite where they have not come to rest.
     """
     xp, ones = chain.xp, chain.layers[0].ones
     b = c.shape[1]
+    moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
         passed = forward(chain, c, depth - 1)
         blocks = [membership(chain, passed, number) for number in range(1, depth + 1)]
@@ -162,18 +296,16 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
         identity = xp.broadcast_to(chain.device.eye(b)[None, :, :], gram.shape)
         inverse = solve_or_nan(xp, gram, identity)
         inverse = xp.where(xp.isfinite(inverse), inverse, xp.zeros_like(inverse))
-        converged = False
-        length = None
+        length: HostArray | None = None
         for _ in range(CHORD_STEPS):
             right = weight[:, None] * (c @ ones - 1)[:, None] * ones[None, :]
             for block in blocks:
                 right = right + (block.residual[:, None, :] @ block.jacobian)[:, 0, :]
             step = (inverse @ right[:, :, None])[:, :, 0]
             c = c - step
-            energy = xp.sum(step * right, axis=1)
-            moved = xp.sqrt(xp.abs(energy) / (sum(block.residual.shape[1] for block in blocks)))
-            converged = bool(xp.all(moved <= CONVERGED))
-            if converged or (length is not None and bool(xp.any(moved > 0.3 * length))):
+            count = sum(int(block.residual.shape[1]) for block in blocks)
+            moved = to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / count))
+            if np.all(moved <= CONVERGED) or (length is not None and np.any(moved > SLOW * length)):
                 break
             length = moved
             passed = forward(chain, c, depth - 1, derivatives=False)
@@ -186,9 +318,9 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
             blocks = [
                 System(residual, block.jacobian) for residual, block in zip(residuals, blocks, strict=True)
             ]
-        if converged:
+        if np.all(moved <= CONVERGED):
             break
-    return c, inverse
+    return c, inverse, np.where(moved <= CONVERGED, _membership_rms(chain, c, depth), math.inf)
 
 
 def _orthogonal(chain: Chain, c: Array, known: Array) -> System:
@@ -218,17 +350,15 @@ class Refined:
     """(k, e)."""
     deviation: HostArray
     """(k,): standard deviation of the least certain entry of each input."""
-
-
-def rms_of_system(refined: Refined) -> HostArray:
-    """(k,): root mean square of all equations, for each degree of freedom."""
-    return _rms(to_host(refined.residual), refined.c.shape[1] + refined.q.shape[1])
+    converged: HostArray
+    """(k,) bool: whether the last step was lost in the noise."""
 
 
 def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     """Gauss-Newton on all equations, forward and backward, from `c` (k, b) and `q` (k, t)."""
     xp, b = chain.xp, c.shape[1]
     inverse = None
+    moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
         at = system(chain, c, q, depth)
         length = xp.linalg.vector_norm(at.jacobian, axis=1)
@@ -240,12 +370,14 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
         inverse = xp.where(xp.isfinite(inverse), inverse, xp.zeros_like(inverse))
         right = (at.residual[:, None, :] @ jacobian)[:, 0, :]
         step = (inverse @ right[:, :, None])[:, :, 0]
-        moved = xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / at.residual.shape[1])
+        moved = to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / int(at.residual.shape[1])))
         step = step / length
         inverse = inverse / (length[:, :, None] * length[:, None, :])
         c, q = c - step[:, :b], q - step[:, b:]
-        if bool(xp.all(moved <= CONVERGED)):
+        if np.all(moved <= CONVERGED):
             break
     assert inverse is not None
     residual = system(chain, c, q, depth).residual
-    return Refined(c, q, residual, input_deviation(chain, c, inverse[:, :b, :b]))
+    at_rest = moved <= CONVERGED
+    deviation = np.where(at_rest, input_deviation(chain, c, inverse[:, :b, :b]), math.inf)
+    return Refined(c, q, residual, deviation, at_rest)

@@ -73,6 +73,25 @@ class ChainLayer:
         spread = scatter_columns(xp.matrix_transpose(live_rows), space.live, space.shape[0])
         return xp.matrix_transpose(spread)
 
+    @cached_property
+    def bias_noise(self) -> Array:
+        """(m,): standard deviation of the noise of bias_grad.
+
+        Nothing measures it. Rounding follows the size of each entry, and whoever adds noise adds it to every array in
+        proportion to its entries: so it is that of weight_grad, times the larger of both ratios of sizes.
+        """
+        xp, space = self.space.xp, self.space
+        own = xp.abs(self.bias_grad) * space.shape[1] ** 0.5
+        ratio = own / xp.where(space.row_norm > 0, space.row_norm, xp.ones_like(own))
+        common = xp.linalg.vector_norm(own) / xp.linalg.vector_norm(space.row_norm)
+        return space.noise * xp.maximum(xp.maximum(ratio, xp.ones_like(own) * common), xp.ones_like(own))
+
+    @cached_property
+    def bias_ratio(self) -> Array:
+        """Root mean square over the live rows of the noise of bias_grad over that of weight_grad."""
+        ratio = self.space.live_of(self.bias_noise / self.space.noise)
+        return self.space.xp.sqrt(self.space.xp.mean(ratio**2))
+
     def spread(self, coordinates: Array) -> Array:
         """(k,): standard deviation that noise gives every entry of the inputs with `coordinates` (k, r)."""
         return self.space.noise_norm(coordinates)
@@ -108,6 +127,11 @@ class Chain:
         """(m, b): U of the first layer, zero where a row holds nothing but noise."""
         first = self.layers[0]
         return first.whole(first.space.U)
+
+    @property
+    def straight(self) -> bool:
+        """Whether all activations have straight pieces: then ∂L/∂Z does not move with its input between kinks."""
+        return all(layer.sigma.piecewise_linear for layer in self.layers[:-1])
 
     @cached_property
     def depth(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..answer.result import Inversion
 from ..backend import suitable_threads, to_host
-from ..chain.examine import Examined, examine
+from ..chain.examine import CONSISTENT, Examined, examine, reexamine
 from ..chain.layers import Chain
 from ..chain.sets import Open, open_sets
 from ..search import ChainSearch
@@ -27,6 +27,12 @@ ROOM = {"straight": (0.36, 0.44), "smooth": (0.45, 0.6)}
 """Shares of m up to which one and two layers behind the first are enough to find inputs quickly, for activations of
 straight pieces and smooth ones. Above, starts that settle get rare: at m = 200 and straight pieces, the steps for each
 input found with one layer rise from 300 at .36 m to 3,000 at .44 m, and with two from 1,000 to 10,000 at .5 m."""
+FEW = 1.1
+"""Units with a slope, for each coordinate of an input, below which they may not determine it: one would do if all were
+independent and none were near its kink."""
+VAGUE = 1e-3
+"""Standard deviation of an input, as a share of its size, from which the backward side is needed: the duals are as uncertain
+as the input, and starts in what they leave open end ten times that far from the next one."""
 DRY = 400_000
 """Steps of starts without a new input after which a search gives way to the next."""
 
@@ -88,6 +94,11 @@ class ChainProblem:
         """b."""
         return self.chain.batch_size
 
+    @property
+    def depth(self) -> int:
+        """K for the examination of candidates: as for a search with nothing known."""
+        return self._depth(self.batch_size, 0)
+
     def threads(self) -> AbstractContextManager[Any]:
         """Return the limit that suits matrices of m rows and b columns."""
         first = self.chain.layers[0].space
@@ -111,6 +122,11 @@ class ChainProblem:
 
     def advance(self, state: ChainState, rng: np.random.Generator) -> ChainState:
         """Propose, examine, remove what is found; change the search where nothing new comes."""
+        # Starts that run away overflow, and are refused for it.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return self._advanced(state, rng)
+
+    def _advanced(self, state: ChainState, rng: np.random.Generator) -> ChainState:
         searches = self._searches()
         search = searches[state.turn % len(searches)]
         state = self._fitted(state)
@@ -150,12 +166,13 @@ class ChainProblem:
 
     def _examined(self, state: ChainState, candidate: Array) -> ChainState:
         """The state with the input that `candidate` (1, b) leads to, if it leads to a new one."""
-        depth = state.left.depth
-        seen = examine(self.chain, candidate, depth)
+        depth = self.depth
         duals = state.duals
-        if not seen.accepted[0] and duals is not None:
-            # An input that turns on few units is not determined by them, but is together with what is known.
-            seen = examine(self.chain, candidate, depth, duals)
+        few = duals is not None and self.chain.straight and self._few_slopes(candidate)
+        seen = examine(self.chain, candidate, depth, duals if few else None)
+        vague = seen.deviation[0] > VAGUE * self._size(seen)
+        if (vague or not seen.accepted[0]) and seen.forward_residual[0] <= CONSISTENT:
+            seen = reexamine(self.chain, seen, depth)
         if not seen.accepted[0]:
             return replace(state, refused=state.refused + 1)
         if duals is not None:
@@ -167,6 +184,18 @@ class ChainProblem:
         if len(known) < self.batch_size:
             left = left.without(tuple(dual[0, :] for dual in seen.duals))
         return replace(state, known=known, left=left)
+
+    def _size(self, seen: Examined) -> float:
+        """Root mean square of the entries of an input."""
+        features = self.chain.layers[0].space.shape[1]
+        return float(self.chain.xp.linalg.vector_norm(seen.c)) / features**0.5
+
+    def _few_slopes(self, candidate: Array) -> bool:
+        """Whether the input turns on so few units that they alone hardly determine it; with what is known, they do."""
+        first = self.chain.layers[0]
+        _, slope = first.sigma.value_and_slope(candidate @ first.to_units.T)
+        on = int(self.chain.xp.sum(self.chain.xp.astype(slope != 0, self.chain.xp.int64)))
+        return on < FEW * self.batch_size
 
     def forecast(self) -> float | None:
         """No forecast: most starts end on an input, or none does."""
@@ -181,4 +210,4 @@ class ChainProblem:
 
     def answer(self, state: ChainState, ended: str | None) -> Inversion:
         """Return the inputs found, with their certificate."""
-        return answer_of(self.chain, state.known, state.left.depth, ended, names=self.names, loss=self.loss)
+        return answer_of(self.chain, state.known, self.depth, ended, names=self.names, loss=self.loss)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..answer.certificate import Certificate, Check
-from ..backend import to_host
-from ..chain.equations import columns_of, forward, membership_scale
-from ..chain.examine import APART, CONSISTENT, Examined, refine, rms_of_system
+from ..backend import inverse_or_pseudoinverse, to_host
+from ..chain.equations import forward, membership_scale, ones_deviation
+from ..chain.examine import APART, CONSISTENT, Examined, examine, reexamine
 from ..chain.layers import Chain
-from ..factors.factorize import ROUNDING_SAFETY
 from ..factors.zero import ZERO_SIGMAS
 from ..theory import false_member_probability
 
@@ -27,8 +26,11 @@ MAX_RESIDUAL = 1.5
 one is already unlikely."""
 MAX_CHANCE = 1e-6
 """Largest probability that an input is a point which meets the equations by chance."""
-MARGIN = 1.25
-"""Factor by which a root mean square of a hundred independent numbers may be too small, at three standard deviations."""
+MARGIN = 1.5
+"""Factor by which a root mean square over an input's equations may fall short of the noise in the directions that they
+determine least: 1.2 for a hundred independent numbers at three standard deviations, the rest for noise that is not."""
+LEAST_ROUNDING = 1 / 3
+"""Share of the estimated rounding noise below which none is assumed: the estimate holds a safety factor of 3."""
 NEAR = 0.4
 """Density of a normal variable at zero, times its standard deviation."""
 
@@ -58,19 +60,28 @@ def verify(chain: Chain, known: tuple[Examined, ...], depth: int) -> Verified:
     behind = np.concatenate([one.backward_residual for one in known])
     apart = np.concatenate([one.apart for one in known])
     deviation = np.concatenate([one.deviation for one in known])
+    columns = xp.concat([one.output_grad for one in known], axis=0)
     size = data_range(chain, c)
-    bound = _bound(chain, deviation, ahead)
+    bound = _bound(chain, deviation, np.concatenate([one.noise_seen for one in known]))
     for row in np.flatnonzero(bound > EXACT_TOLERANCE * size).tolist():
-        better = refine(chain, c[row : row + 1, :], q[row : row + 1, :], depth)
-        rms = rms_of_system(better)
-        narrower = _bound(chain, better.deviation, rms)
-        if rms[0] <= CONSISTENT and narrower[0] < bound[row]:
-            c, q = _with_row(chain, c, row, better.c), _with_row(chain, q, row, better.q)
-            bound[row] = narrower[0]
-    passed = forward(chain, c, len(chain.layers) - 2, derivatives=False)
-    columns = columns_of(chain, passed, q)
+        one = known[row]
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            tried = [reexamine(chain, one, depth)]
+            if (
+                chain.straight
+            ):  # else duals carry the errors of their inputs, and bind more tightly than they may
+                others = xp.concat([other.duals[0] for other in known if other is not one], axis=0)
+                tried.append(examine(chain, one.c, depth, others))
+        for better in tried:
+            narrower = _bound(chain, better.deviation, better.noise_seen)
+            if better.accepted[0] and narrower[0] < bound[row]:
+                c, q = _with_row(chain, c, row, better.c), _with_row(chain, q, row, better.q)
+                columns = _with_row(chain, columns, row, better.output_grad)
+                bound[row], ahead[row] = narrower[0], better.forward_residual[0]
+                behind[row] = better.backward_residual[0]
+    passed = forward(chain, c, 0, derivatives=False)
     complete = c.shape[0] == chain.batch_size
-    residual, bias_residual = _residuals(chain, c, passed.a, columns) if complete else (math.inf, math.inf)
+    residual, bias_residual = _residuals(chain, c, depth) if complete else (math.inf, math.inf)
     chance = _chances(chain, c, depth)
     count = c.shape[0]
     off = to_host(xp.sum(xp.astype(passed.slope[0] == 0, xp.int64), axis=1))
@@ -86,7 +97,7 @@ def verify(chain: Chain, known: tuple[Examined, ...], depth: int) -> Verified:
         error_bound=tuple(float(e) for e in bound),
         caveats=_caveats(chain),
     )
-    return Verified(c, q, columns[0], certificate)
+    return Verified(c, q, columns, certificate)
 
 
 def _with_row(chain: Chain, values: Array, row: int, new: Array) -> Array:
@@ -102,11 +113,11 @@ def spare_equations(chain: Chain, depth: int) -> int:
 def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
     """(k,): six standard deviations of the largest error of each input, in units of the inputs.
 
-    Where noise is rounding, its size is an upper estimate, `ROUNDING_SAFETY` times what is seen on average: the residual
-    of an input's own equations tells how large it is along that input.
+    Where noise is rounding, its size is an upper estimate: the residual of an input's own equations tells how large it is
+    along that input.
     """
     rounding = all(layer.space.spectrum.rounding for layer in chain.layers[: chain.depth + 1])
-    floor = 1 / ROUNDING_SAFETY if rounding else 1.0
+    floor = LEAST_ROUNDING if rounding else 1.0
     omission = max(layer.space.omission for layer in chain.layers[: chain.depth + 1])
     bound: HostArray = ZERO_SIGMAS * omission * deviation * np.maximum(floor, MARGIN * rms)
     return np.nan_to_num(bound, nan=math.inf)
@@ -130,26 +141,33 @@ def _chances(chain: Chain, c: Array, depth: int) -> HostArray:
     return np.asarray([false_member_probability(m, b - 1, spare, float(one)) for one in width])
 
 
-def _residuals(
-    chain: Chain, c: Array, outputs: tuple[Array, ...], columns: list[Array]
-) -> tuple[float, float]:
-    """What the batch leaves of weight_grad and of bias_grad, in units of the noise, in the worst layer."""
+def _residuals(chain: Chain, c: Array, depth: int) -> tuple[float, float]:
+    """What the inputs of the layers 0 … `depth` leave of weight_grad and of bias_grad, in standard deviations, at worst.
+
+    ∂L/∂Z is fitted to weight_grad; that it is also what the layers pass back is another check. What the noise of an input
+    leaves of it in a layer counts once for every unit that it has a gradient on. Deeper layers are left out: there the
+    errors of the inputs, passed on, stand out of the noise.
+    """
     xp = chain.xp
+    passed = forward(chain, c, depth, derivatives=False)
     weight, bias = 0.0, 0.0
-    for number, layer in enumerate(chain.layers):
-        d, space = columns[number], layer.space
-        if number == 0:
-            rest = space.coordinates - d.T @ c
-            count = chain.batch_size
-        else:
-            inputs = outputs[number - 1]
-            parts = layer.gradients.blocks("weight_grad", device=chain.device)
-            rest = xp.concat([block - d.T @ inputs[:, where] for where, (block,) in parts], axis=1)
-            count = rest.shape[1]
-        squares = space.live_of(xp.sum(rest**2, axis=1) / (count * space.noise**2))
-        weight = max(weight, math.sqrt(float(xp.mean(squares))))
-        left = space.live_of((layer.bias_grad - xp.sum(d, axis=0)) / space.noise)
+    for number, layer in enumerate(chain.layers[: depth + 1]):
+        space = layer.space
+        inputs = c if number == 0 else passed.a[number - 1]
+        inside = c if number == 0 else inputs @ layer.basis
+        d = space.coordinates @ inverse_or_pseudoinverse(xp, inside)  # (m, k)
+        doubt = ones_deviation(chain, layer, inside, None if number == 0 else passed.variance[number - 1])
+        deviation = xp.sqrt(layer.bias_noise**2 + d**2 @ doubt**2)
+        left = space.live_of((layer.bias_grad - xp.sum(d, axis=1)) / deviation)
         bias = max(bias, math.sqrt(float(xp.mean(left**2))))
+        if number == 0:
+            continue  # what lies outside the row space of the first layer is what its noise was taken from
+        squares = 0.0
+        for where, (block,) in layer.gradients.blocks("weight_grad", device=chain.device):
+            squares = squares + xp.sum((block - d @ inputs[:, where]) ** 2, axis=1)
+        variance = space.noise**2 + d**2 @ membership_scale(chain, passed, number) ** 2
+        scaled = space.live_of(squares / (space.shape[1] * variance))
+        weight = max(weight, math.sqrt(float(xp.mean(scaled))))
     return weight, bias
 
 

@@ -18,10 +18,10 @@ HostArray = np.ndarray[Any, Any]
 
 STEPS = 40
 """Most steps from one start; six to thirteen suffice where it ends on an input."""
-CLOSE = 1e-3
-"""Residual, as a share of the activations, from which the polish takes over: within reach of float32."""
+CLOSE = 1e-4
+"""Residual, as a share of what activations differ by from input to input, from which the polish takes over."""
 CANDIDATE = 1e-2
-"""Residual up to which an end is handed to the polish."""
+"""The same, up to which an end is handed to the polish."""
 STALLED = 0.9999
 """Share of the squared residual that a step must leave behind to count as progress."""
 DAMPING = 0.1
@@ -84,7 +84,7 @@ def _residual(left: Open, y: Array, *, derivatives: bool) -> tuple[Array, Array,
         rest = rest - (rest @ directions) @ inside
         residuals.append(rest)
         total = total + xp.sum(rest**2, axis=1)
-        size = size + xp.sum((scale * a) ** 2, axis=1)
+        size = size + xp.sum((scale * a - offset) ** 2, axis=1)
         if derivatives:
             by_y = slope[:, :, None] * by_y
             turned = scale * by_y
