@@ -34,10 +34,11 @@ except ImportError as error:
 
 from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import NO_INFO
+from spear_np import Activation
 
 from . import _round
 from ._round import RecordingError
-from ._torch_observers import linear_layers, observed, owners_of
+from ._torch_observers import linear_layers, observed
 from ._torch_updates import PRODUCER, Recorder, Tensors, update_of
 
 __all__ = ["Recorder", "RecordingError", "RoundWriter", "from_gradients", "from_weights", "record_gradients"]
@@ -104,15 +105,18 @@ def record_gradients(
         forward passes.
     """
     recorder = Recorder()
-    with observed(linear_layers(model, layers), keep_inputs=keep_inputs, copy=copy) as seen:
+    with observed(model, linear_layers(model, layers), keep_inputs=keep_inputs, copy=copy) as seen:
         yield recorder
-    owners = owners_of(model)
+    recorded = []
     for observer in seen.in_order():
-        reason = observer.unusable(owners)
+        reason = observer.unusable()
         if reason is None:
-            recorder.layers[observer.name] = observer.arrays()
+            recorded.append(observer)
         else:
             recorder.skipped[observer.name] = reason
+    links = seen.links(observer.name for observer in recorded)
+    recorder.layers.update({observer.name: observer.arrays(links[observer.name]) for observer in recorded})
+    recorder.info = seen.with_loss(recorder.info)
 
 
 def from_gradients(
@@ -121,7 +125,7 @@ def from_gradients(
     *,
     parameters: Tensors | None = None,
     inputs: Any = None,
-    activations: Mapping[str, str] | None = None,
+    activations: Mapping[str, str | Activation] | None = None,
 ) -> Recorder:
     """Return an update of gradients by parameter name, as `torch.func.grad` gives them.
 
@@ -162,7 +166,7 @@ def from_weights(
     learning_rate: float | None = None,
     local_steps: int | None = None,
     inputs: Any = None,
-    activations: Mapping[str, str] | None = None,
+    activations: Mapping[str, str | Activation] | None = None,
 ) -> Recorder:
     """Return an update of the weights before and after a client trained.
 
