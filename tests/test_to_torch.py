@@ -288,8 +288,9 @@ def test_checkpointed_passes_count_once(reentrant: bool) -> None:
         functional.cross_entropy(logits, labels).backward()
     layer = recorder.layers["fc"]
     assert np.array_equal(layer.inputs, inputs.detach())
-    assert layer.activation == "relu"
-    assert recorder.layers["head"].follows == "fc"
+    # A reentrant checkpoint calls the functions out of sight.
+    assert layer.activation == ("unknown" if reentrant else "relu")
+    assert recorder.layers["head"].follows == (None if reentrant else "fc")
 
 
 def test_the_gradient_is_what_is_shared_at_the_end_of_the_block() -> None:

@@ -28,8 +28,16 @@ ROUNDINGS = 8
 """PyTorch's functions are right to a few units in the last place; four are measured for gelu in float32."""
 
 
+def may_be_activation(call: FunctionCall) -> bool:
+    """Whether a function of that name can be an activation."""
+    return call.name in PLAIN or call.name in _READERS
+
+
 def activation_of(call: FunctionCall) -> Activation | None:
-    """Return the activation that a call is by its name and arguments; None if a dump has no name for it."""
+    """Return the activation that a call, which PyTorch accepted, is by its name and arguments.
+
+    None if a dump has no name for it.
+    """
     if call.name in PLAIN:
         return Activation(call.name)
     reader = _READERS.get(call.name)
@@ -138,7 +146,7 @@ def _softplus(call: FunctionCall) -> Activation | None:
 def _prelu(call: FunctionCall) -> Activation | None:
     slopes = call.argument(1, "weight").detach()
     # PyTorch has one slope for each index of the second axis: the units only if that is the last one.
-    if slopes.numel() > 1 and call.args[0].ndim != 2:
+    if slopes.numel() > 1 and call.argument(0, "input").ndim != 2:
         return None
     return Activation("prelu", {"slope": to_numpy(slopes.double())})
 

@@ -32,7 +32,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from spear_np import ACTIVATIONS, Activation
 
-from ._torch_activations import Sample, activation_of, selects_as_relu
+from ._torch_activations import Sample, activation_of, may_be_activation, selects_as_relu
 from ._torch_functions import (
     REARRANGEMENTS,
     TENSOR_ATTRIBUTES,
@@ -144,7 +144,7 @@ class Watch(TorchFunctionMode):  # type: ignore[misc]
         """Return what is known of a tensor; None if it came from out of sight."""
         if not _can_be_followed(tensor):
             return None
-        node = tensor.grad_fn
+        node = _node(tensor)
         if node is None:
             known: Label = self._plain.get(tensor, NO_LABEL)
         else:
@@ -164,7 +164,7 @@ class Watch(TorchFunctionMode):  # type: ignore[misc]
         roots = [tensor for tensor in tensors_in(outputs) if _can_be_followed(tensor)]
         for tensor in roots:
             self._note_use(LAST, [self.trail(tensor)], [tensor], as_it_is=True, reached=True)
-        nodes = [tensor.grad_fn for tensor in roots if tensor.grad_fn is not None]
+        nodes = [node for tensor in roots if (node := _node(tensor)) is not None]
         seen = set(nodes)
         while nodes:
             node = nodes.pop()
@@ -176,16 +176,14 @@ class Watch(TorchFunctionMode):  # type: ignore[misc]
 
     def mark_when_reached(self, tensor: torch.Tensor, mark: Use | Call | Loss) -> None:
         """Note it in `mark` when a gradient comes back through `tensor`."""
-        if tensor.grad_fn is not None:
-            _mark_node(self, tensor.grad_fn, mark)
+        if (node := _node(tensor)) is not None:
+            _mark_node(self, node, mark)
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run `func`, and note what becomes of the values that it takes."""
         kwargs = kwargs or {}
-        if func is torch.Tensor.backward:
-            return self._backward(*args, **kwargs)
         call = called(func, args, kwargs)
         if func.__name__ == "__get__" and call.name not in TENSOR_ATTRIBUTES:
             return func(*args, **kwargs)
@@ -198,17 +196,12 @@ class Watch(TorchFunctionMode):  # type: ignore[misc]
         step.note(result)
         return result
 
-    def _backward(self, tensor: torch.Tensor, gradient: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Run `tensor.backward` and keep watching: reentrant checkpoints run the forward pass in there."""
-        with self:
-            torch.autograd.backward(tensor, gradient, *args, **kwargs)
-
     def _set(self, tensor: torch.Tensor, trail: Trail) -> None:
         label = (trail, version_of(tensor))
-        if tensor.grad_fn is None:
+        if (node := _node(tensor)) is None:
             self._plain[tensor] = label
         else:
-            tensor.grad_fn.metadata.setdefault(self, {})[tensor.output_nr] = label
+            node.metadata.setdefault(self, {})[tensor.output_nr] = label
 
     def _of_node(self, node: Any, output: int) -> Label:
         """Return what is known of an output of a node, read off the graph where no call was seen."""
@@ -286,10 +279,9 @@ class _Step:
         self._call = call
         self._tensors = tensors
         self._taken = taken
-        self._edges = {_edge(tensor) for tensor in tensors if tensor.grad_fn is not None}
+        self._edges = {_edge(tensor) for tensor in tensors}
         self._single = self._single_output()
         self._sample: Sample | None = None
-        self._activation: Activation | None = None
         self._before: torch.Tensor | None = None
         self._version = 0
         if self._single is not None:
@@ -301,9 +293,7 @@ class _Step:
         if self._call.name == "setitem":
             results.append(self._tensors[0])
         flowing = [tensor for tensor in results if tensor.requires_grad]
-        made = [
-            tensor for tensor in flowing if tensor.grad_fn is not None and _edge(tensor) not in self._edges
-        ]
+        made = [t for t in flowing if _node(t) is not None and _edge(t) not in self._edges]
         loss = self._note_loss(made)
         trail = self._kept(results) or self._activated(results, made)
         if trail is None:
@@ -334,15 +324,12 @@ class _Step:
     def _look_before(self, tensor: torch.Tensor, trail: Trail) -> None:
         """Keep what is needed to tell an activation from its result."""
         self._version = version_of(tensor)
-        if trail.activation is None and tensor.numel() > 0:
-            self._activation = activation_of(self._call)
-            if self._activation is not None:
-                if np.ndim(self._activation.parameters.get("slope", 0.0)) == 0 or trail.places is None:
-                    self._sample = Sample(tensor)
-                else:  # slopes by unit, but the units are elsewhere
-                    self._activation = None
-        if self._activation is None:
-            self._before = tensor.detach().clone() if self._call.in_place else tensor.detach()
+        if trail.activation is None and tensor.numel() > 0 and may_be_activation(self._call):
+            self._sample = Sample(tensor)
+        if not self._call.in_place:
+            self._before = tensor.detach()
+        elif self._sample is None:
+            self._before = tensor.detach().clone()
 
     def _kept(self, results: list[torch.Tensor]) -> Trail | None:
         """Return the trail of a result that holds the same numbers; None if it does not."""
@@ -375,11 +362,14 @@ class _Step:
         if self._single is None or len(results) != 1 or len(made) != 1:
             return None
         tensor, trail = self._single
-        if self._activation is not None and self._sample is not None:
-            if self._sample.confirms(self._activation, made[0]):
-                self._watch._note_use(self._activation, [trail], made)
-                return replace(trail, activation=self._activation)
-            return None
+        if self._sample is not None:
+            activation = activation_of(self._call)
+            by_unit = activation is not None and np.ndim(activation.parameters.get("slope", 0.0)) > 0
+            if activation is not None and not (by_unit and trail.places is not None):
+                if self._sample.confirms(activation, made[0]):
+                    self._watch._note_use(activation, [trail], made)
+                    return replace(trail, activation=activation)
+                return None
         if self._before is None or not self._alone(tensor) or made[0].shape != self._before.shape:
             return None
         if version_of(tensor) != self._version and not self._call.in_place:
@@ -441,8 +431,16 @@ def _can_be_followed(tensor: torch.Tensor) -> bool:
     )
 
 
+def _node(tensor: torch.Tensor) -> Any:
+    """Return the node of autograd's graph that made a tensor; None for none, or if autograd refuses to say."""
+    try:
+        return tensor.grad_fn
+    except RuntimeError:  # a view made without gradients, whose base was changed
+        return None
+
+
 def _edge(tensor: torch.Tensor) -> tuple[Any, int]:
-    return tensor.grad_fn, tensor.output_nr
+    return _node(tensor), tensor.output_nr
 
 
 def _is_leaf(node: Any) -> bool:
