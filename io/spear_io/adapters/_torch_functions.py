@@ -13,9 +13,8 @@ Function = Callable[..., Any]
 
 REARRANGEMENTS = frozenset(
     {
-        "T", "mT", "H", "mH", "t", "adjoint",
         "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze",
-        "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "expand", "expand_as", "broadcast_to",
+        "transpose", "permute", "movedim", "moveaxis", "expand", "expand_as", "broadcast_to",
         "getitem", "narrow", "select", "index_select", "flip", "roll",
     }
 )  # fmt: skip
@@ -30,7 +29,7 @@ DROPOUTS = frozenset(
     {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 )
 TENSOR_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "real"})
-"""Attributes that are tensors made of the same numbers."""
+"""Attributes of tensors that are tensors made of the same numbers."""
 
 _REFLECTED = re.compile(r"(?:r|i)?(add|sub|mul|div|truediv|matmul|pow)")
 _SYNONYMS = {
@@ -43,6 +42,7 @@ _SYNONYMS = {
     "concat": "cat",
     "concatenate": "cat",
     "special_expit": "sigmoid",
+    **dict.fromkeys(("T", "mT", "H", "mH", "t", "adjoint", "swapaxes", "swapdims"), "transpose"),
     "multi_head_attention_forward": "multi_head_attention",
 }
 
@@ -103,10 +103,17 @@ def name_of_node(node: Any) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", plain.strip("_")).lower()
 
 
+def attribute_of(func: Function) -> str | None:
+    """Return the attribute of a tensor that a call of `func` reads; None if it is no attribute."""
+    if func.__name__ != "__get__":
+        return None
+    return str(getattr(getattr(func, "__self__", None), "__name__", ""))
+
+
 def _name_of(func: Function) -> str:
     name = func.__name__.partition(".")[0]
     if name == "__get__":
-        return str(getattr(getattr(func, "__self__", None), "__name__", name))
+        name = attribute_of(func) or name
     if name.startswith("__"):
         name = _REFLECTED.sub(r"\1", name.strip("_")) if _REFLECTED.fullmatch(name.strip("_")) else name
     name = name.strip("_")

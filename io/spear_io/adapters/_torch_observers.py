@@ -179,15 +179,15 @@ class Observer:
         inputs = self._kept()
         if inputs is None:
             return None
-        return to_numpy(inputs[:: max(1, len(inputs) // ROWS_COMPARED)].double())
+        return to_numpy(inputs[:: max(1, len(inputs) // ROWS_COMPARED)].cpu().double())
 
     def some_outputs(self) -> Array:
         """(k, m) W x + b of `some_inputs`, in float64; None if none were kept."""
         inputs = self.some_inputs()
         if inputs is None or self._weight is None:
             return None
-        outputs = inputs @ to_numpy(self._weight.double()).T
-        return outputs if self._bias is None else outputs + to_numpy(self._bias.double())
+        outputs = inputs @ to_numpy(self._weight.cpu().double()).T
+        return outputs if self._bias is None else outputs + to_numpy(self._bias.cpu().double())
 
     def unusable(self) -> str | None:
         """Why there is no gradient of this layer to record; None if there is."""
@@ -227,7 +227,7 @@ class Observer:
 
     def _kept(self) -> torch.Tensor | None:
         kept = [self._inputs[call] for call in self.calls if call in self._inputs]
-        return torch.cat(kept) if kept else None
+        return kept[0] if len(kept) == 1 else torch.cat(kept) if kept else None
 
     def _after_forward(
         self, module: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor

@@ -38,6 +38,7 @@ from ._torch_functions import (
     TENSOR_ATTRIBUTES,
     Function,
     FunctionCall,
+    attribute_of,
     called,
     name_of_node,
     tensors_in,
@@ -184,9 +185,9 @@ class Watch(TorchFunctionMode):  # type: ignore[misc]
     ) -> Any:
         """Run `func`, and note what becomes of the values that it takes."""
         kwargs = kwargs or {}
-        call = called(func, args, kwargs)
-        if func.__name__ == "__get__" and call.name not in TENSOR_ATTRIBUTES:
+        if attribute_of(func) not in TENSOR_ATTRIBUTES | {None}:
             return func(*args, **kwargs)
+        call = called(func, args, kwargs)
         tensors = call.tensors
         taken = [(tensor, trail) for tensor in tensors if (trail := self.trail(tensor)) is not None]
         if not taken and call.name != "linear" and call.name not in LOSSES:

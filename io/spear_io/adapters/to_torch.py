@@ -9,9 +9,13 @@
         loss.backward()
     recorder.write("dump.h5", labels=labels, input_shape=(1, 28, 28))
 
-Every `nn.Linear` of the model is recorded, wherever it is and however its ReLU is called, with the weights of the
-forward pass and the gradients as they are when the block ends: clip them or add noise inside the block to dump what
-a client really shares. The model itself is left as it was.
+Every `nn.Linear` of the model is recorded, with the weights of the forward pass and the gradients as they are when
+the block ends: clip them or add noise inside the block to dump what a client really shares. The model itself is left
+as it was.
+
+What stands between layers is told by following the values themselves (`_torch_watch` says how): the activation of
+each layer with its parameters, however it is called; the layer whose activated output is its input, if nothing else
+happens on the way; the names of what does happen; and the loss.
 
 Whoever has gradients or weights in hand already::
 
@@ -80,8 +84,8 @@ def record_gradients(
     Parameters
     ----------
     model : nn.Module
-        Any model. Reentrant checkpoints and custom autograd functions hide what follows a layer: its activation is
-        then "unknown".
+        Any model; what `torch.compile` has compiled runs uncompiled inside the block. Reentrant checkpoints and
+        custom autograd functions hide what follows a layer: its activation is then "unknown".
     layers : iterable of str, optional
         Names of the layers to record, as in `model.named_modules()`. Defaults to every `nn.Linear`.
     keep_inputs : bool
@@ -141,7 +145,8 @@ def from_gradients(
         Where the gradients were taken. Defaults to those of the model.
     inputs : tensor or tuple, optional
         What the model was called with. It is called once more with them, to see the order of the layers, what follows
-        each and its true inputs. By default layers come in the order of the model, with a ReLU after all but the last.
+        each and its true inputs; nothing is taken to follow its output. By default layers come in the order of the
+        model, with a ReLU after all but the last, and none is said to follow another.
     activations : mapping, optional
         What follows layers, by name, where it is known better.
 
