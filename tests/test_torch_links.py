@@ -241,6 +241,16 @@ def spoiled(z: Any) -> Any:
     return hidden
 
 
+def no_grad(change: Function) -> Function:
+    def after(z: Any) -> Any:
+        hidden = functional.silu(z)
+        with torch.no_grad():
+            change(hidden)
+        return hidden
+
+    return after
+
+
 OBSTACLES: dict[str, tuple[Function, str, str]] = {
     "dropout": (nn.Sequential(nn.ReLU(), nn.Dropout()), "relu", "dropout"),
     "dropout first": (nn.Sequential(nn.Dropout(), nn.ReLU()), "dropout", "dropout+relu"),
@@ -254,6 +264,11 @@ OBSTACLES: dict[str, tuple[Function, str, str]] = {
     "scaled": (lambda z: z.relu() * 2, "relu", "mul"),
     "changed in place": (lambda z: functional.silu(z).mul_(2), "silu", "mul"),
     "partly overwritten": (lambda z: [z.__setitem__(0, 0.0), z][1].tanh(), "setitem", "setitem+tanh"),
+    "changed without gradients": (no_grad(lambda h: h.mul_(2)), "silu", "mul"),
+    "changed without gradients through a view": (no_grad(lambda h: h.view(-1).mul_(2)), "silu", "unknown"),
+    "a learned shift, zero so far": (lambda z: z.relu() + nn.Parameter(torch.zeros(M)), "relu", "add"),
+    "an elu of another scale": (lambda z: aten.elu(z, 1.0, 2.0), "modified_elu", "elu"),
+    "a dropout in place": (nn.Sequential(nn.SiLU(), nn.Dropout(inplace=True)), "silu", "dropout"),
     "units reordered": (lambda z: z.relu().flip(1), "relu", "flip"),
     "rows reordered": (lambda z: z.relu().roll(1, 0), "relu", "roll"),
     "some rows": (lambda z: z.relu()[1:], "relu", "getitem"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from spear_np import Activation
 
 from ._torch_losses import Loss
-from ._torch_watch import UNKNOWN, Call, Trail, Use
+from ._torch_trails import UNKNOWN, Call, Trail, Use
 
 BRANCH = "branch"
 """Stands before a layer that shares its input with others: what comes back from all of them adds up before it."""

@@ -21,7 +21,8 @@ from ._round import RecordingError
 from ._torch_functions import tensors_in
 from ._torch_links import Link, links, loss_of
 from ._torch_tensors import DTYPES, array_of, rows_of, to_numpy
-from ._torch_watch import Call, Trail, Watch
+from ._torch_trails import Call, Trail, can_be_followed
+from ._torch_watch import Watch
 
 Array = Any
 
@@ -109,8 +110,8 @@ class Observation:
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Follow what the model is called with."""
         for tensor in tensors_in((args, kwargs)):
-            if self.watch.trail(tensor) is None:
-                self.watch.start(tensor, Trail())
+            if can_be_followed(tensor) and self.watch.trails.of(tensor) is None:
+                self.watch.trails.set(tensor, Trail())
 
 
 @contextmanager
@@ -253,7 +254,7 @@ class Observer:
         watch = self._seen.watch
         product = watch.product
         call = Call(self.name)
-        watch.mark_when_reached(output, call)
+        watch.trails.mark_when_reached(output, call)
         if (
             product is not None
             and product.output is output
@@ -261,7 +262,7 @@ class Observer:
             and product.bias is module.bias
         ):
             inputs, call.came = product.inputs, product.came
-            watch.start(output, Trail(call))
+            watch.trails.set(output, Trail(call))
         self._calls.append(call)
         if self._keep_inputs:
             self._inputs[call] = inputs.detach().reshape(-1, inputs.shape[-1]).clone()

@@ -19,7 +19,7 @@ from ._round import RecordingError, Update
 from ._torch_links import Link
 from ._torch_observers import Observation, linear_layers, observed, owners_of, unusable
 from ._torch_tensors import DTYPES, rows_of, to_numpy
-from ._torch_watch import UNKNOWN
+from ._torch_trails import UNKNOWN
 
 PRODUCER = f"torch {torch.__version__}"
 
@@ -108,7 +108,7 @@ def _run(model: nn.Module, parameters: Tensors, inputs: Any, seen: Observation) 
         state[name] = parameters.get(name, parameter).detach().requires_grad_(parameter.requires_grad)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-        seen.watch.mark_reached(torch.func.functional_call(model, state, inputs))
+        seen.watch.trails.mark_reached(torch.func.functional_call(model, state, inputs))
 
 
 def _not_given(weight: str, parameters: Tensors, gradients: Gradients) -> str | None:
