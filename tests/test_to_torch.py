@@ -368,7 +368,7 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
             run()
     else:
         run()
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert not any(parameter._backward_hooks for parameter in model.parameters())
     assert torch.overrides._get_current_function_mode() is None
 

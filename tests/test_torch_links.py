@@ -593,15 +593,35 @@ def test_an_output_replaced_by_a_hook_is_not_that_of_the_layer() -> None:
     assert said(recorder)["2"] == ("leaky_relu(negative_slope=0.3)", None, "mul+gelu")
 
 
-def test_a_masked_product_is_not_that_of_the_layer() -> None:
-    class Masked(nn.Linear):  # type: ignore[misc]
+PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {
+    "of other weights": lambda fc, x: functional.linear(x, fc.weight * (fc.weight > 0), fc.bias),
+    "of another bias": lambda fc, x: functional.linear(x, fc.weight, 2 * fc.bias),
+    "scaled": lambda fc, x: 2 * functional.linear(x, fc.weight, fc.bias),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS.keys())
+def test_a_layer_that_computes_something_else_is_unknown(product: Callable[[Any, Any], Any]) -> None:
+    class Odd(nn.Linear):  # type: ignore[misc]
         def forward(self, inputs: Any) -> Any:
-            return functional.linear(inputs, self.weight * (self.weight > 0), self.bias)
+            return product(self, inputs)
 
     model = five()
-    model[0] = Masked(N, WIDTHS[1])
-    assert said(step(model))["0"] == ("unknown", None, None)
-    assert said(step(five()))["2"][1] == "0"
+    model[0] = Odd(N, WIDTHS[1])
+    recorder = step(model)
+    assert said(recorder)["0"] == ("unknown", None, None)
+    assert recorder.layers["2"].follows is None
+
+
+def test_tokens_that_become_one_input_do_not_follow() -> None:
+    first, second = nn.Linear(N, M), nn.Linear(3 * M, 5)
+    model = nn.Sequential(first, nn.Tanh(), nn.Flatten(), second)
+    assert said(step(model, torch.randn(B, 3, N)))["3"] == ("none", None, "reshape")
+
+
+def test_slopes_of_another_axis_are_no_prelu_of_the_units() -> None:
+    recorder = step(Pair(lambda z: functional.prelu(z, slopes())), torch.randn(3, M, N))
+    assert said(recorder) == {"fc1": ("modified_prelu", None, None), "fc2": ("none", None, "prelu")}
 
 
 LOSSES: dict[str, tuple[Function, str | None, str | None, str]] = {
