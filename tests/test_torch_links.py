@@ -201,6 +201,7 @@ REARRANGED: dict[str, Function] = {
     "swapped and back": lambda z: torch.relu(z.swapaxes(0, 1)).swapaxes(0, 1),
     "flipped and back": lambda z: z.flip(1).relu().flip(1),
     "in another shape": lambda z: z.view(-1, 3, 4).permute(1, 0, 2).relu().permute(1, 0, 2).flatten(1),
+    "laid out anew": lambda z: z.T.contiguous().view(-1).relu().view(M, -1).T,
     "raveled": lambda z: z.ravel().relu().reshape(z.shape),
     "as itself": lambda z: z.view_as(z).relu().expand_as(z).contiguous(),
     "cast": lambda z: z.double().relu().float(),

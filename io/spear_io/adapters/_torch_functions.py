@@ -11,14 +11,20 @@ import torch
 
 Function = Callable[..., Any]
 
-REARRANGEMENTS = frozenset(
+RESHAPES = frozenset(
     {
         "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze",
+    }
+)  # fmt: skip
+"""Functions that keep all numbers and their order, in another shape."""
+
+MOVES = frozenset(
+    {
         "transpose", "permute", "movedim", "moveaxis", "expand", "expand_as", "broadcast_to",
         "getitem", "narrow", "select", "index_select", "flip", "roll",
     }
 )  # fmt: skip
-"""Functions that keep numbers and put them in another place, or leave some out."""
+"""Functions that put numbers in another place, repeat them or leave some out."""
 
 CASTS = frozenset(
     {"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda", "clone", "contiguous", "requires_grad"}

@@ -26,7 +26,8 @@ from spear_np import Activation
 
 from ._torch_activations import Sample, activation_of, may_be_activation, selects_as_relu
 from ._torch_functions import (
-    REARRANGEMENTS,
+    MOVES,
+    RESHAPES,
     TENSOR_ATTRIBUTES,
     Function,
     FunctionCall,
@@ -156,23 +157,24 @@ class _Step:
         tensor, trail = self._taken[0]
         if self._call.keeps_numbers:
             return trail
-        if self._call.name in REARRANGEMENTS and len(results) == 1:
+        if self._call.name in RESHAPES | MOVES and len(results) == 1:
             return trail if trail.call is None else self._rearranged(tensor, trail, results[0])
         return None
 
     def _rearranged(self, tensor: torch.Tensor, trail: Trail, result: torch.Tensor) -> Trail:
         """Do to the indices of the numbers what was done to the numbers."""
-        in_order = (
-            tensor.is_contiguous() and result.is_contiguous() and tensor.data_ptr() == result.data_ptr()
-        )
-        if trail.places is None and in_order and tensor.numel() == result.numel():
-            return trail
         places = trail.places
-        if places is None:
-            places = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
-        args = tuple(places if value is tensor else value for value in self._call.args)
-        kwargs = {key: places if value is tensor else value for key, value in self._call.kwargs.items()}
-        moved = self._call.func(*args, **kwargs)
+        if self._call.name in RESHAPES:
+            if places is None:
+                return trail
+            # Not the function itself: the indices may lie differently in memory, where `view` would refuse them.
+            moved = places.reshape(result.shape)
+        else:
+            if places is None:
+                places = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
+            args = tuple(places if value is tensor else value for value in self._call.args)
+            kwargs = {key: places if value is tensor else value for key, value in self._call.kwargs.items()}
+            moved = self._call.func(*args, **kwargs)
         return replace(trail, places=moved, passed=joined([trail], self._call.name))
 
     def _activated(self, results: list[torch.Tensor], made: list[torch.Tensor]) -> Trail | None:
