@@ -253,7 +253,7 @@ class Observer:
         """Note the inputs of one call, and follow its output if it is the plain product with the weights."""
         watch = self._seen.watch
         product = watch.product
-        call = Call(self.name)
+        call = Call(self.name, output.numel())
         watch.trails.mark_when_reached(output, call)
         if (
             product is not None

@@ -56,6 +56,8 @@ class Call:
     """One call of a recorded layer."""
 
     layer: str
+    numbers: int
+    """How many numbers the output has."""
     came: Trail | None = None
     """What is known of its input."""
     uses: list[Use] = field(default_factory=list)
@@ -80,9 +82,11 @@ class Trail:
 
     @property
     def in_order(self) -> bool:
-        """Whether every number is in its place again."""
-        if self.places is None:
+        """Whether every number is there and in its place."""
+        if self.places is None or self.call is None:
             return True
+        if self.places.numel() != self.call.numbers:
+            return False
         places = self.places.reshape(-1)
         return bool(torch.equal(places, torch.arange(len(places), device=places.device)))
 

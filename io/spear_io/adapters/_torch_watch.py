@@ -175,7 +175,8 @@ class _Step:
             args = tuple(places if value is tensor else value for value in self._call.args)
             kwargs = {key: places if value is tensor else value for key, value in self._call.kwargs.items()}
             moved = self._call.func(*args, **kwargs)
-        return replace(trail, places=moved, passed=joined([trail], self._call.name))
+        rearranged = replace(trail, places=moved, passed=joined([trail], self._call.name))
+        return replace(rearranged, places=None, passed=()) if rearranged.in_order else rearranged
 
     def _activated(self, results: list[torch.Tensor], made: list[torch.Tensor]) -> Trail | None:
         """Return the trail behind a layer's activation, or behind what changed nothing; None behind anything else."""
