@@ -105,6 +105,8 @@ class Observation:
         if outputs is None or inputs is None:
             return True
         expected, _ = activation.value_and_slope(outputs)
+        if inputs.shape != expected.shape:
+            return False
         return bool(np.linalg.norm(inputs - expected) <= LARGEST_ROUNDING * np.linalg.norm(expected))
 
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
