@@ -32,6 +32,7 @@ from spear_io.adapters.to_torch import (
     from_weights,
     record_gradients,
 )
+from spear_np import Activation
 
 M, N, B = 12, 64, 5
 Function = Callable[[Any], Any]
@@ -105,27 +106,29 @@ class _Unseen(torch.autograd.Function):  # type: ignore[misc, name-defined]
         return grad * 2
 
 
-OTHERS: dict[str, tuple[Function, str]] = {
+OTHERS: dict[str, tuple[Function, str | Activation]] = {
     "gelu": (nn.GELU(), "gelu"),
     "leaky": (nn.LeakyReLU(), "leaky_relu"),
+    "leaky elsewhere": (nn.LeakyReLU(0.2), Activation("leaky_relu", {"negative_slope": 0.2})),
     "relu6": (functional.relu6, "relu6"),
     "clamped elsewhere": (lambda z: z.clamp(min=0.1), "clamp"),
-    "clamped twice": (lambda z: z.clamp(0, 1), "clamp"),
+    "clamped twice": (lambda z: z.clamp(0, 1), Activation("hardtanh", {"low": 0, "high": 1})),
     "residual": (lambda z: z + z.relu(), "add+relu"),
     "normalised first": (nn.Sequential(nn.BatchNorm1d(M), nn.ReLU()), "batch_norm"),
     "dropped out first": (nn.Sequential(nn.Dropout(), nn.ReLU()), "dropout"),
     "changed in place first": (lambda z: z.mul_(-1).relu(), "mul"),
     "partly overwritten first": (lambda z: (z.__setitem__(0, 0.0), z.relu())[1], "setitem"),
-    "straight into the next layer": (nn.Identity(), "linear"),
+    "straight into the next layer": (nn.Identity(), "none"),
     "unseen": (_Unseen.apply, "unknown"),
 }
 
 
 @pytest.mark.parametrize(("function", "name"), OTHERS.values(), ids=OTHERS.keys())
-def test_other_activations_are_named(function: Function, name: str) -> None:
+def test_other_activations_are_named(function: Function, name: str | Activation) -> None:
     recorder = step(Net(function))
     assert recorder.layers["fc"].activation == name
-    assert recorder.layers["head"].activation == "cross_entropy"
+    assert recorder.layers["head"].activation == "none"
+    assert (recorder.info.loss, recorder.info.loss_reduction) == ("cross_entropy", "mean")
 
 
 def test_a_dump_holds_what_autograd_computed(tmp_path: Path) -> None:
@@ -143,7 +146,9 @@ def test_a_dump_holds_what_autograd_computed(tmp_path: Path) -> None:
         assert record.labels is not None
         assert np.array_equal(record.labels[:], labels)
         assert [layer.name for layer in record.layers] == ["0", "2", "4"]
-        assert [str(layer.activation) for layer in record.layers] == ["relu", "relu", "cross_entropy"]
+        assert [str(layer.activation) for layer in record.layers] == ["relu", "relu", "none"]
+        assert [layer.follows for layer in record.layers] == [None, "0", "2"]
+        assert (record.info.loss, record.info.loss_reduction) == ("cross_entropy", "mean")
         for layer in record.layers:
             module = model[int(layer.name)]
             for name in ("weight", "bias"):
@@ -285,6 +290,7 @@ def test_checkpointed_passes_count_once(reentrant: bool) -> None:
     assert np.array_equal(layer.inputs, inputs.detach())
     # A reentrant checkpoint calls the functions out of sight.
     assert layer.activation == ("unknown" if reentrant else "relu")
+    assert recorder.layers["head"].follows == (None if reentrant else "fc")
 
 
 def test_the_gradient_is_what_is_shared_at_the_end_of_the_block() -> None:
@@ -362,7 +368,7 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
             run()
     else:
         run()
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert not any(parameter._backward_hooks for parameter in model.parameters())
     assert torch.overrides._get_current_function_mode() is None
 
@@ -420,7 +426,7 @@ def test_functional_gradients_are_inverted_exactly(tmp_path: Path) -> None:
     inputs, labels = batch()
     gradients = functional_gradients(model, parameters_of(model), inputs, labels)
     update = from_gradients(model, gradients, inputs=inputs)
-    assert [layer.activation for layer in update.layers.values()] == ["relu", "relu", "unknown"]
+    assert [layer.activation for layer in update.layers.values()] == ["relu", "relu", "none"]
     assert np.array_equal(update.layers["2"].inputs, model[:2](inputs).detach())
     update.write(tmp_path / "d.h5", labels=labels)
     status, recovered = inverted(tmp_path / "d.h5")["record-0"]
@@ -483,7 +489,7 @@ def test_looking_at_the_inputs_leaves_everything_as_it_was() -> None:
     inputs, _ = batch()
     with torch.no_grad():
         update = from_gradients(model, parameters_of(model), inputs=inputs)
-    assert [layer.activation for layer in update.layers.values()] == ["batch_norm", "unknown"]
+    assert [layer.activation for layer in update.layers.values()] == ["batch_norm", "none"]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
     assert not any(module._forward_hooks for module in model.modules())

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from spear_np import Activation
+
 UNITS_LAST = {"kernel", "w"}
 """Names of matrices that are (n, m) where nothing else tells: Flax, Keras and Haiku multiply from the right."""
 
@@ -77,7 +79,9 @@ def find_layers(
     return (_forward_order(layers) if order is None else _chosen(layers, order)), skipped
 
 
-def activations_of(layers: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+def activations_of(
+    layers: Sequence[str], given: Mapping[str, str | Activation] | None = None
+) -> dict[str, str | Activation]:
     """Return what follows each layer: as `given`, or else a ReLU, and nothing ("linear") after the last one.
 
     Raises

@@ -5,20 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import LayerArrays
+from spear_np import Activation
 
 from ._layers import check_names
 from ._round import RecordingError
-from ._torch_activations import ActivationWatch
-from ._torch_tensors import DTYPES, array_of, rows_of
+from ._torch_functions import tensors_in
+from ._torch_links import Link, links, loss_of
+from ._torch_tensors import DTYPES, array_of, rows_of, to_numpy
+from ._torch_trails import Call, Trail, can_be_followed
+from ._torch_watch import Watch
 
 Array = Any
+
+ROWS_COMPARED = 32
+"""So many inputs of a layer are compared with what the layer before must have put out; the watch has seen the rest."""
+
+LARGEST_ROUNDING = 2.0**-5
+"""Share by which they may differ: eight roundings of bfloat16, the coarsest in which layers multiply."""
 
 
 def linear_layers(model: nn.Module, chosen: Iterable[str] | None = None) -> dict[str, nn.Linear]:
@@ -61,29 +73,62 @@ def unusable(module: nn.Linear, owners: Counter[int]) -> str | None:
     return None
 
 
-@dataclass
 class Observation:
     """What was seen of the layers of a model."""
 
-    watch: ActivationWatch = field(default_factory=ActivationWatch)
-    observers: dict[str, Observer] = field(default_factory=dict)
-    used: list[str] = field(default_factory=list)
-    """The layers that took part, in forward order."""
+    def __init__(self, model: nn.Module) -> None:
+        self.watch = Watch()
+        self.observers: dict[str, Observer] = {}
+        self.called: list[str] = []
+        """The layers that were called, in forward order."""
+        self.owners = owners_of(model)
 
     def in_order(self) -> Iterator[Observer]:
-        """Yield the observers of what was used in forward order, then the others."""
-        for name in dict.fromkeys([*self.used, *self.observers]):
+        """Yield the observers of what was called in forward order, then the others."""
+        for name in dict.fromkeys([*self.called, *self.observers]):
             yield self.observers[name]
+
+    def links(self, recorded: Iterable[str]) -> dict[str, Link]:
+        """Return what is said of the layers, of which only those `recorded` go into the dump, in forward order."""
+        layers = {name: self.observers[name].calls for name in recorded}
+        shapes = {name: self.observers[name].shape for name in layers}
+        return links(layers, shapes, self._agree)
+
+    def with_loss(self, info: RecordInfo) -> RecordInfo:
+        """Return `info` with the loss functions that were seen."""
+        loss, reduction = loss_of(self.watch.losses)
+        return replace(info, loss=loss, loss_reduction=reduction)
+
+    def _agree(self, before: str, after: str, activation: Activation) -> bool:
+        """Whether the inputs of one layer are the activated outputs of another, as far as both were kept."""
+        outputs, inputs = self.observers[before].some_outputs(), self.observers[after].some_inputs()
+        if outputs is None or inputs is None:
+            return True
+        expected, _ = activation.value_and_slope(outputs)
+        if inputs.shape != expected.shape:
+            return False
+        return bool(np.linalg.norm(inputs - expected) <= LARGEST_ROUNDING * np.linalg.norm(expected))
+
+    def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Follow what the model is called with."""
+        for tensor in tensors_in((args, kwargs)):
+            if can_be_followed(tensor) and self.watch.trails.of(tensor) is None:
+                self.watch.trails.set(tensor, Trail())
 
 
 @contextmanager
-def observed(layers: dict[str, nn.Linear], *, keep_inputs: bool, copy: bool) -> Iterator[Observation]:
-    """Observe the layers while the block runs."""
-    seen = Observation()
+def observed(
+    model: nn.Module, layers: dict[str, nn.Linear], *, keep_inputs: bool, copy: bool
+) -> Iterator[Observation]:
+    """Observe the layers of a model while the block runs; compiled models run uncompiled there."""
+    seen = Observation(model)
     with ExitStack() as stack:
         stack.callback(seen.watch.release)
+        stack.callback(model.register_forward_pre_hook(seen._before_model, with_kwargs=True).remove)
         for name, module in layers.items():
             seen.observers[name] = Observer(name, module, seen, stack, keep_inputs=keep_inputs, copy=copy)
+        if hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(seen.watch)
         yield seen
 
@@ -107,25 +152,49 @@ class Observer:
         self._stack = stack
         self._keep_inputs = keep_inputs
         self._copy = copy
-        self._inputs: list[torch.Tensor] = []
+        self._calls: list[Call] = []
+        self._inputs: dict[Call, torch.Tensor] = {}
         self._weight: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
+        self._model_rows: tuple[Array, Array] = (None, None)
         self._accumulating = False
-        self._model: dict[str, Array] = {}
-        stack.callback(module.register_forward_hook(self._after_forward, with_kwargs=True).remove)
+        # Before the hooks of others: they may put something else in the place of the output.
+        hook = module.register_forward_hook(self._after_forward, with_kwargs=True, prepend=True)
+        stack.callback(hook.remove)
 
     @property
-    def activation(self) -> str:
-        """What followed the layer."""
-        return self._seen.watch.activation(self.name)
+    def calls(self) -> list[Call]:
+        """The calls to which a gradient came back; all calls where none did."""
+        return [call for call in self._calls if call.reached] or self._calls
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n): output units, input features."""
+        return self._module.out_features, self._module.in_features
 
     def inputs(self) -> Array:
         """(b, n) what the layer was called with, a copy; None if it was not called or nothing was kept."""
-        return array_of(torch.cat(self._inputs)) if self._inputs else None
+        inputs = self._kept()
+        return None if inputs is None else array_of(inputs)
 
-    def unusable(self, owners: Counter[int]) -> str | None:
+    def some_inputs(self) -> Array:
+        """(k, n) some of the inputs, evenly spread, in float64; None if none were kept."""
+        inputs = self._kept()
+        if inputs is None:
+            return None
+        return to_numpy(inputs[:: max(1, len(inputs) // ROWS_COMPARED)].cpu().double())
+
+    def some_outputs(self) -> Array:
+        """(k, m) W x + b of `some_inputs`, in float64; None if none were kept."""
+        inputs = self.some_inputs()
+        if inputs is None or self._weight is None:
+            return None
+        outputs = inputs @ to_numpy(self._weight.cpu().double()).T
+        return outputs if self._bias is None else outputs + to_numpy(self._bias.cpu().double())
+
+    def unusable(self) -> str | None:
         """Why there is no gradient of this layer to record; None if there is."""
-        reason = unusable(self._module, owners)
+        reason = unusable(self._module, self._seen.owners)
         if reason is not None:
             return reason
         if self._weight is None:
@@ -137,36 +206,42 @@ class Observer:
             return f"its gradient has dtype {gradient.dtype}, which a dump cannot hold"
         return None
 
-    def arrays(self) -> LayerArrays:
+    def arrays(self, link: Link) -> LayerArrays:
         """Return what was recorded, on the host if it is a copy."""
         bias = parameter(self._module, "bias")
-        weight_grad, bias_grad = self._module.weight.grad, None if bias is None else bias.grad
+        gradients = (self._module.weight.grad, None if bias is None else bias.grad)
+        model = (self._weight, self._bias)
         if self._copy:
-            gradients = {
-                "weight_grad": array_of(weight_grad, copy=True),
-                "bias_grad": array_of(bias_grad, copy=True),
-            }
-            model = {"weight": array_of(self._weight), "bias": array_of(self._bias)}
+            weight_grad, bias_grad = (array_of(gradient, copy=True) for gradient in gradients)
+            weight, bias = (array_of(tensor) for tensor in model)
         else:
-            gradients = {"weight_grad": rows_of(weight_grad), "bias_grad": rows_of(bias_grad)}
-            model = self._model
+            weight_grad, bias_grad = (rows_of(gradient) for gradient in gradients)
+            weight, bias = self._model_rows
         return LayerArrays(
-            **gradients,
-            **model,
+            weight_grad=weight_grad,
+            bias_grad=bias_grad,
+            weight=weight,
+            bias=bias,
             inputs=self.inputs(),
-            activation=self.activation,
+            activation=link.activation,
+            follows=link.follows,
+            between=link.between,
         )
+
+    def _kept(self) -> torch.Tensor | None:
+        kept = [self._inputs[call] for call in self.calls if call in self._inputs]
+        return kept[0] if len(kept) == 1 else torch.cat(kept) if kept else None
 
     def _after_forward(
         self, module: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
     ) -> None:
         """Note one call: the weights it used, its inputs, and from now on what follows it."""
-        if not output.requires_grad:
+        self._seen.called.append(self.name)
+        if not output.requires_grad or unusable(module, self._seen.owners) is not None:
             return  # an evaluation pass, or nothing before or in this layer is trained
         if self._weight is not None and _in_backward():
             return  # activation checkpointing runs the same call again
         if self._weight is None:
-            self._seen.used.append(self.name)
             self._note_model(module)
         elif not torch.equal(self._weight, module.weight):
             msg = (
@@ -174,19 +249,35 @@ class Observer:
                 "record one step at a time, and call optimizer.step() after the block"
             )
             raise RecordingError(msg)
+        self._note_call(module, args[0] if args else kwargs["input"], output)
+
+    def _note_call(self, module: nn.Linear, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        """Note the inputs of one call, and follow its output if it is the plain product with the weights."""
+        watch = self._seen.watch
+        product = watch.product
+        call = Call(self.name, output.numel())
+        watch.trails.mark_when_reached(output, call)
+        if (
+            product is not None
+            and product.output is output
+            and product.weight is module.weight
+            and product.bias is module.bias
+        ):
+            inputs, call.came = product.inputs, product.came
+            watch.trails.set(output, Trail(call))
+        self._calls.append(call)
         if self._keep_inputs:
-            inputs = args[0] if args else kwargs["input"]
-            self._inputs.append(inputs.detach().reshape(-1, inputs.shape[-1]).clone())
-        self._seen.watch.watch(output, self.name)
+            self._inputs[call] = inputs.detach().reshape(-1, inputs.shape[-1]).clone()
 
     def _note_model(self, module: nn.Linear) -> None:
         """Keep the weights of the first call."""
         self._weight = module.weight.detach()
+        self._bias = None if module.bias is None else module.bias.detach()
         if self._copy:  # an optimizer changes parameters in place, perhaps before the block ends
             self._weight = self._weight.clone()
-            self._bias = None if module.bias is None else module.bias.detach().clone()
+            self._bias = None if self._bias is None else self._bias.clone()
         else:
-            self._model = {"weight": rows_of(self._weight), "bias": rows_of(module.bias)}
+            self._model_rows = (rows_of(self._weight), rows_of(self._bias))
         if module.weight.requires_grad:
             self._stack.callback(module.weight.register_hook(self._before_accumulation).remove)
 

@@ -25,12 +25,12 @@ class _Rows:
 
     def __init__(self, tensor: torch.Tensor, minus: torch.Tensor | None) -> None:
         self._tensors = [t.detach() for t in (tensor, minus) if t is not None]
-        self._versions = [_version(t) for t in self._tensors]
+        self._versions = [version_of(t) for t in self._tensors]
         self.shape = tuple(tensor.shape)
         self.dtype = to_numpy(torch.empty(0, dtype=tensor.dtype)).dtype
 
     def __getitem__(self, key: Any) -> Array:
-        if [_version(t) for t in self._tensors] != self._versions:
+        if [version_of(t) for t in self._tensors] != self._versions:
             msg = "a tensor changed after it was handed over: write the update before the training goes on"
             raise RecordingError(msg)
         rows, *minus = (tensor[key] for tensor in self._tensors)
@@ -65,6 +65,6 @@ def to_numpy(values: Any) -> Array:
     return values.numpy()
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
     """Return how often a tensor was changed in place, as far as PyTorch counts."""
     return 0 if tensor.is_inference() else tensor._version

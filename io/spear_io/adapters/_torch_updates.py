@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,11 +11,15 @@ from torch import nn
 
 from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import LayerArrays
+from spear_np import Activation
+from spear_np.factors.activation import as_activation
 
 from ._layers import activations_of, check_names
 from ._round import RecordingError, Update
-from ._torch_observers import linear_layers, observed, owners_of, unusable
+from ._torch_links import Link
+from ._torch_observers import Observation, linear_layers, observed, owners_of, unusable
 from ._torch_tensors import DTYPES, rows_of, to_numpy
+from ._torch_trails import UNKNOWN
 
 PRODUCER = f"torch {torch.__version__}"
 
@@ -40,54 +44,71 @@ def update_of(
     *,
     info: RecordInfo,
     inputs: Any,
-    activations: Mapping[str, str] | None,
+    activations: Mapping[str, str | Activation] | None,
 ) -> Recorder:
     """Return what `gradients` say about the fully connected layers of `model`, at these parameters."""
-    recorder = Recorder(info=info)
     layers, owners = linear_layers(model), owners_of(model)
     paths = {id(module): f"{path}." if path else "" for path, module in model.named_modules()}
-    for name, (activation, true_inputs) in _seen(model, layers, parameters, inputs, activations).items():
-        weight, bias = (f"{paths[id(layers[name])]}{leaf}" for leaf in ("weight", "bias"))
-        reason = unusable(layers[name], owners) or _not_given(weight, parameters, gradients)
-        if reason is not None:
+    check_names(activations or {}, layers, "activations")
+    recorder = Recorder(info=info)
+    usable: dict[str, tuple[str, str]] = {}
+    for name, module in layers.items():
+        weight, bias = (f"{paths[id(module)]}{leaf}" for leaf in ("weight", "bias"))
+        reason = unusable(module, owners) or _not_given(weight, parameters, gradients)
+        if reason is None:
+            usable[name] = (weight, bias)
+        else:
             recorder.skipped[name] = reason
+    said, true_inputs = {}, dict.fromkeys(usable)
+    if inputs is None:
+        said = {name: Link(what) for name, what in activations_of(list(layers), activations).items()}
+    else:
+        with observed(model, layers, keep_inputs=True, copy=False) as seen:
+            _run(model, parameters, inputs, seen)
+        order = [observer.name for observer in seen.in_order() if observer.name in usable]
+        said = _with(seen.links(order), activations or {})
+        true_inputs = {name: seen.observers[name].inputs() for name in order}
+        recorder.info = seen.with_loss(info)
+    for name, link in said.items():
+        if name not in usable:
             continue
+        weight, bias = usable[name]
         recorder.layers[name] = LayerArrays(
             weight_grad=_rows(weight, parameters, gradients),
             bias_grad=_rows(bias, parameters, gradients) if bias in gradients else None,
             weight=rows_of(parameters[weight]),
             bias=rows_of(parameters.get(bias)),
-            inputs=true_inputs,
-            activation=activation,
+            inputs=true_inputs[name],
+            activation=link.activation,
+            follows=link.follows,
+            between=link.between,
         )
     return recorder
 
 
-def _seen(
-    model: nn.Module,
-    layers: dict[str, nn.Linear],
-    parameters: Tensors,
-    inputs: Any,
-    activations: Mapping[str, str] | None,
-) -> dict[str, tuple[str, Array]]:
-    """Return (what follows it, its true inputs) of each layer in forward order, seen if there are `inputs`."""
-    if inputs is None:
-        return {name: (follows, None) for name, follows in activations_of(list(layers), activations).items()}
-    given = activations or {}
-    check_names(given, layers, "activations")
-    with observed(layers, keep_inputs=True, copy=False) as observation:
-        _run(model, parameters, inputs)
-    return {o.name: (given.get(o.name, o.activation), o.inputs()) for o in observation.in_order()}
+def _with(said: Mapping[str, Link], given: Mapping[str, str | Activation]) -> dict[str, Link]:
+    """Return what is said of the layers, with the activations that were given where they are known better."""
+    known = {}
+    for name, link in said.items():
+        before = link.follows
+        if (
+            before is not None
+            and before in given
+            and as_activation(given[before]) != as_activation(said[before].activation)
+        ):
+            link = replace(link, follows=None, between=UNKNOWN)
+        known[name] = replace(link, activation=given.get(name, link.activation))
+    return known
 
 
-def _run(model: nn.Module, parameters: Tensors, inputs: Any) -> None:
+def _run(model: nn.Module, parameters: Tensors, inputs: Any, seen: Observation) -> None:
     """Call `model` with these parameters and inputs, and leave it and the random numbers as they were."""
     state = {name: parameters.get(name, buffer).clone() for name, buffer in model.named_buffers()}
     for name, parameter in model.named_parameters():
         state[name] = parameters.get(name, parameter).detach().requires_grad_(parameter.requires_grad)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-        torch.func.functional_call(model, state, inputs)
+        seen.watch.trails.mark_reached(torch.func.functional_call(model, state, inputs))
 
 
 def _not_given(weight: str, parameters: Tensors, gradients: Gradients) -> str | None:

@@ -9,9 +9,13 @@
         loss.backward()
     recorder.write("dump.h5", labels=labels, input_shape=(1, 28, 28))
 
-Every `nn.Linear` of the model is recorded, wherever it is and however its ReLU is called, with the weights of the
-forward pass and the gradients as they are when the block ends: clip them or add noise inside the block to dump what
-a client really shares. The model itself is left as it was.
+Every `nn.Linear` of the model is recorded, with the weights of the forward pass and the gradients as they are when
+the block ends: clip them or add noise inside the block to dump what a client really shares. The model itself is left
+as it was.
+
+What stands between layers is told by following the values themselves (`_torch_watch` says how): the activation of
+each layer with its parameters, however it is called; the layer whose activated output is its input, if nothing else
+happens on the way; the names of what does happen; and the loss.
 
 Whoever has gradients or weights in hand already::
 
@@ -34,10 +38,11 @@ except ImportError as error:
 
 from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import NO_INFO
+from spear_np import Activation
 
 from . import _round
 from ._round import RecordingError
-from ._torch_observers import linear_layers, observed, owners_of
+from ._torch_observers import linear_layers, observed
 from ._torch_updates import PRODUCER, Recorder, Tensors, update_of
 
 __all__ = ["Recorder", "RecordingError", "RoundWriter", "from_gradients", "from_weights", "record_gradients"]
@@ -79,8 +84,8 @@ def record_gradients(
     Parameters
     ----------
     model : nn.Module
-        Any model. Reentrant checkpoints and custom autograd functions hide what follows a layer: its activation is
-        then "unknown".
+        Any model; what `torch.compile` has compiled runs uncompiled inside the block. Reentrant checkpoints and
+        custom autograd functions hide what follows a layer: its activation is then "unknown".
     layers : iterable of str, optional
         Names of the layers to record, as in `model.named_modules()`. Defaults to every `nn.Linear`.
     keep_inputs : bool
@@ -104,15 +109,18 @@ def record_gradients(
         forward passes.
     """
     recorder = Recorder()
-    with observed(linear_layers(model, layers), keep_inputs=keep_inputs, copy=copy) as seen:
+    with observed(model, linear_layers(model, layers), keep_inputs=keep_inputs, copy=copy) as seen:
         yield recorder
-    owners = owners_of(model)
+    recorded = []
     for observer in seen.in_order():
-        reason = observer.unusable(owners)
+        reason = observer.unusable()
         if reason is None:
-            recorder.layers[observer.name] = observer.arrays()
+            recorded.append(observer)
         else:
             recorder.skipped[observer.name] = reason
+    links = seen.links(observer.name for observer in recorded)
+    recorder.layers.update({observer.name: observer.arrays(links[observer.name]) for observer in recorded})
+    recorder.info = seen.with_loss(recorder.info)
 
 
 def from_gradients(
@@ -121,7 +129,7 @@ def from_gradients(
     *,
     parameters: Tensors | None = None,
     inputs: Any = None,
-    activations: Mapping[str, str] | None = None,
+    activations: Mapping[str, str | Activation] | None = None,
 ) -> Recorder:
     """Return an update of gradients by parameter name, as `torch.func.grad` gives them.
 
@@ -137,7 +145,8 @@ def from_gradients(
         Where the gradients were taken. Defaults to those of the model.
     inputs : tensor or tuple, optional
         What the model was called with. It is called once more with them, to see the order of the layers, what follows
-        each and its true inputs. By default layers come in the order of the model, with a ReLU after all but the last.
+        each and its true inputs; nothing is taken to follow its output. By default layers come in the order of the
+        model, with a ReLU after all but the last, and none is said to follow another.
     activations : mapping, optional
         What follows layers, by name, where it is known better.
 
@@ -162,7 +171,7 @@ def from_weights(
     learning_rate: float | None = None,
     local_steps: int | None = None,
     inputs: Any = None,
-    activations: Mapping[str, str] | None = None,
+    activations: Mapping[str, str | Activation] | None = None,
 ) -> Recorder:
     """Return an update of the weights before and after a client trained.
 
