@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from spear_io.files.dump import RecordInfo
-from spear_io.files.dump_writer import NO_INFO, LayerArrays
+from spear_io.files.dump_writer import NO_INFO, Follows, LayerArrays
 
-from ._layers import activations_of, check_names, find_layers
+from ._layers import Activations, activations_of, check_names, find_layers, follow
 from ._round import RecordingError, Update
 
 Array = Any
@@ -74,7 +74,8 @@ def update_of(
     producer: str,
     order: Sequence[str] | None = None,
     transposed: bool | None = None,
-    activations: Mapping[str, str] | None = None,
+    activations: Activations | None = None,
+    follows: Follows = None,
     inputs: Arrays | None = None,
     info: RecordInfo = NO_INFO,
 ) -> Update:
@@ -92,6 +93,8 @@ def update_of(
         See `find_layers`.
     activations : mapping, optional
         See `activations_of`.
+    follows : bool or mapping, optional
+        See `follow`.
     inputs : mapping of (b, n) arrays, optional
         True inputs by layer, for evaluation only.
     info : RecordInfo
@@ -101,7 +104,7 @@ def update_of(
     shapes = {name: tuple(array.shape) for name, array in parameters.items()}
     layers, skipped = find_layers(shapes, order=order, transposed=transposed)
     names = [layer.layer for layer in layers]
-    follows = activations_of(names, activations)
+    applied = activations_of(names, activations)
     inputs = inputs or {}
     check_names(inputs, names, "inputs")
     update = Update(skipped=skipped, info=info, producer=producer)
@@ -116,6 +119,7 @@ def update_of(
             weight=Transposed(weight) if layer.transposed else weight,
             bias=None if layer.bias is None else parameters[layer.bias],
             inputs=inputs.get(layer.layer),
-            activation=follows[layer.layer],
+            activation=applied[layer.layer],
         )
+    update.layers = follow(update.layers, follows)
     return update

@@ -33,6 +33,7 @@ from ..show.progress import progress_bar
 from ..show.tables import Outcome, print_evaluation, print_json, print_outcomes, print_overview
 from .convert import convert
 from .interrupt import stop_on_interrupt
+from .layer_options import ConvertCommand
 from .options import Json
 from .selection import select_layers
 
@@ -210,7 +211,7 @@ def evaluate(
     raise typer.Exit(3 if any(result.broken_promise for result in results) else status)
 
 
-app.command()(convert)
+app.command(cls=ConvertCommand)(convert)
 
 
 def _exit_status(statuses: Iterable[spear_np.Status]) -> int:
