@@ -1,0 +1,466 @@
+"""How a JAX function uses parameters as layers: read off its trace, whichever library wrote it.
+
+The function is traced, not run. A product with a matrix of parameters is a layer. Elementwise operations are evaluated
+at `PROBES` in the place of the pre-activations, so that an activation is known by its values, however it is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._layers import Parameters
+from ._round import RecordingError
+from .keras_operations import of_your_own, snake
+from .probing import PROBES, identify
+from .wiring import NONE, Elementwise, Kept, Moved, Operation, Other, Output, Product, Step, Wiring, wire
+
+Array = Any
+Probe = Any
+"""(len(PROBES),) values of an elementwise function."""
+
+ELEMENTWISE = frozenset(
+    [
+        "abs",
+        "acos",
+        "acosh",
+        "add",
+        "and",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "cos",
+        "cosh",
+        "digamma",
+        "div",
+        "eq",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "ge",
+        "gt",
+        "integer_pow",
+        "is_finite",
+        "le",
+        "lgamma",
+        "log",
+        "log1p",
+        "logistic",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "ne",
+        "neg",
+        "not",
+        "or",
+        "pow",
+        "rem",
+        "round",
+        "rsqrt",
+        "select_n",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "sub",
+        "tan",
+        "tanh",
+        "xor",
+        "add_any",
+    ]
+)
+UNCHANGED = frozenset(
+    [
+        "copy",
+        "copy_p",
+        "device_put",
+        "name",
+        "optimization_barrier",
+        "reduce_precision",
+        "sharding_constraint",
+        "stop_gradient",
+        "layout_constraint",
+    ]
+)
+RESHAPES = frozenset({"reshape", "squeeze", "expand_dims"})
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+}
+"""Operations that are functions of their own, and the parameter that holds them."""
+INHERITS = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+"""Those without a name, whose inside says nothing of the module that calls them."""
+
+NAMES = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool", "dot_general": "matmul"}
+"""What operations are called in the field."""
+
+MODULE = re.compile(r"(?:.*\.)?(\w*(?:Norm|Normalization|Dropout|Attention|Cell|Embed|Embedding))\.__call__")
+"""Modules that are named as such instead of by what they consist of."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Constant:
+    """What does not depend on the numbers that flow through the network: parameters, inputs, random numbers."""
+
+    number: Array = None
+    """The one number that it consists of; None for several, or if it is not known."""
+    parameter: str | None = None
+    axes: tuple[int, ...] | None = None
+    """Which axes of the parameter its axes are; None after a reshape."""
+    random: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    """An elementwise function of the output of a step."""
+
+    step: int
+    axis: int | None
+    """That of the features; None if it is lost."""
+    probe: Probe
+    history: tuple[Probe, ...] = ()
+    """What it was before each of the last operations with constants."""
+    said: str = ""
+    """What the function calls itself; empty for the output of the step itself."""
+
+
+_Value = _Constant | _Traced
+
+
+@dataclass
+class _Trace:
+    layers: Mapping[str, Parameters]
+    """By the name of the matrix."""
+    biases: Mapping[str, str | None]
+    """By the name of the layer."""
+    steps: list[Step] = field(default_factory=list)
+    inside: str | None = None
+    """The module in which the operations are, if it is one that is named as such."""
+
+    def add(self, operation: Operation, takes: Iterable[int], axis: int | None) -> _Traced:
+        self.steps.append(Step(operation, tuple(dict.fromkeys(takes))))
+        return _Traced(len(self.steps) - 1, axis, PROBES.astype(np.float32))
+
+    def run(
+        self, jaxpr: Any, values: Sequence[_Value], constants: Sequence[_Value], boundary: str | None
+    ) -> list[_Value]:
+        """Follow the values through a function; return what it hands out."""
+        known: dict[Any, _Value] = dict(zip(jaxpr.constvars, constants, strict=True))
+        known.update(zip(jaxpr.invars, values, strict=True))
+
+        def read(variable: Any) -> _Value:
+            if isinstance(variable, jax.extend.core.Literal):
+                return _Constant(_number(variable.val))
+            return known[variable]
+
+        outer = self.inside
+        for equation in jaxpr.eqns:
+            self.inside = outer or _module(equation, boundary)
+            results = self._apply(equation, [read(variable) for variable in equation.invars])
+            known.update(zip(equation.outvars, results, strict=True))
+        self.inside = outer
+        return [read(variable) for variable in jaxpr.outvars]
+
+    def _apply(self, equation: Any, values: list[_Value]) -> list[_Value]:
+        name = equation.primitive.name
+        if name in CALLS:
+            return self._call(equation, values)
+        traced = [value for value in values if isinstance(value, _Traced)]
+        product = self._product(equation, values)
+        if product is not None:
+            return [product]
+        if not traced:
+            return [_constant(equation, values)] * len(equation.outvars)
+        if self.inside is not None:
+            return self._other(equation, values, snake(self.inside))
+        if name in UNCHANGED and len(values) == 1:
+            return [values[0]]
+        if name == "convert_element_type":
+            # Roundings are not the activation's: probes stay as wide as they are, but for truth values.
+            to_floats = jnp.issubdtype(equation.params["new_dtype"], jnp.floating)
+            return [replace(traced[0], probe=traced[0].probe.astype(np.float32)) if to_floats else traced[0]]
+        if name in RESHAPES:
+            return [self._reshape(equation, traced[0])]
+        if name == "transpose":
+            axis, order = traced[0].axis, equation.params["permutation"]
+            return [replace(traced[0], axis=None if axis is None else order.index(axis))]
+        if name in ELEMENTWISE:
+            result = self._bias(values) or self._elementwise(equation, values)
+            if result is not None:
+                return [result]
+        return self._other(equation, values, _name(equation, values))
+
+    def _call(self, equation: Any, values: list[_Value]) -> list[_Value]:
+        """Follow values into a function, and remember its name for an activation that it may be."""
+        name = equation.primitive.name
+        inner = equation.params[CALLS[name]]
+        jaxpr, constants = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+        outer, boundary = self.inside, equation.params.get("name")
+        if name in INHERITS and outer is None:
+            self.inside, boundary = None, ""
+        results = self.run(jaxpr, values, [_Constant(_number(c)) for c in constants], boundary)
+        self.inside = outer
+        called = equation.params.get("name") if name in ("jit", "pjit") else None
+        return [
+            replace(r, said=called) if called and isinstance(r, _Traced) and r.said else r for r in results
+        ]
+
+    def _product(self, equation: Any, values: list[_Value]) -> _Traced | None:
+        """Return the output of a layer if that is what the operation gives."""
+        name = equation.primitive.name
+        if name == "conv_general_dilated" and isinstance(values[1], _Constant) and values[1].parameter:
+            dimensions = equation.params["dimension_numbers"]
+            spatial = len(dimensions.out_spec) - 2
+            return self.add(Product(f"conv{spatial}d"), self._takes(values[:1]), dimensions.out_spec[1])
+        if name != "dot_general":
+            return None
+        (contracted, batches) = equation.params["dimension_numbers"]
+        for side in (1, 0):
+            kernel, other = values[side], values[1 - side]
+            if not isinstance(kernel, _Constant) or kernel.axes is None:
+                continue
+            layer = self.layers.get(kernel.parameter or "")
+            if layer is None or any(batches) or len(contracted[0]) != 1:
+                continue
+            ((taken,), (summed,)) = contracted[1 - side], contracted[side]
+            if kernel.axes[summed] != (0 if layer.transposed else 1):
+                continue
+            takes = self._takes([other])
+            if isinstance(other, _Traced) and other.axis != taken:
+                takes = [self.add(Moved("transpose"), takes, None).step]
+            rank = len(equation.invars[1 - side].aval.shape)
+            axis = 0 if side == 0 else rank - 1
+            return self.add(Product("dense", layer.layer, linear=True), takes, axis)
+        return None
+
+    def _bias(self, values: list[_Value]) -> _Traced | None:
+        """Return the output of a layer to which its bias is added."""
+        for traced, added in (values, values[::-1]) if len(values) == 2 else ():
+            if not isinstance(traced, _Traced) or not isinstance(added, _Constant) or added.parameter is None:
+                continue
+            product = self.steps[traced.step].operation
+            if not isinstance(product, Product) or traced.said:
+                continue
+            if product.layer is None or added.parameter == self.biases.get(product.layer):
+                return traced
+        return None
+
+    def _elementwise(self, equation: Any, values: list[_Value]) -> _Traced | None:
+        """Return an elementwise function of the output of one step; None if it is more than that."""
+        traced = [value for value in values if isinstance(value, _Traced)]
+        constants = [value for value in values if isinstance(value, _Constant)]
+        if len({(value.step, value.axis) for value in traced}) > 1 or any(
+            c.number is None for c in constants
+        ):
+            return None
+        arrays = [
+            v.probe if isinstance(v, _Traced) else jnp.broadcast_to(v.number, PROBES.shape) for v in values
+        ]
+        wide = [
+            a.astype(np.float32) if jnp.issubdtype(a.dtype, jnp.floating) else jnp.asarray(a)
+            for a in map(jnp.asarray, arrays)
+        ]
+        try:
+            probe = equation.primitive.bind(*wide, **equation.params)
+        except (TypeError, ValueError):  # operands of several types
+            return None
+        alone = len(traced) == 1
+        history = (*traced[0].history, traced[0].probe) if alone else ()
+        return replace(traced[0], probe=probe, history=history, said=equation.primitive.name)
+
+    def _reshape(self, equation: Any, value: _Traced) -> _Traced:
+        before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+        axis = value.axis
+        long = [[at for at, size in enumerate(shape) if size != 1] for shape in (before, after)]
+        if [before[at] for at in long[0]] == [after[at] for at in long[1]]:
+            same = dict(zip(*long, strict=True))
+            return replace(
+                value,
+                axis=same.get(axis) if axis in same else len(after) - 1 if axis == len(before) - 1 else None,
+            )
+        # Rows of features stay rows of features if they lie last, and still do: the sizes of the layers tell.
+        (step,) = self._takes([value])
+        operation = Kept("reshape") if axis == len(before) - 1 else Moved("reshape")
+        return self.add(operation, [step], len(after) - 1)
+
+    def _other(self, equation: Any, values: list[_Value], name: str) -> list[_Value]:
+        """Add anything else that happens to values."""
+        random = any(isinstance(value, _Constant) and value.random for value in values)
+        takes = self._takes(values, scaled=random)
+        axis = next((value.axis for value in values if isinstance(value, _Traced)), None)
+        result = self.add(Other(name), takes, axis)
+        return [result] * len(equation.outvars)
+
+    def _takes(self, values: Iterable[_Value], *, scaled: bool = False) -> list[int]:
+        """Return the steps whose outputs the values are; what was done to them since becomes steps of its own.
+
+        `scaled`: what a dropout does before it drops is part of it.
+        """
+        taken = []
+        for value in values:
+            if isinstance(value, _Constant):
+                continue
+            found, rest = _activation(value)
+            step = value.step
+            if found is not None and found != NONE:
+                step = self.add(Elementwise(found), [step], None).step
+            elif found is None and not scaled:
+                step = self.add(Elementwise(of_your_own(value.said)), [step], None).step
+            if rest and not scaled:
+                step = self.add(Other(value.said), [step], None).step
+            taken.append(step)
+        return taken
+
+
+def wiring_of(
+    forward: Callable[[Any], Any],
+    params: Any,
+    names: Sequence[str],
+    layers: Sequence[Parameters],
+    written: Iterable[str],
+) -> dict[str, Wiring]:
+    """Return how `forward` wires the layers that it uses, in the order in which it does.
+
+    Parameters
+    ----------
+    forward : callable
+        Of the parameters alone: the network's outputs, or its loss.
+    params : pytree of arrays
+        Its argument.
+    names : sequence of str
+        Of the leaves of `params`.
+    layers : sequence of Parameters
+        What these make.
+    written : iterable of str
+        The layers that the dump will hold.
+
+    Raises
+    ------
+    RecordingError
+        If `forward` cannot be traced.
+    """
+    try:
+        traced = jax.make_jaxpr(forward)(params)
+    except Exception as error:  # the function is not ours
+        lines = str(error).splitlines() or [type(error).__name__]
+        msg = f"`forward` cannot be traced as a function of the parameters alone ({lines[0]})"
+        raise RecordingError(msg) from error
+    leaves = jax.tree_util.tree_leaves(params)
+    trace = _Trace({one.weight: one for one in layers}, {one.layer: one.bias for one in layers})
+    arguments = [
+        _Constant(_number(leaf), name, tuple(range(np.ndim(leaf))))
+        for name, leaf in zip(names, leaves, strict=True)
+    ]
+    ends = trace.run(traced.jaxpr, arguments, [_Constant(_number(c)) for c in traced.consts], None)
+    trace.add(Output(), trace._takes(ends), None)
+    shapes = {layer.layer: layer.shape for layer in layers}
+    wired = wire(trace.steps, {name: shapes[name] for name in written})
+    used = _used(trace.steps)
+    return {
+        # Behind the last layers lies the loss: only an activation is told from it.
+        name: wiring if name in used or wiring.activation.known else replace(wiring, activation=NONE)
+        for name, wiring in wired.items()
+    }
+
+
+def _used(steps: Sequence[Step]) -> set[str]:
+    """Return the layers on whose outputs other products depend."""
+    leads = [False] * len(steps)
+    for step in reversed(range(len(steps))):
+        for taken in steps[step].takes:
+            leads[taken] = leads[taken] or leads[step] or isinstance(steps[step].operation, Product)
+    return {
+        step.operation.layer
+        for step, used in zip(steps, leads, strict=True)
+        if used and isinstance(step.operation, Product) and step.operation.layer is not None
+    }
+
+
+def _activation(value: _Traced) -> tuple[Any, bool]:
+    """Return which activation the value is of its step's output, and whether more was done to that; None if none."""
+    for number, probe in enumerate((value.probe, *reversed(value.history))):
+        found = identify(np.asarray(probe, dtype=np.float64))
+        if found is not None and (found != NONE or not number):
+            return found, number > 0
+    return None, False
+
+
+def _constant(equation: Any, values: Sequence[_Value]) -> _Constant:
+    """Return what an operation makes of constants, as far as it matters."""
+    name = equation.primitive.name
+    constants = [value for value in values if isinstance(value, _Constant)]
+    random = name.startswith(("random_", "threefry", "rng_")) or any(value.random for value in constants)
+    first = constants[0] if constants else _Constant()
+    if name in UNCHANGED or name == "convert_element_type":
+        return first
+    if name == "transpose" and first.axes is not None:
+        return replace(first, axes=tuple(first.axes[at] for at in equation.params["permutation"]))
+    if name in RESHAPES | {"broadcast_in_dim"}:
+        same = equation.invars[0].aval.shape == equation.outvars[0].aval.shape
+        return first if same else replace(first, axes=None)
+    if name in ELEMENTWISE and all(value.number is not None for value in constants) and not random:
+        numbers = [jnp.asarray(value.number) for value in constants]
+        common = jnp.result_type(*numbers)
+        try:
+            return _Constant(equation.primitive.bind(*(n.astype(common) for n in numbers), **equation.params))
+        except (TypeError, ValueError):
+            return _Constant()
+    return _Constant(random=random)
+
+
+def _number(array: Any) -> Array:
+    """Return the only number of an array; None if it has several, or is a key of random numbers."""
+    dtype = getattr(array, "dtype", None)
+    if np.size(array) != 1 or (dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended)):
+        return None
+    return jnp.reshape(jnp.asarray(array), ())
+
+
+def _name(equation: Any, values: Sequence[_Value]) -> str:
+    """Return what an operation is called in the field."""
+    name: str = equation.primitive.name
+    if any(isinstance(value, _Constant) and value.random for value in values):
+        return "dropout"
+    if name in ("reduce_window_max", "reduce_window_sum"):
+        spatial = sum(size > 1 for size in equation.params["window_dimensions"])
+        return f"{NAMES[name]}{spatial}d"
+    return NAMES.get(name, name)
+
+
+def _module(equation: Any, boundary: str | None) -> str | None:
+    """Return the class of the module in which an operation is called, if it is one that is named as such.
+
+    `boundary` is the name of the function that is being followed: traces are kept, and beyond it lies whoever called
+    it first. An empty one is met at once.
+    """
+    trace = equation.source_info.traceback
+    for frame in trace.frames if trace is not None and boundary != "" else ():
+        if (found := MODULE.fullmatch(frame.function_name)) is not None:
+            return found[1]
+        if boundary is not None and frame.function_name.rpartition(".")[2] == boundary:
+            return None
+    return None
