@@ -115,6 +115,9 @@ CALLS = {
 INHERITS = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 """Those without a name, whose inside says nothing of the module that calls them."""
 
+SEVERAL = frozenset({"dot_general", "gather", "scan", "while", "cond"})
+"""What else a matrix of parameters may be used for."""
+
 NAMES = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool", "dot_general": "matmul"}
 """What operations are called in the field."""
 
@@ -158,12 +161,22 @@ class _Trace:
     biases: Mapping[str, str | None]
     """By the name of the layer."""
     steps: list[Step] = field(default_factory=list)
+    biased: set[int] = field(default_factory=set)
+    """The products to which their bias was added."""
     inside: str | None = None
     """The module in which the operations are, if it is one that is named as such."""
 
     def add(self, operation: Operation, takes: Iterable[int], axis: int | None) -> _Traced:
         self.steps.append(Step(operation, tuple(dict.fromkeys(takes))))
         return _Traced(len(self.steps) - 1, axis, PROBES.astype(np.float32))
+
+    def finish(self, ends: Sequence[_Value]) -> None:
+        """End with what the function hands out; a product without the bias of its layer is none of that layer."""
+        self.add(Output(), self._takes(ends), None)
+        for position, step in enumerate(self.steps):
+            layer = step.operation.layer if isinstance(step.operation, Product) else None
+            if layer is not None and self.biases[layer] is not None and position not in self.biased:
+                self.steps[position] = replace(step, operation=Other("matmul"))
 
     def run(
         self, jaxpr: Any, values: Sequence[_Value], constants: Sequence[_Value], boundary: str | None
@@ -193,6 +206,8 @@ class _Trace:
         product = self._product(equation, values)
         if product is not None:
             return [product]
+        if name in SEVERAL:
+            self._use_elsewhere(values)
         if not traced:
             return [_constant(equation, values)] * len(equation.outvars)
         if self.inside is not None:
@@ -206,8 +221,7 @@ class _Trace:
         if name in RESHAPES:
             return [self._reshape(equation, traced[0])]
         if name == "transpose":
-            axis, order = traced[0].axis, equation.params["permutation"]
-            return [replace(traced[0], axis=None if axis is None else order.index(axis))]
+            return [self._transpose(traced[0], equation.params["permutation"])]
         if name in ELEMENTWISE:
             result = self._bias(values) or self._elementwise(equation, values)
             if result is not None:
@@ -263,25 +277,38 @@ class _Trace:
             if not isinstance(traced, _Traced) or not isinstance(added, _Constant) or added.parameter is None:
                 continue
             product = self.steps[traced.step].operation
-            if not isinstance(product, Product) or traced.said:
+            if not isinstance(product, Product) or traced.said or traced.step in self.biased:
                 continue
             if product.layer is None or added.parameter == self.biases.get(product.layer):
+                self.biased.add(traced.step)
                 return traced
         return None
+
+    def _use_elsewhere(self, values: Iterable[_Value]) -> None:
+        """Note that matrices of layers are used in another way, too: their gradients are not of one product."""
+        for value in values:
+            layer = self.layers.get(value.parameter or "") if isinstance(value, _Constant) else None
+            if layer is not None:
+                use = self.add(Product("dense", layer.layer, linear=True), (), None)
+                self.biased.add(use.step)
 
     def _elementwise(self, equation: Any, values: list[_Value]) -> _Traced | None:
         """Return an elementwise function of the output of one step; None if it is more than that."""
         traced = [value for value in values if isinstance(value, _Traced)]
         constants = [value for value in values if isinstance(value, _Constant)]
-        if len({(value.step, value.axis) for value in traced}) > 1 or any(
-            c.number is None for c in constants
-        ):
+        several = len({(value.step, value.axis) for value in traced}) > 1
+        spread = any(
+            variable.aval.shape != equation.outvars[0].aval.shape
+            for variable, value in zip(equation.invars, values, strict=True)
+            if isinstance(value, _Traced)
+        )
+        if several or spread or any(value.number is None for value in constants):
             return None
         arrays = [
             v.probe if isinstance(v, _Traced) else jnp.broadcast_to(v.number, PROBES.shape) for v in values
         ]
         wide = [
-            a.astype(np.float32) if jnp.issubdtype(a.dtype, jnp.floating) else jnp.asarray(a)
+            a.astype(np.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
             for a in map(jnp.asarray, arrays)
         ]
         try:
@@ -291,6 +318,14 @@ class _Trace:
         alone = len(traced) == 1
         history = (*traced[0].history, traced[0].probe) if alone else ()
         return replace(traced[0], probe=probe, history=history, said=equation.primitive.name)
+
+    def _transpose(self, value: _Traced, order: Sequence[int]) -> _Traced:
+        if value.axis is None:
+            return value
+        axis, rows = order.index(value.axis), [at for at in order if at != value.axis]
+        if rows == sorted(rows):
+            return replace(value, axis=axis)
+        return self.add(Moved("transpose"), self._takes([value]), axis)
 
     def _reshape(self, equation: Any, value: _Traced) -> _Traced:
         before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
@@ -376,7 +411,7 @@ def wiring_of(
         for name, leaf in zip(names, leaves, strict=True)
     ]
     ends = trace.run(traced.jaxpr, arguments, [_Constant(_number(c)) for c in traced.consts], None)
-    trace.add(Output(), trace._takes(ends), None)
+    trace.finish(ends)
     shapes = {layer.layer: layer.shape for layer in layers}
     wired = wire(trace.steps, {name: shapes[name] for name in written})
     used = _used(trace.steps)
@@ -415,8 +450,11 @@ def _constant(equation: Any, values: Sequence[_Value]) -> _Constant:
     constants = [value for value in values if isinstance(value, _Constant)]
     random = name.startswith(("random_", "threefry", "rng_")) or any(value.random for value in constants)
     first = constants[0] if constants else _Constant()
-    if name in UNCHANGED or name == "convert_element_type":
+    if name in UNCHANGED:
         return first
+    if name == "convert_element_type":
+        number = first.number
+        return first if number is None else replace(first, number=number.astype(equation.params["new_dtype"]))
     if name == "transpose" and first.axes is not None:
         return replace(first, axes=tuple(first.axes[at] for at in equation.params["permutation"]))
     if name in RESHAPES | {"broadcast_in_dim"}:
