@@ -291,6 +291,7 @@ class _Trace:
             if layer is not None:
                 use = self.add(Product("dense", layer.layer, linear=True), (), None)
                 self.biased.add(use.step)
+                self.add(Other("matmul"), [use.step], None)
 
     def _elementwise(self, equation: Any, values: list[_Value]) -> _Traced | None:
         """Return an elementwise function of the output of one step; None if it is more than that."""
