@@ -218,7 +218,8 @@ class _Trace:
             # Roundings are not the activation's: probes stay as wide as they are, but for truth values.
             to_floats = jnp.issubdtype(equation.params["new_dtype"], jnp.floating)
             return [replace(traced[0], probe=traced[0].probe.astype(np.float32)) if to_floats else traced[0]]
-        if name in RESHAPES:
+        before, after = equation.invars[0].aval, equation.outvars[0].aval
+        if name in RESHAPES or (name == "broadcast_in_dim" and before.size == after.size):
             return [self._reshape(equation, traced[0])]
         if name == "transpose":
             return [self._transpose(traced[0], equation.params["permutation"])]

@@ -38,7 +38,7 @@ def dense_layers(model: keras.Model) -> dict[str, keras.layers.Dense]:
 def wiring_of(model: keras.Model, written: Iterable[str]) -> dict[str, Wiring]:
     """Return how the `Dense` layers of `model` are wired, as far as Keras knows.
 
-    A dropout counts as one unless its rate is zero or it was called with ``training=False``.
+    A dropout counts as one unless its rate is zero: whether the gradients were taken in training mode is not seen.
 
     Parameters
     ----------
@@ -113,11 +113,11 @@ def _add_call(operation: Any, node: Any, takes: list[int], graph: _Graph, *, pre
             return found
     elif isinstance(operation, keras.Model):
         _list_layers(operation, graph, prefix=f"{name}.")
-    at = _add_layer(operation, name, takes, graph, training=node.arguments.kwargs.get("training"))
+    at = _add_layer(operation, name, takes, graph)
     return [at] * len(node.output_tensors)
 
 
-def _add_layer(layer: Any, name: str, takes: Iterable[int], graph: _Graph, *, training: Any = None) -> int:
+def _add_layer(layer: Any, name: str, takes: Iterable[int], graph: _Graph) -> int:
     """Add what a layer or operation does; return where its output is."""
     if isinstance(layer, keras.layers.Dense):
         graph.dense[name] = layer
@@ -135,7 +135,7 @@ def _add_layer(layer: Any, name: str, takes: Iterable[int], graph: _Graph, *, tr
             if isinstance(layer, keras.layers.PReLU)
             else None
         )
-        operations = operations_of(type(layer).__name__, _config(layer), training=training, slope=slope)
+        operations = operations_of(type(layer).__name__, _config(layer), slope=slope)
         if "activation" in vars(layer) and isinstance(operations[0], Product):
             operations[1:] = [_of_function(layer.activation)]
     for operation in operations:

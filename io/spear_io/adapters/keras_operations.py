@@ -54,7 +54,6 @@ def operations_of(
     config: Mapping[str, Any],
     *,
     layer: str | None = None,
-    training: Any = None,
     slope: Any = None,
 ) -> list[Operation]:
     """Return what a layer does, in turn: its product, and the activation that it has itself.
@@ -67,8 +66,6 @@ def operations_of(
         Its configuration, as `get_config` gives it.
     layer : str, optional
         What its weights are called in a dump.
-    training : optional
-        Of its call: a dropout called with False does nothing.
     slope : array, optional
         Of a PReLU.
     """
@@ -77,7 +74,7 @@ def operations_of(
         return [Product(snake(kind), layer, linear=kind == "Dense"), of_function(own)]
     if kind == "Activation":
         return [of_function(own)]
-    if kind in NOTHING or _does_nothing(kind, config, training):
+    if kind in NOTHING or _does_nothing(kind, config):
         return [Kept()]
     if kind in RESHAPES:
         channels_first = config.get("data_format") == "channels_first"
@@ -118,11 +115,14 @@ def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", short).lower()
 
 
-def _does_nothing(kind: str, config: Mapping[str, Any], training: Any) -> bool:
-    """Whether a layer that only disturbs a training does not do even that."""
+def _does_nothing(kind: str, config: Mapping[str, Any]) -> bool:
+    """Whether a layer that only disturbs a training does not do even that.
+
+    How it is called does not tell: what is said to the whole model counts in Keras 3.
+    """
     if not kind.endswith(("Dropout", "Noise", "Dropout1D", "Dropout2D", "Dropout3D")):
         return False
-    return training is False or config.get("rate", config.get("stddev")) == 0
+    return bool(config.get("rate", config.get("stddev")) == 0)
 
 
 def _of_class(kind: str, config: Mapping[str, Any], slope: Any) -> Elementwise | Other:

@@ -85,7 +85,7 @@ def from_gradients(
         ``{"dense": spear_np.Activation("leaky_relu", {"negative_slope": 0.2})}``.
     follows : bool or mapping, optional
         Which layers take the activated output of which. By default what the model's own graph tells: nothing across a
-        dropout whose rate is not zero, unless it is called with ``training=False``. True: each that of the one
+        dropout whose rate is not zero, as if the gradients were taken in training mode. True: each that of the one
         before it, but where something is seen in between. A mapping, e.g. ``{"head": "dense"}`` or
         ``{"head": None}``, decides for the layers that it names. False: none.
     inputs : mapping of (b, n) arrays, optional

@@ -97,7 +97,7 @@ class _Network:
         if model["class_name"] == "Sequential":
             at: Sequence[int] = entries
             for name, layer in layers.items():
-                at = self._call(name, layer, at, {}, depth)
+                at = self._call(name, layer, at, depth)
             return list(at)
         calls: dict[Call, Any] = {
             (name, number): node
@@ -113,15 +113,11 @@ class _Network:
         outputs: dict[Call, list[int]] = {}
         for call in TopologicalSorter(sources).static_order():
             name, takes = call[0], [at for source in sources[call] for at in outputs[source]]
-            outputs[call] = self._call(
-                name, layers[name], given.get(name, takes), _options(calls[call]), depth
-            )
+            outputs[call] = self._call(name, layers[name], given.get(name, takes), depth)
         ends = [_known(end, calls) for end in _mentioned(model["config"].get("output_layers"), layers)]
         return [at for end in ends or outputs for at in outputs[end]]
 
-    def _call(
-        self, name: str, layer: Any, takes: Sequence[int], options: Mapping[str, Any], depth: int
-    ) -> list[int]:
+    def _call(self, name: str, layer: Any, takes: Sequence[int], depth: int) -> list[int]:
         """Add one call of a layer; return where its outputs are."""
         if _is_model(layer) and depth < DEEPEST:
             return self.expand(layer, takes, depth + 1)
@@ -130,7 +126,6 @@ class _Network:
             kind,
             config,
             layer=name if name in self.only else None,
-            training=options.get("training"),
             slope=self.slopes(name) if kind == "PReLU" and name in self.only else None,
         )
         for operation in operations:
@@ -154,11 +149,3 @@ def _mentioned(node: Any, layers: Mapping[str, Any]) -> Iterator[Call]:
         else:
             for value in node:
                 yield from _mentioned(value, layers)
-
-
-def _options(node: Any) -> Mapping[str, Any]:
-    """Return the named arguments of a call: of its own in Keras 3, behind the last tensor in Keras 2."""
-    if isinstance(node, dict):
-        return node.get("kwargs") or {}
-    found = [part for part in node or [] if isinstance(part, list) and part and isinstance(part[-1], dict)]
-    return found[-1][-1] if found else {}
