@@ -118,7 +118,12 @@ INHERITS = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jax
 SEVERAL = frozenset({"dot_general", "gather", "scan", "while", "cond"})
 """What else a matrix of parameters may be used for."""
 
-NAMES = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool", "dot_general": "matmul"}
+NAMES = {
+    "reduce_window_max": "max_pool",
+    "reduce_window_sum": "avg_pool",
+    "dot_general": "matmul",
+    "gather": "embedding",
+}
 """What operations are called in the field."""
 
 MODULE = re.compile(r"(?:.*\.)?(\w*(?:Norm|Normalization|Dropout|Attention|Cell|Embed|Embedding))\.__call__")
@@ -134,7 +139,13 @@ class _Constant:
     parameter: str | None = None
     axes: tuple[int, ...] | None = None
     """Which axes of the parameter its axes are; None after a reshape."""
+    computed: bool = False
+    """Whether parameters, and nothing else of any size, went into it."""
     random: bool = False
+
+    @property
+    def of_parameters(self) -> bool:
+        return self.parameter is not None or self.computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +160,8 @@ class _Traced:
     """What it was before each of the last operations with constants."""
     said: str = ""
     """What the function calls itself; empty for the output of the step itself."""
+    rounding: float = 0.0
+    """Of its constants, relative, where they are narrower than float32."""
 
 
 _Value = _Constant | _Traced
@@ -163,6 +176,8 @@ class _Trace:
     steps: list[Step] = field(default_factory=list)
     biased: set[int] = field(default_factory=set)
     """The products to which their bias was added."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Layers whose matrices are used in other ways, too."""
     inside: str | None = None
     """The module in which the operations are, if it is one that is named as such."""
 
@@ -208,18 +223,19 @@ class _Trace:
             return [product]
         if name in SEVERAL:
             self._use_elsewhere(values)
-        if not traced:
+        if not traced and not _meet(values):
             return [_constant(equation, values)] * len(equation.outvars)
         if self.inside is not None:
             return self._other(equation, values, snake(self.inside))
+        if not traced:  # the network's input goes through something with parameters
+            return self._other(equation, values, _name(equation, values))
         if name in UNCHANGED and len(values) == 1:
             return [values[0]]
         if name == "convert_element_type":
             # Roundings are not the activation's: probes stay as wide as they are, but for truth values.
             to_floats = jnp.issubdtype(equation.params["new_dtype"], jnp.floating)
             return [replace(traced[0], probe=traced[0].probe.astype(np.float32)) if to_floats else traced[0]]
-        before, after = equation.invars[0].aval, equation.outvars[0].aval
-        if name in RESHAPES or (name == "broadcast_in_dim" and before.size == after.size):
+        if name in RESHAPES or (name == "broadcast_in_dim" and _same_size(equation)):
             return [self._reshape(equation, traced[0])]
         if name == "transpose":
             return [self._transpose(traced[0], equation.params["permutation"])]
@@ -265,6 +281,8 @@ class _Trace:
             if kernel.axes[summed] != (0 if layer.transposed else 1):
                 continue
             takes = self._takes([other])
+            if isinstance(other, _Constant) and other.random:
+                takes = [self.add(Other("dropout"), (), None).step]
             if isinstance(other, _Traced) and other.axis != taken:
                 takes = [self.add(Moved("transpose"), takes, None).step]
             rank = len(equation.invars[1 - side].aval.shape)
@@ -290,6 +308,7 @@ class _Trace:
         for value in values:
             layer = self.layers.get(value.parameter or "") if isinstance(value, _Constant) else None
             if layer is not None:
+                self.elsewhere.add(layer.layer)
                 use = self.add(Product("dense", layer.layer, linear=True), (), None)
                 self.biased.add(use.step)
                 self.add(Other("matmul"), [use.step], None)
@@ -319,7 +338,9 @@ class _Trace:
             return None
         alone = len(traced) == 1
         history = (*traced[0].history, traced[0].probe) if alone else ()
-        return replace(traced[0], probe=probe, history=history, said=equation.primitive.name)
+        rounding = max(_rounding(equation.outvars[0].aval.dtype), *(value.rounding for value in traced))
+        said = equation.primitive.name
+        return replace(traced[0], probe=probe, history=history, said=said, rounding=rounding)
 
     def _transpose(self, value: _Traced, order: Sequence[int]) -> _Traced:
         if value.axis is None:
@@ -416,7 +437,7 @@ def wiring_of(
     trace.finish(ends)
     shapes = {layer.layer: layer.shape for layer in layers}
     wired = wire(trace.steps, {name: shapes[name] for name in written})
-    used = _used(trace.steps)
+    used = _used(trace.steps) | trace.elsewhere
     return {
         # Behind the last layers lies the loss: only an activation is told from it.
         name: wiring if name in used or wiring.activation.known else replace(wiring, activation=NONE)
@@ -440,7 +461,7 @@ def _used(steps: Sequence[Step]) -> set[str]:
 def _activation(value: _Traced) -> tuple[Any, bool]:
     """Return which activation the value is of its step's output, and whether more was done to that; None if none."""
     for number, probe in enumerate((value.probe, *reversed(value.history))):
-        found = identify(np.asarray(probe, dtype=np.float64))
+        found = identify(np.asarray(probe, dtype=np.float64), value.rounding)
         if found is not None and (found != NONE or not number):
             return found, number > 0
     return None, False
@@ -469,7 +490,23 @@ def _constant(equation: Any, values: Sequence[_Value]) -> _Constant:
             return _Constant(equation.primitive.bind(*(n.astype(common) for n in numbers), **equation.params))
         except (TypeError, ValueError):
             return _Constant()
-    return _Constant(random=random)
+    return _Constant(random=random, computed=any(value.of_parameters for value in constants))
+
+
+def _meet(values: Sequence[_Value]) -> bool:
+    """Whether parameters and other data of any size come together."""
+    constants = [value for value in values if isinstance(value, _Constant) and value.number is None]
+    return len({value.of_parameters for value in constants}) > 1
+
+
+def _rounding(dtype: Any) -> float:
+    """Relative rounding of a floating type narrower than float32; zero for any other."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < jnp.finfo(jnp.float32).bits
+    return float(jnp.finfo(dtype).eps) / 2 if narrow else 0.0
+
+
+def _same_size(equation: Any) -> bool:
+    return bool(equation.invars[0].aval.size == equation.outvars[0].aval.size)
 
 
 def _number(array: Any) -> Array:

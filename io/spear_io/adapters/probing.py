@@ -21,6 +21,8 @@ PROBES: Values = np.concatenate([[-FAR, -20.0, 20.0, FAR], np.linspace(-8, 8, 25
 ROUNDINGS = 16
 """Roundings of float32, of the largest number that comes up, that a function may be off: a few operations each."""
 
+EPSILON = float(np.finfo(np.float32).eps)
+
 NARROW = 5
 """Probes of the second look: what is computed number by number does not depend on how many there are."""
 
@@ -34,22 +36,36 @@ def activation_of(function: Callable[[Values], Any]) -> Activation | None:
     if values.shape != PROBES.shape:
         return None
     few = np.asarray(function(PROBES[:NARROW].astype(np.float32)), dtype=np.float64)
-    if few.shape != (NARROW,) or not _same(few, values[:NARROW], PROBES[:NARROW]):
+    if few.shape != (NARROW,) or _distance(few, values[:NARROW], PROBES[:NARROW]) > ROUNDINGS * EPSILON:
         return None  # as a softmax
     return identify(values)
 
 
-def identify(values: Values) -> Activation | None:
-    """Return the activation with `values` at `PROBES`; None if there is none."""
+def identify(values: Values, rounding: float = 0.0) -> Activation | None:
+    """Return the activation with `values` at `PROBES`; None if there is none.
+
+    Parameters
+    ----------
+    values : (len(PROBES),) array
+        Computed in float32.
+    rounding : float
+        Of the constants of the function, relative: half the machine epsilon of a narrower type. Activations that are
+        as near to each other as that cannot be told apart; the nearest is returned.
+    """
+    best: tuple[float, Activation] | None = None
     for activation in _candidates(values):
-        if _same(values, activation.value_and_slope(PROBES)[0], PROBES):
-            return activation
-    return None
+        distance = _distance(values, activation.value_and_slope(PROBES)[0], PROBES)
+        if distance <= ROUNDINGS * EPSILON + rounding and (best is None or distance < best[0]):
+            best = distance, activation
+            if distance <= ROUNDINGS * EPSILON:
+                break
+    return best[1] if best else None
 
 
-def _same(values: Values, others: Values, probes: Values) -> bool:
-    allowed = ROUNDINGS * np.finfo(np.float32).eps * (1 + np.abs(probes))
-    return bool(np.all(np.abs(values - others) <= allowed))  # false for NaN
+def _distance(values: Values, others: Values, probes: Values) -> float:
+    """Largest difference, relative to the largest number that comes up."""
+    distance = float(np.max(np.abs(values - others) / (1 + np.abs(probes))))
+    return math.inf if math.isnan(distance) else distance
 
 
 def _candidates(values: Values) -> Iterator[Activation]:
