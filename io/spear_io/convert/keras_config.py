@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from ..adapters.keras_operations import operations_of
@@ -111,7 +111,7 @@ class _Network:
         else:  # which is which cannot be told
             given = {name: list(entries) for name in begin}
         outputs: dict[Call, list[int]] = {}
-        for call in TopologicalSorter(sources).static_order():
+        for call in _forward(sources):
             name, takes = call[0], [at for source in sources[call] for at in outputs[source]]
             outputs[call] = self._call(name, layers[name], given.get(name, takes), depth)
         ends = [_known(end, calls) for end in _mentioned(model["config"].get("output_layers"), layers)]
@@ -131,6 +131,15 @@ class _Network:
         for operation in operations:
             takes = [self.add(operation, takes)]
         return list(takes)
+
+
+def _forward(sources: Mapping[Call, Sequence[Call]]) -> list[Call]:
+    """Return the calls in an order in which each comes after those whose outputs it takes."""
+    try:
+        return list(TopologicalSorter(sources).static_order())
+    except CycleError as error:
+        msg = "its layers take each other's outputs in a circle"
+        raise ValueError(msg) from error
 
 
 def _known(source: Call, calls: Mapping[Call, Any]) -> Call:
