@@ -209,6 +209,7 @@ def test_units_may_lie_in_rows_and_examples_be_mapped() -> None:
     ("second", "follows"),
     [
         (lambda p, z: affine(p[1], jnp.tanh(z)), "0"),
+        (lambda p, z: affine(*jax.lax.optimization_barrier((p[1], jnp.tanh(z)))), "0"),
         (lambda p, z: affine(p[1], jnp.tanh(z).T), None),  # units in the place of examples
         (lambda p, z: affine(p[1], jnp.tanh(z + z.T)), None),
         (lambda p, z: affine(p[1], jnp.tanh(z)[:, None] + jnp.tanh(z)[None]), None),
@@ -222,6 +223,16 @@ def test_units_may_lie_in_rows_and_examples_be_mapped() -> None:
         ),
         (lambda p, z: affine({**p[1], "kernel": p[1]["kernel"] * 2}, jnp.tanh(z)), None),
         (lambda p, z: affine(p[1], jax.nn.softmax(z)), None),
+        (
+            lambda p, z: affine({**p[1], "kernel": p[1]["kernel"].astype(int).astype(float)}, jnp.tanh(z)),
+            None,
+        ),
+        (lambda p, z: affine({**p[1], "kernel": p[1]["kernel"].T}, jnp.tanh(z)), None),
+        (lambda p, z: affine({**p[1], "kernel": p[1]["kernel"].T.T}, jnp.tanh(z)), "0"),
+        (lambda p, z: affine(p[1], jnp.tanh(z).astype(int).astype(float)), None),
+        (lambda p, z: affine(p[1], jnp.tanh(z).round(2)), None),
+        (lambda p, z: affine(p[1], jnp.tanh(z) * X), None),  # by as many numbers of its own
+        (lambda p, z: affine(p[1], jnp.where(X > 0, jnp.tanh(z), 0)), None),
         (lambda p, z: affine(p[1], jnp.cumsum(jnp.tanh(z), axis=1)), None),
     ],
 )
@@ -230,9 +241,36 @@ def test_only_the_very_same_numbers_follow(second: Any, follows: str | None) -> 
     assert found["1"][0] == follows
 
 
-def test_a_bias_that_is_not_added_is_none() -> None:
-    found = links(lambda p: affine(p[1], jnp.tanh(X @ p[0]["kernel"])), pairs(2))
-    assert found["1"] == (None, "matmul")
+def test_a_bias_with_an_axis_more_is_no_bias_that_is_known() -> None:
+    params = [{"kernel": one["kernel"], "bias": one["bias"][None]} for one in pairs(2)]
+    update = from_gradients(
+        {"a": {"kernel": params[0]["kernel"]}, "b": params[0]["bias"], "c": {"kernel": params[1]["kernel"]}},
+        {"a": {"kernel": params[0]["kernel"]}, "c": {"kernel": params[1]["kernel"]}},
+        forward=lambda p: jnp.tanh(X @ p["a"]["kernel"] + p["b"][0]) @ p["c"]["kernel"],
+    )
+    assert [layer.follows for layer in update.layers.values()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("first", "follows"),
+    [
+        (lambda z, b: z + b, "0"),
+        (lambda z, b: z + b.reshape(1, -1), "0"),
+        (lambda z, b: z + jnp.broadcast_to(b, z.shape), "0"),
+        (lambda z, b: b + z, "0"),
+        (lambda z, b: z, None),
+        (lambda z, b: z * b, None),
+        (lambda z, b: z - b, None),
+        (lambda z, b: z + b[:, None], None),  # to examples, of which there are as many
+        (lambda z, b: z + 2 * b, None),
+        (lambda z, b: z + b[::-1], None),
+        (lambda z, b: z + b + b, None),
+        (lambda z, b: 2 * z + b, None),
+    ],
+)
+def test_the_bias_is_what_is_added_to_every_example(first: Any, follows: str | None) -> None:
+    found = links(lambda p: affine(p[1], jnp.tanh(first(X @ p[0]["kernel"], p[0]["bias"]))), pairs(2))
+    assert found["1"][0] == follows
 
 
 class Nnx(nnx.Module):  # type: ignore[misc]

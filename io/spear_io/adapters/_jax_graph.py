@@ -6,7 +6,6 @@ at `PROBES` in the place of the pre-activations, so that an activation is known 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,156 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._jax_primitives import CALLS, ELEMENTWISE, INHERITS, RESHAPES, SEVERAL, UNCHANGED, module_of
+from ._jax_values import (
+    Constant,
+    Traced,
+    Value,
+    applied,
+    combined,
+    converted,
+    meet,
+    name_of,
+    only_number,
+    rounding_of,
+    same_size,
+)
 from ._layers import Parameters
 from ._round import RecordingError
 from .keras_operations import of_your_own, snake
-from .probing import PROBES, identify
+from .probing import PROBES
 from .wiring import NONE, Elementwise, Kept, Moved, Operation, Other, Output, Product, Step, Wiring, wire
-
-Array = Any
-Probe = Any
-"""(len(PROBES),) values of an elementwise function."""
-
-ELEMENTWISE = frozenset(
-    [
-        "abs",
-        "acos",
-        "acosh",
-        "add",
-        "and",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "cos",
-        "cosh",
-        "digamma",
-        "div",
-        "eq",
-        "erf",
-        "erf_inv",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "integer_pow",
-        "is_finite",
-        "le",
-        "lgamma",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "ne",
-        "neg",
-        "not",
-        "or",
-        "pow",
-        "rem",
-        "round",
-        "rsqrt",
-        "select_n",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "sub",
-        "tan",
-        "tanh",
-        "xor",
-        "add_any",
-    ]
-)
-UNCHANGED = frozenset(
-    [
-        "copy",
-        "copy_p",
-        "device_put",
-        "name",
-        "optimization_barrier",
-        "reduce_precision",
-        "sharding_constraint",
-        "stop_gradient",
-        "layout_constraint",
-    ]
-)
-RESHAPES = frozenset({"reshape", "squeeze", "expand_dims"})
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-}
-"""Operations that are functions of their own, and the parameter that holds them."""
-INHERITS = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
-"""Those without a name, whose inside says nothing of the module that calls them."""
-
-SEVERAL = frozenset({"dot_general", "gather", "scan", "while", "cond"})
-"""What else a matrix of parameters may be used for."""
-
-NAMES = {
-    "reduce_window_max": "max_pool",
-    "reduce_window_sum": "avg_pool",
-    "dot_general": "matmul",
-    "gather": "embedding",
-}
-"""What operations are called in the field."""
-
-MODULE = re.compile(r"(?:.*\.)?(\w*(?:Norm|Normalization|Dropout|Attention|Cell|Embed|Embedding))\.__call__")
-"""Modules that are named as such instead of by what they consist of."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Constant:
-    """What does not depend on the numbers that flow through the network: parameters, inputs, random numbers."""
-
-    number: Array = None
-    """The one number that it consists of; None for several, or if it is not known."""
-    parameter: str | None = None
-    axes: tuple[int, ...] | None = None
-    """Which axes of the parameter its axes are; None after a reshape."""
-    computed: bool = False
-    """Whether parameters, and nothing else of any size, went into it."""
-    random: bool = False
-
-    @property
-    def of_parameters(self) -> bool:
-        return self.parameter is not None or self.computed
-
-
-@dataclass(frozen=True, eq=False)
-class _Traced:
-    """An elementwise function of the output of a step."""
-
-    step: int
-    axis: int | None
-    """That of the features; None if it is lost."""
-    probe: Probe
-    history: tuple[Probe, ...] = ()
-    """What it was before each of the last operations with constants."""
-    said: str = ""
-    """What the function calls itself; empty for the output of the step itself."""
-    rounding: float = 0.0
-    """Of its constants, relative, where they are narrower than float32."""
-
-
-_Value = _Constant | _Traced
 
 
 @dataclass
@@ -181,11 +49,11 @@ class _Trace:
     inside: str | None = None
     """The module in which the operations are, if it is one that is named as such."""
 
-    def add(self, operation: Operation, takes: Iterable[int], axis: int | None) -> _Traced:
+    def add(self, operation: Operation, takes: Iterable[int], axis: int | None) -> Traced:
         self.steps.append(Step(operation, tuple(dict.fromkeys(takes))))
-        return _Traced(len(self.steps) - 1, axis, PROBES.astype(np.float32))
+        return Traced(len(self.steps) - 1, axis, PROBES.astype(np.float32))
 
-    def finish(self, ends: Sequence[_Value]) -> None:
+    def finish(self, ends: Sequence[Value]) -> None:
         """End with what the function hands out; a product without the bias of its layer is none of that layer."""
         self.add(Output(), self._takes(ends), None)
         for position, step in enumerate(self.steps):
@@ -194,58 +62,56 @@ class _Trace:
                 self.steps[position] = replace(step, operation=Other("matmul"))
 
     def run(
-        self, jaxpr: Any, values: Sequence[_Value], constants: Sequence[_Value], boundary: str | None
-    ) -> list[_Value]:
+        self, jaxpr: Any, values: Sequence[Value], constants: Sequence[Value], boundary: str | None
+    ) -> list[Value]:
         """Follow the values through a function; return what it hands out."""
-        known: dict[Any, _Value] = dict(zip(jaxpr.constvars, constants, strict=True))
+        known: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
         known.update(zip(jaxpr.invars, values, strict=True))
 
-        def read(variable: Any) -> _Value:
+        def read(variable: Any) -> Value:
             if isinstance(variable, jax.extend.core.Literal):
-                return _Constant(_number(variable.val))
+                return Constant(only_number(variable.val))
             return known[variable]
 
         outer = self.inside
         for equation in jaxpr.eqns:
-            self.inside = outer or _module(equation, boundary)
+            self.inside = outer or module_of(equation, boundary)
             results = self._apply(equation, [read(variable) for variable in equation.invars])
             known.update(zip(equation.outvars, results, strict=True))
         self.inside = outer
         return [read(variable) for variable in jaxpr.outvars]
 
-    def _apply(self, equation: Any, values: list[_Value]) -> list[_Value]:
+    def _apply(self, equation: Any, values: list[Value]) -> list[Value]:
         name = equation.primitive.name
         if name in CALLS:
             return self._call(equation, values)
-        traced = [value for value in values if isinstance(value, _Traced)]
+        if name in UNCHANGED and len(values) == len(equation.outvars):
+            return values
+        traced = [value for value in values if isinstance(value, Traced)]
         product = self._product(equation, values)
         if product is not None:
             return [product]
         if name in SEVERAL:
             self._use_elsewhere(values)
-        if not traced and not _meet(values):
-            return [_constant(equation, values)] * len(equation.outvars)
+        if not traced and not meet(values):
+            return [combined(equation, values)] * len(equation.outvars)
         if self.inside is not None:
             return self._other(equation, values, snake(self.inside))
         if not traced:  # the network's input goes through something with parameters
-            return self._other(equation, values, _name(equation, values))
-        if name in UNCHANGED and len(values) == 1:
-            return [values[0]]
+            return self._other(equation, values, name_of(equation, values))
         if name == "convert_element_type":
-            # Roundings are not the activation's: probes stay as wide as they are, but for truth values.
-            to_floats = jnp.issubdtype(equation.params["new_dtype"], jnp.floating)
-            return [replace(traced[0], probe=traced[0].probe.astype(np.float32)) if to_floats else traced[0]]
-        if name in RESHAPES or (name == "broadcast_in_dim" and _same_size(equation)):
+            return [converted(traced[0], equation)]
+        if name in RESHAPES or (name == "broadcast_in_dim" and same_size(equation)):
             return [self._reshape(equation, traced[0])]
         if name == "transpose":
             return [self._transpose(traced[0], equation.params["permutation"])]
         if name in ELEMENTWISE:
-            result = self._bias(values) or self._elementwise(equation, values)
+            result = self._bias(equation, values) or self._elementwise(equation, values)
             if result is not None:
                 return [result]
-        return self._other(equation, values, _name(equation, values))
+        return self._other(equation, values, name_of(equation, values))
 
-    def _call(self, equation: Any, values: list[_Value]) -> list[_Value]:
+    def _call(self, equation: Any, values: list[Value]) -> list[Value]:
         """Follow values into a function, and remember its name for an activation that it may be."""
         name = equation.primitive.name
         inner = equation.params[CALLS[name]]
@@ -253,17 +119,17 @@ class _Trace:
         outer, boundary = self.inside, equation.params.get("name")
         if name in INHERITS and outer is None:
             self.inside, boundary = None, ""
-        results = self.run(jaxpr, values, [_Constant(_number(c)) for c in constants], boundary)
+        results = self.run(jaxpr, values, [Constant(only_number(c)) for c in constants], boundary)
         self.inside = outer
         called = equation.params.get("name") if name in ("jit", "pjit") else None
         return [
-            replace(r, said=called) if called and isinstance(r, _Traced) and r.said else r for r in results
+            replace(r, said=called) if called and isinstance(r, Traced) and r.said else r for r in results
         ]
 
-    def _product(self, equation: Any, values: list[_Value]) -> _Traced | None:
+    def _product(self, equation: Any, values: list[Value]) -> Traced | None:
         """Return the output of a layer if that is what the operation gives."""
         name = equation.primitive.name
-        if name == "conv_general_dilated" and isinstance(values[1], _Constant) and values[1].parameter:
+        if name == "conv_general_dilated" and isinstance(values[1], Constant) and values[1].parameter:
             dimensions = equation.params["dimension_numbers"]
             spatial = len(dimensions.out_spec) - 2
             return self.add(Product(f"conv{spatial}d"), self._takes(values[:1]), dimensions.out_spec[1])
@@ -272,7 +138,7 @@ class _Trace:
         (contracted, batches) = equation.params["dimension_numbers"]
         for side in (1, 0):
             kernel, other = values[side], values[1 - side]
-            if not isinstance(kernel, _Constant) or kernel.axes is None:
+            if not isinstance(kernel, Constant) or kernel.axes not in ((0, 1), (1, 0)):
                 continue
             layer = self.layers.get(kernel.parameter or "")
             if layer is None or any(batches) or len(contracted[0]) != 1:
@@ -281,19 +147,21 @@ class _Trace:
             if kernel.axes[summed] != (0 if layer.transposed else 1):
                 continue
             takes = self._takes([other])
-            if isinstance(other, _Constant) and other.random:
+            if isinstance(other, Constant) and other.random:
                 takes = [self.add(Other("dropout"), (), None).step]
-            if isinstance(other, _Traced) and other.axis != taken:
+            if isinstance(other, Traced) and other.axis != taken:
                 takes = [self.add(Moved("transpose"), takes, None).step]
             rank = len(equation.invars[1 - side].aval.shape)
             axis = 0 if side == 0 else rank - 1
             return self.add(Product("dense", layer.layer, linear=True), takes, axis)
         return None
 
-    def _bias(self, values: list[_Value]) -> _Traced | None:
+    def _bias(self, equation: Any, values: list[Value]) -> Traced | None:
         """Return the output of a layer to which its bias is added."""
-        for traced, added in (values, values[::-1]) if len(values) == 2 else ():
-            if not isinstance(traced, _Traced) or not isinstance(added, _Constant) or added.parameter is None:
+        for traced, added in (values, values[::-1]) if equation.primitive.name == "add" else ():
+            if not isinstance(traced, Traced) or not isinstance(added, Constant) or added.parameter is None:
+                continue
+            if added.number is None and not added.lies_along(traced.axis):
                 continue
             product = self.steps[traced.step].operation
             if not isinstance(product, Product) or traced.said or traced.step in self.biased:
@@ -303,30 +171,30 @@ class _Trace:
                 return traced
         return None
 
-    def _use_elsewhere(self, values: Iterable[_Value]) -> None:
+    def _use_elsewhere(self, values: Iterable[Value]) -> None:
         """Note that matrices of layers are used in another way, too: their gradients are not of one product."""
         for value in values:
-            layer = self.layers.get(value.parameter or "") if isinstance(value, _Constant) else None
+            layer = self.layers.get(value.parameter or "") if isinstance(value, Constant) else None
             if layer is not None:
                 self.elsewhere.add(layer.layer)
                 use = self.add(Product("dense", layer.layer, linear=True), (), None)
                 self.biased.add(use.step)
                 self.add(Other("matmul"), [use.step], None)
 
-    def _elementwise(self, equation: Any, values: list[_Value]) -> _Traced | None:
+    def _elementwise(self, equation: Any, values: list[Value]) -> Traced | None:
         """Return an elementwise function of the output of one step; None if it is more than that."""
-        traced = [value for value in values if isinstance(value, _Traced)]
-        constants = [value for value in values if isinstance(value, _Constant)]
+        traced = [value for value in values if isinstance(value, Traced)]
+        constants = [value for value in values if isinstance(value, Constant)]
         several = len({(value.step, value.axis) for value in traced}) > 1
         spread = any(
             variable.aval.shape != equation.outvars[0].aval.shape
             for variable, value in zip(equation.invars, values, strict=True)
-            if isinstance(value, _Traced)
+            if isinstance(value, Traced)
         )
         if several or spread or any(value.number is None for value in constants):
             return None
         arrays = [
-            v.probe if isinstance(v, _Traced) else jnp.broadcast_to(v.number, PROBES.shape) for v in values
+            v.probe if isinstance(v, Traced) else jnp.broadcast_to(v.number, PROBES.shape) for v in values
         ]
         wide = [
             a.astype(np.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
@@ -338,11 +206,11 @@ class _Trace:
             return None
         alone = len(traced) == 1
         history = (*traced[0].history, traced[0].probe) if alone else ()
-        rounding = max(_rounding(equation.outvars[0].aval.dtype), *(value.rounding for value in traced))
+        rounding = max(rounding_of(equation.outvars[0].aval.dtype), *(value.rounding for value in traced))
         said = equation.primitive.name
         return replace(traced[0], probe=probe, history=history, said=said, rounding=rounding)
 
-    def _transpose(self, value: _Traced, order: Sequence[int]) -> _Traced:
+    def _transpose(self, value: Traced, order: Sequence[int]) -> Traced:
         if value.axis is None:
             return value
         axis, rows = order.index(value.axis), [at for at in order if at != value.axis]
@@ -350,7 +218,7 @@ class _Trace:
             return replace(value, axis=axis)
         return self.add(Moved("transpose"), self._takes([value]), axis)
 
-    def _reshape(self, equation: Any, value: _Traced) -> _Traced:
+    def _reshape(self, equation: Any, value: Traced) -> Traced:
         before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         axis = value.axis
         long = [[at for at, size in enumerate(shape) if size != 1] for shape in (before, after)]
@@ -365,24 +233,24 @@ class _Trace:
         operation = Kept("reshape") if axis == len(before) - 1 else Moved("reshape")
         return self.add(operation, [step], len(after) - 1)
 
-    def _other(self, equation: Any, values: list[_Value], name: str) -> list[_Value]:
+    def _other(self, equation: Any, values: list[Value], name: str) -> list[Value]:
         """Add anything else that happens to values."""
-        random = any(isinstance(value, _Constant) and value.random for value in values)
+        random = any(isinstance(value, Constant) and value.random for value in values)
         takes = self._takes(values, scaled=random)
-        axis = next((value.axis for value in values if isinstance(value, _Traced)), None)
+        axis = next((value.axis for value in values if isinstance(value, Traced)), None)
         result = self.add(Other(name), takes, axis)
         return [result] * len(equation.outvars)
 
-    def _takes(self, values: Iterable[_Value], *, scaled: bool = False) -> list[int]:
+    def _takes(self, values: Iterable[Value], *, scaled: bool = False) -> list[int]:
         """Return the steps whose outputs the values are; what was done to them since becomes steps of its own.
 
         `scaled`: what a dropout does before it drops is part of it.
         """
         taken = []
         for value in values:
-            if isinstance(value, _Constant):
+            if isinstance(value, Constant):
                 continue
-            found, rest = _activation(value)
+            found, rest = applied(value)
             step = value.step
             if found is not None and found != NONE:
                 step = self.add(Elementwise(found), [step], None).step
@@ -430,10 +298,10 @@ def wiring_of(
     leaves = jax.tree_util.tree_leaves(params)
     trace = _Trace({one.weight: one for one in layers}, {one.layer: one.bias for one in layers})
     arguments = [
-        _Constant(_number(leaf), name, tuple(range(np.ndim(leaf))))
+        Constant(only_number(leaf), name, tuple(range(np.ndim(leaf))))
         for name, leaf in zip(names, leaves, strict=True)
     ]
-    ends = trace.run(traced.jaxpr, arguments, [_Constant(_number(c)) for c in traced.consts], None)
+    ends = trace.run(traced.jaxpr, arguments, [Constant(only_number(c)) for c in traced.consts], None)
     trace.finish(ends)
     shapes = {layer.layer: layer.shape for layer in layers}
     wired = wire(trace.steps, {name: shapes[name] for name in written})
@@ -456,88 +324,3 @@ def _used(steps: Sequence[Step]) -> set[str]:
         for step, used in zip(steps, leads, strict=True)
         if used and isinstance(step.operation, Product) and step.operation.layer is not None
     }
-
-
-def _activation(value: _Traced) -> tuple[Any, bool]:
-    """Return which activation the value is of its step's output, and whether more was done to that; None if none."""
-    for number, probe in enumerate((value.probe, *reversed(value.history))):
-        found = identify(np.asarray(probe, dtype=np.float64), value.rounding)
-        if found is not None and (found != NONE or not number):
-            return found, number > 0
-    return None, False
-
-
-def _constant(equation: Any, values: Sequence[_Value]) -> _Constant:
-    """Return what an operation makes of constants, as far as it matters."""
-    name = equation.primitive.name
-    constants = [value for value in values if isinstance(value, _Constant)]
-    random = name.startswith(("random_", "threefry", "rng_")) or any(value.random for value in constants)
-    first = constants[0] if constants else _Constant()
-    if name in UNCHANGED:
-        return first
-    if name == "convert_element_type":
-        number = first.number
-        return first if number is None else replace(first, number=number.astype(equation.params["new_dtype"]))
-    if name == "transpose" and first.axes is not None:
-        return replace(first, axes=tuple(first.axes[at] for at in equation.params["permutation"]))
-    if name in RESHAPES | {"broadcast_in_dim"}:
-        same = equation.invars[0].aval.shape == equation.outvars[0].aval.shape
-        return first if same else replace(first, axes=None)
-    if name in ELEMENTWISE and all(value.number is not None for value in constants) and not random:
-        numbers = [jnp.asarray(value.number) for value in constants]
-        common = jnp.result_type(*numbers)
-        try:
-            return _Constant(equation.primitive.bind(*(n.astype(common) for n in numbers), **equation.params))
-        except (TypeError, ValueError):
-            return _Constant()
-    return _Constant(random=random, computed=any(value.of_parameters for value in constants))
-
-
-def _meet(values: Sequence[_Value]) -> bool:
-    """Whether parameters and other data of any size come together."""
-    constants = [value for value in values if isinstance(value, _Constant) and value.number is None]
-    return len({value.of_parameters for value in constants}) > 1
-
-
-def _rounding(dtype: Any) -> float:
-    """Relative rounding of a floating type narrower than float32; zero for any other."""
-    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < jnp.finfo(jnp.float32).bits
-    return float(jnp.finfo(dtype).eps) / 2 if narrow else 0.0
-
-
-def _same_size(equation: Any) -> bool:
-    return bool(equation.invars[0].aval.size == equation.outvars[0].aval.size)
-
-
-def _number(array: Any) -> Array:
-    """Return the only number of an array; None if it has several, or is a key of random numbers."""
-    dtype = getattr(array, "dtype", None)
-    if np.size(array) != 1 or (dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended)):
-        return None
-    return jnp.reshape(jnp.asarray(array), ())
-
-
-def _name(equation: Any, values: Sequence[_Value]) -> str:
-    """Return what an operation is called in the field."""
-    name: str = equation.primitive.name
-    if any(isinstance(value, _Constant) and value.random for value in values):
-        return "dropout"
-    if name in ("reduce_window_max", "reduce_window_sum"):
-        spatial = sum(size > 1 for size in equation.params["window_dimensions"])
-        return f"{NAMES[name]}{spatial}d"
-    return NAMES.get(name, name)
-
-
-def _module(equation: Any, boundary: str | None) -> str | None:
-    """Return the class of the module in which an operation is called, if it is one that is named as such.
-
-    `boundary` is the name of the function that is being followed: traces are kept, and beyond it lies whoever called
-    it first. An empty one is met at once.
-    """
-    trace = equation.source_info.traceback
-    for frame in trace.frames if trace is not None and boundary != "" else ():
-        if (found := MODULE.fullmatch(frame.function_name)) is not None:
-            return found[1]
-        if boundary is not None and frame.function_name.rpartition(".")[2] == boundary:
-            return None
-    return None
