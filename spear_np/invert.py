@@ -18,6 +18,7 @@ from typing import Any
 from .answer.result import Inversion, Progress, Status
 from .backend import device_for
 from .chain.layers import Chain
+from .errors import InputError
 from .factors.activation import Activation
 from .factors.gradients import LayerGradients
 from .layer.assemble import inversion
@@ -73,7 +74,8 @@ def invert(
         inputs is otherwise unknown, because `bias_grad` is missing: each input is then handed out at the largest scale
         that the range allows, see `spear_np.inputs.scale`. Where `bias_grad` gives the scale it changes nothing.
     method : {"auto", "descent", "sampling"} or callable
-        Where candidate directions come from; "sampling" is the published search. A callable receives the
+        Where candidate directions come from; "sampling" is the published search. "chain" needs the layers that follow:
+        see `invert_chain`. A callable receives the
         `Factors` of the layer and its `SignModel` (None without W) and returns a `spear_np.search.Search` of your own.
     seed : int
         Zero or more. Same seed, same backend, same answer.
@@ -136,6 +138,9 @@ def invert_layer(
 ) -> Inversion:
     """Recover the batch behind `gradients`; options, answer and errors as in `invert`."""
     options = Options(batch_size, data_range, method, seed, time_limit, max_proposals)
+    if options.method == "chain":
+        msg = "method 'chain' needs the layers that follow this one: hand them to `invert_chain`"
+        raise InputError(msg)
     gradients.require_zeros()
     where = device_for(device, gradients.weight_grad)
     budget = Budget(options.time_limit, options.max_proposals, stop or (lambda: False))

@@ -158,7 +158,7 @@ def test_the_configuration_tells_what_follows_each_layer(spear: Command, tmp_pat
     document = converted(spear, tmp_path, save(model, tmp_path / "m.keras"), "--gradients")
     assert [(layer["layer"], layer["activation"]) for layer in document["layers"]] == [
         ("filters", "relu"),
-        ("normalised", "batch_normalization"),
+        ("normalised", "batch_norm"),
         ("clipped", "relu6"),
         ("split", "add+relu"),
         ("head", "softmax"),
@@ -166,7 +166,7 @@ def test_the_configuration_tells_what_follows_each_layer(spear: Command, tmp_pat
     reasons = set(document["skipped"].values())
     assert reasons == {"belongs to a layer of class BatchNormalization"}
     run = spear("inspect", tmp_path / "dump.h5")
-    for reason in ("'conv2d' layer", "'batch_normalization'", "'add+relu'", "'softmax'"):
+    for reason in ("'conv2d' layer", "'batch_norm'", "'add+relu'", "'softmax'"):
         assert reason in run.out
 
 

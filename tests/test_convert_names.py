@@ -432,3 +432,53 @@ def test_bad_usage(spear: Command, arguments: list[str], fragment: str) -> None:
     run = spear("convert", *arguments)
     assert run.status == 2
     assert fragment in run.error
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_one_gradient_a_sample_is_called_so(
+    spear: Command, tmp_path: Path, named: bool, with_model: bool
+) -> None:
+    """As Opacus keeps them, under the names of the model or with its own behind them."""
+    rng = np.random.default_rng(2)
+    model: dict[str, Any] = {"fc1.weight": rng.random((6, 5)), "fc1.bias": rng.random(6)}
+    samples: dict[str, Any] = {
+        f"{name}{'.grad_sample' if named else ''}": rng.random((4, *array.shape))
+        for name, array in model.items()
+    }
+    np.savez(tmp_path / "model.npz", **model)
+    np.savez(tmp_path / "samples.npz", **samples)
+    options = [
+        *([] if named else ["--gradients"]),
+        *(["--model", tmp_path / "model.npz"] if with_model else []),
+    ]
+    run = spear("convert", tmp_path / "samples.npz", tmp_path / "d.h5", *options)
+    assert run.status == 2
+    assert "holds one gradient a sample, not that of the batch: 'fc1.weight" in run.error
+    assert len(run.error.strip().splitlines()) == 1
+
+
+def test_gradients_a_sample_beside_that_of_the_batch_are_left_out(spear: Command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    samples = rng.random((4, 6, 5))
+    arrays: dict[str, Any] = {
+        "fc1.weight.grad": samples.sum(0),
+        "fc1.bias.grad": rng.random(6),
+        "fc1.weight.grad_sample": samples,
+    }
+    np.savez(tmp_path / "g.npz", **arrays)
+    document = converted(spear, tmp_path, tmp_path / "g.npz")
+    assert document["skipped"] == {"fc1.weight.grad_sample": "is one gradient a sample"}
+
+
+def test_a_convolution_in_one_dimension_is_none(spear: Command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    arrays: dict[str, Any] = {
+        "c.weight_grad": rng.random((6, 4, 3)),
+        "c.bias_grad": rng.random(6),
+        "f.weight_grad": rng.random((3, 6)),
+    }
+    arrays["f.bias_grad"] = rng.random(3)
+    np.savez(tmp_path / "g.npz", **arrays)
+    document = converted(spear, tmp_path, tmp_path / "g.npz")
+    assert [layer["kind"] for layer in document["layers"]] == ["conv1d", "linear"]

@@ -152,7 +152,7 @@ def test_flower(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.flower_clients import IDS, Clients, client_batch, pretend_a_run
 
     pretend_a_run(monkeypatch)
-    run(recipe("Flower"), model=model, grid=Clients())
+    run(recipe("Flower"), model=model, grid=Clients(), images=torch_setting()["images"])
     for client in IDS:
         assert given_away("updates/round-1.h5", f"client-{client}", client_batch(client)[0])[1] > 60
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from spear_io import open_dump
+import spear_np
+from spear_io import FileError, open_dump
 from tests.inverting import decibels, inverted
 
 flwr = pytest.importorskip("flwr", reason="Flower is not installed: pip install 'spear-np[flower]'")
@@ -31,6 +33,7 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg as FitAvg
 from flwr.serverapp.strategy import FedAvg
 
+from spear_io.adapters._flower_rounds import Reply
 from spear_io.adapters.to_flower import DumpFits, DumpUpdates, RecordingError
 from tests.flower_clients import IDS, B, Clients, client_batch, network, pretend_a_run, train
 
@@ -190,3 +193,98 @@ def test_without_flower_the_import_says_what_to_install(tmp_path: Path) -> None:
         env={"PYTHONPATH": f"{tmp_path}:{root}:{root / 'io'}", "PATH": ""},
     )
     assert done.stderr.endswith("ImportError: Flower is not installed: pip install 'spear-np[flower]'\n")
+
+
+def links(folder: Path) -> list[tuple[str, str, str | None, str | None]]:
+    with open_dump(folder / "round-1.h5") as dump:
+        assert {tuple(map(link, record.layers)) for record in dump.records} == {
+            tuple(map(link, dump.records[0].layers))
+        }
+        return [link(layer) for layer in dump.records[0].layers]
+
+
+def link(layer: Any) -> tuple[str, str, str | None, str | None]:
+    return layer.name, str(layer.activation), layer.follows, layer.between
+
+
+def test_the_user_says_which_layer_feeds_which(tmp_path: Path) -> None:
+    leaky = spear_np.Activation("leaky_relu", {"negative_slope": 0.2})
+    run_round(dumping(tmp_path, follows=True, activations={"2": leaky}, loss="cross_entropy"), named())
+    assert links(tmp_path) == [
+        ("0", "relu", None, None),
+        ("2", "leaky_relu(negative_slope=0.2)", "0", None),
+        ("4", "none", "2", None),
+    ]
+    with open_dump(tmp_path / "round-1.h5") as dump:
+        assert dump.records[0].info.loss == "cross_entropy"
+    run_round(dumping(tmp_path / "bare", follows={"2": "0"}), bare())
+    assert [one[2] for one in links(tmp_path / "bare")] == [None, "0", None]
+    with pytest.raises(ValueError, match="`follows` names 'x', but the fully connected layers are: 0, 2, 4"):
+        run_round(dumping(tmp_path / "wrong", follows={"x": "0"}), bare())
+    with pytest.raises(FileError, match="layer '0': the attribute 'follows' is '2', which comes later"):
+        run_round(dumping(tmp_path / "wrong", follows={"0": "2"}), bare())
+    assert list((tmp_path / "wrong").iterdir()) == []
+
+
+def test_names_and_shapes_alone_link_nothing(tmp_path: Path) -> None:
+    run_round(dumping(tmp_path), named())
+    assert [one[2:] for one in links(tmp_path)] == [(None, None)] * 3
+
+
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of Keras' own `get_weights`
+@pytest.mark.skipif(os.environ["KERAS_BACKEND"] != "jax", reason="Keras runs on another backend here")
+def test_a_keras_model_tells(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras", reason="Keras is not installed: pip install 'spear-np[keras]'")
+    layers = keras.layers
+    x = keras.Input((8, 8, 1))
+    y = layers.Flatten()(layers.Conv2D(2, 3, activation="relu")(x))
+    y = layers.Dense(20, activation="elu", name="b")(layers.Dense(20, activation="gelu", name="a")(y))
+    y = layers.LayerNormalization()(layers.Dense(20, activation="selu", name="c")(layers.Dropout(0.2)(y)))
+    model = keras.Model(x, layers.Dense(10, name="e")(layers.Dense(20, activation="tanh", name="d")(y)))
+    strategy = DumpFits(FitAvg(), tmp_path, model=model, follows={"c": "b"})
+    before = model.get_weights()
+    reply = Reply(
+        7, numbered(before), numbered([values + 1 for values in before]), examples=5, learning_rate=0.1
+    )
+    strategy._write(1, [reply])
+    assert links(tmp_path) == [
+        ("a", "gelu", None, "conv2d"),
+        ("b", "elu", "a", None),
+        ("c", "selu", "b", None),
+        ("d", "tanh", None, "layer_norm"),
+        ("e", "none", "d", None),
+    ]
+    with open_dump(tmp_path / "round-1.h5") as dump:
+        assert dump.producer == f"flwr {flwr.__version__}"
+        assert np.array_equal(dump.records[0].layers[0].arrays["weight"][:], before[2].T)
+        assert dump.records[0].info.learning_rate == 0.1
+
+
+def numbered(arrays: list[Any]) -> dict[str, Any]:
+    return {str(position): array for position, array in enumerate(arrays)}
+
+
+def test_a_torch_model_tells_and_its_example_is_not_written(tmp_path: Path) -> None:
+    import torch
+
+    run_round(
+        dumping(tmp_path, model=network(), example=torch.zeros(2, 64), activations={"2": "gelu"}), bare()
+    )
+    assert [one[0] for one in links(tmp_path)] == ["0", "2", "4"]
+    assert [one[1] for one in links(tmp_path)][:2] == ["relu", "gelu"]
+    with open_dump(tmp_path / "round-1.h5") as dump:
+        assert [layer.truth for layer in dump.records[0].layers] == [None] * 3
+    recovered = inverted(tmp_path / "round-1.h5")
+    assert decibels(recovered[f"client-{IDS[0]}"][1], client_batch(IDS[0])[0]) > 60
+    for options, problem in (
+        ({"model": network()}, "give an `example` of its inputs"),
+        (
+            {"model": torch.nn.Linear(2, 2), "example": torch.zeros(1, 2)},
+            "6 parameters were sent, but `model` has 2",
+        ),
+        ({"model": "resnet"}, "`model` is of type str: hand over a keras.Model or a torch.nn.Module"),
+    ):
+        with pytest.raises(RecordingError, match=problem):
+            run_round(dumping(tmp_path, **options), bare())

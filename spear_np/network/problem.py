@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -188,7 +189,7 @@ class ChainProblem:
     def _size(self, seen: Examined) -> float:
         """Root mean square of the entries of an input."""
         features = self.chain.layers[0].space.shape[1]
-        return float(self.chain.xp.linalg.vector_norm(seen.c)) / features**0.5
+        return float(self.chain.xp.linalg.vector_norm(seen.c)) / math.sqrt(features)
 
     def _few_slopes(self, candidate: Array) -> bool:
         """Whether the input turns on so few units that they alone hardly determine it; with what is known, they do."""

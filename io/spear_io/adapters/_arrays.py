@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from spear_io.files.dump import RecordInfo
-from spear_io.files.dump_writer import NO_INFO, LayerArrays
+from spear_io.files.dump_writer import NO_INFO, Follows, LayerArrays
+from spear_np import Activation
 
-from ._layers import activations_of, check_names, find_layers
+from ._layers import Activations, Parameters, activations_of, check_names, find_layers, follow
 from ._round import RecordingError, Update
+from .wiring import Wiring
 
 Array = Any
 Arrays = Mapping[str, Array]
+See = Callable[[Sequence[Parameters], Sequence[str]], Mapping[str, Wiring]]
+
+
+UNSEEN = Activation("unknown")
+"""Of a layer that is not seen to be used as one."""
 
 
 class Difference:
@@ -74,7 +81,9 @@ def update_of(
     producer: str,
     order: Sequence[str] | None = None,
     transposed: bool | None = None,
-    activations: Mapping[str, str] | None = None,
+    activations: Activations | None = None,
+    follows: Follows = None,
+    see: See | None = None,
     inputs: Arrays | None = None,
     info: RecordInfo = NO_INFO,
 ) -> Update:
@@ -92,6 +101,10 @@ def update_of(
         See `find_layers`.
     activations : mapping, optional
         See `activations_of`.
+    follows : bool or mapping, optional
+        See `follow`.
+    see : callable, optional
+        Tells how the layers that are found are wired, in forward order: of all of them, and of those to be written.
     inputs : mapping of (b, n) arrays, optional
         True inputs by layer, for evaluation only.
     info : RecordInfo
@@ -100,8 +113,17 @@ def update_of(
     check_fit(parameters, gradients)
     shapes = {name: tuple(array.shape) for name, array in parameters.items()}
     layers, skipped = find_layers(shapes, order=order, transposed=transposed)
+    wired: Mapping[str, Wiring] = {}
+    if see is not None:
+        wired = see(layers, [layer.layer for layer in layers if layer.weight in gradients])
+        if order is None:
+            forward = {name: position for position, name in enumerate(wired)}
+            layers.sort(key=lambda layer: forward.get(layer.layer, len(forward)))
     names = [layer.layer for layer in layers]
-    follows = activations_of(names, activations)
+    applied: Activations = activations_of(names, activations)
+    if see is not None:
+        seen = {name: wired[name].activation if name in wired else UNSEEN for name in names}
+        applied = {**seen, **(activations or {})}
     inputs = inputs or {}
     check_names(inputs, names, "inputs")
     update = Update(skipped=skipped, info=info, producer=producer)
@@ -110,12 +132,16 @@ def update_of(
             update.skipped[layer.layer] = "nothing of it was given"
             continue
         weight, weight_grad = parameters[layer.weight], gradients[layer.weight]
+        wiring = wired.get(layer.layer, Wiring(UNSEEN))
         update.layers[layer.layer] = LayerArrays(
             weight_grad=Transposed(weight_grad) if layer.transposed else weight_grad,
             bias_grad=None if layer.bias is None else gradients.get(layer.bias),
             weight=Transposed(weight) if layer.transposed else weight,
             bias=None if layer.bias is None else parameters[layer.bias],
             inputs=inputs.get(layer.layer),
-            activation=follows[layer.layer],
+            activation=applied[layer.layer],
+            follows=wiring.follows,
+            between=wiring.between,
         )
+    update.layers = follow(update.layers, follows)
     return update

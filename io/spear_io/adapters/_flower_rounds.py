@@ -10,9 +10,12 @@ from typing import Any
 import flwr
 
 from spear_io.files.dump import RecordInfo
+from spear_io.files.dump_writer import Follows
 
 from ._arrays import Arrays, differences, update_of
-from ._round import RoundWriter
+from ._flower_models import update_of_model
+from ._layers import Activations, check_names, follow
+from ._round import RoundWriter, Update
 
 PRODUCER = f"flwr {flwr.__version__}"
 
@@ -52,7 +55,19 @@ class RoundDumps:
     order : sequence of str, optional
         Names of the layers in forward order; others are left out.
     activations : mapping, optional
-        What follows layers, by name. By default a ReLU follows all but the last.
+        What is applied to the output of layers, by name: a name, or ``spear_np.Activation(name, {parameter: …})``. By
+        default what `model` shows; without it, a ReLU follows all but the last.
+    follows : bool or mapping, optional
+        Which layers take, exactly, the activated output of which, with nothing in between. By default what `model`
+        shows; without it, nothing. True: each that of the one before it, but where something is seen in between. A
+        mapping, e.g. ``{"fc2": "fc1"}``, decides for the layers that it names. False: none.
+    model : keras.Model or torch.nn.Module, optional
+        The network that is trained: tells how its parameters are used. A Keras model has them in the order of
+        `get_weights`; a PyTorch model is called once with `example`, in the mode in which it is.
+    example : tensor or tuple, optional
+        What a PyTorch model can be called with, of any values; nothing of it is written.
+    loss : str, optional
+        What the clients minimise, e.g. "cross_entropy".
     transposed : bool, optional
         Whether matrices are (input features, output units), as in Keras and Flax. By default the length of the bias
         decides, or else the name.
@@ -67,7 +82,11 @@ class RoundDumps:
         learning_rate: float | None = None,
         local_steps: int | None = None,
         order: Sequence[str] | None = None,
-        activations: Mapping[str, str] | None = None,
+        activations: Activations | None = None,
+        follows: Follows = None,
+        model: Any = None,
+        example: Any = None,
+        loss: str | None = None,
         transposed: bool | None = None,
     ) -> None:
         self.strategy = strategy
@@ -77,6 +96,10 @@ class RoundDumps:
         self._local_steps = local_steps
         self._order = order
         self._activations = activations
+        self._follows = follows
+        self._model = model
+        self._example = example
+        self._loss = loss
         self._transposed = transposed
 
     def _write(self, server_round: int, replies: Iterable[Reply]) -> None:
@@ -87,25 +110,38 @@ class RoundDumps:
                 self._add(dump, server_round, reply)
 
     def _add(self, dump: RoundWriter, server_round: int, reply: Reply) -> None:
-        before = self._named(reply.before)
-        info = RecordInfo(
+        before, after = self._named(reply.before), self._named(reply.after)
+        update = self._update(before, after)
+        update.producer = PRODUCER
+        update.info = RecordInfo(
             update="weight_delta",
             learning_rate=self._learning_rate or reply.learning_rate,
             local_steps=self._local_steps,
             batch_size=reply.examples if self._local_steps == 1 else None,
+            loss=self._loss,
             client=reply.client,
             round=server_round,
         )
-        update = update_of(
+        dump.add(f"client-{reply.client}", update)
+
+    def _update(self, before: Arrays, after: Arrays) -> Update:
+        """Return what changed, read as the model tells, or by names and shapes alone."""
+        if self._model is not None:
+            update = update_of_model(self._model, before, after, self._example, self._activations)
+            if self._order is not None:
+                check_names(self._order, update.layers, "order")
+                update.layers = {name: update.layers[name] for name in self._order}
+            update.layers = follow(update.layers, self._follows)
+            return update
+        return update_of(
             before,
-            differences(before, self._named(reply.after)),
+            differences(before, after),
             producer=PRODUCER,
             order=self._order,
             activations=self._activations,
+            follows=self._follows,
             transposed=self._transposed,
-            info=info,
         )
-        dump.add(f"client-{reply.client}", update)
 
     def _named(self, arrays: Arrays) -> Arrays:
         names = list(arrays) if self._names is None else self._names

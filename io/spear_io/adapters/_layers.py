@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from spear_io.files.dump_writer import Follows, LayerArrays, linked
 from spear_np import Activation
 
 UNITS_LAST = {"kernel", "w"}
@@ -23,6 +25,11 @@ UNITS_FIRST = {"weight"}
 EMBEDDINGS = {"embedding", "embeddings"}
 
 Shape = tuple[int, ...]
+
+Activations = Mapping[str, str | Activation]
+"""By layer; a name stands for the activation with default parameters."""
+
+Said = TypeVar("Said", bound=str | Activation)
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,7 @@ def find_layers(
     return (_forward_order(layers) if order is None else _chosen(layers, order)), skipped
 
 
-def activations_of(
-    layers: Sequence[str], given: Mapping[str, str | Activation] | None = None
-) -> dict[str, str | Activation]:
+def activations_of(layers: Sequence[str], given: Mapping[str, Said] | None = None) -> dict[str, Said | str]:
     """Return what follows each layer: as `given`, or else a ReLU, and nothing ("linear") after the last one.
 
     Raises
@@ -92,6 +97,33 @@ def activations_of(
     given = given or {}
     check_names(given, layers, "activations")
     return {layer: given.get(layer, "linear" if layer == layers[-1] else "relu") for layer in layers}
+
+
+def follow(layers: Mapping[str, LayerArrays], follows: Follows) -> dict[str, LayerArrays]:
+    """Return `layers` with what the user says of which takes the activated output of which.
+
+    Parameters
+    ----------
+    layers : mapping
+        Layers by name, in forward order.
+    follows : bool or mapping, optional
+        True: each takes that of the one before it, but where something is seen to stand in between. False: none
+        does. A mapping decides for the layers that it names, whatever was seen.
+
+    Raises
+    ------
+    ValueError
+        If `follows` names something that is no layer.
+    """
+    if follows is False:
+        return {name: replace(layer, follows=None) for name, layer in layers.items()}
+    if isinstance(follows, Mapping):
+        check_names([*follows, *filter(None, follows.values())], layers, "follows")
+        layers = {
+            name: replace(layer, follows=None, between=None) if name in follows else layer
+            for name, layer in layers.items()
+        }
+    return linked(layers, follows)
 
 
 def check_names(names: Iterable[str], layers: Iterable[str], argument: str) -> None:

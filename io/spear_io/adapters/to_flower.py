@@ -9,7 +9,8 @@
 
 Every strategy can be wrapped, and trains as it would alone. `updates/round-1.h5` then holds a record for each client
 that replied, and the model that they were sent once. Parameters without names (lists of NumPy arrays) are paired by
-their positions and shapes.
+their positions and shapes. How they are used, the network itself tells: `model=model`, and for PyTorch
+`example=images`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class DumpUpdates(RoundDumps, Strategy):  # type: ignore[misc]
     Raises
     ------
     ValueError, RecordingError, FileError
-        In the first round, if `names`, `order` or `activations` do not fit what is sent, or nothing tells how a
+        In the first round, if `names`, `order`, `activations`, `follows` or `model` do not fit what is sent, or nothing tells how a
         matrix lies; in any round, if a client sends back something else than it was sent, or a file cannot be written.
     """
 

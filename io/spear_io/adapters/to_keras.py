@@ -8,8 +8,8 @@
     gradients = [v.value.grad for v in model.trainable_variables]  # after loss.backward(), on PyTorch
     from_gradients(model, gradients).write("dump.h5", labels=labels, input_shape=(28, 28, 1))
 
-Every `Dense` layer is written, with the activation that it has or that follows it. What happens inside `call` of a
-model of your own cannot be seen: `activations` tells it.
+Every `Dense` layer is written, with the activation that it has or that follows it, and the layer whose activated
+output it takes. What happens inside `call` of a model of your own cannot be seen: `activations` and `follows` tell it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ except ImportError as error:
 import numpy as np
 
 from spear_io.files.dump import RecordInfo
-from spear_io.files.dump_writer import NO_INFO, LayerArrays
+from spear_io.files.dump_writer import NO_INFO, Follows, LayerArrays
+from spear_np.factors.activation import as_activation
 
 from . import _round
 from ._arrays import Difference, Transposed, check_fit
-from ._keras_layers import dense_layers
-from ._layers import check_names
+from ._keras_layers import dense_layers, wiring_of
+from ._layers import Activations, check_names, follow
 from ._round import RecordingError, Update
 
 __all__ = ["RecordingError", "RoundWriter", "Update", "from_gradients", "from_weights"]
@@ -67,7 +68,8 @@ def from_gradients(
     model: keras.Model,
     gradients: Sequence[Array],
     *,
-    activations: Mapping[str, str] | None = None,
+    activations: Activations | None = None,
+    follows: Follows = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> Update:
     """Return an update of a model and its gradients; nothing is copied, so write it before the training goes on.
@@ -79,14 +81,20 @@ def from_gradients(
     gradients : sequence of arrays or tensors
         In the order of `model.trainable_variables`.
     activations : mapping, optional
-        What follows layers, by name, where it cannot be seen, e.g. ``{"dense": "relu"}``.
+        What is applied to the output of layers, by name, where it is known better: ``{"dense": "relu"}``,
+        ``{"dense": spear_np.Activation("leaky_relu", {"negative_slope": 0.2})}``.
+    follows : bool or mapping, optional
+        Which layers take the activated output of which. By default what the model's own graph tells: nothing across a
+        dropout whose rate is not zero, as if the gradients were taken in training mode. True: each that of the one
+        before it, but where something is seen in between. A mapping, e.g. ``{"head": "dense"}`` or
+        ``{"head": None}``, decides for the layers that it names. False: none.
     inputs : mapping of (b, n) arrays, optional
         True inputs by layer, so that `spear-np evaluate` can tell how good an inversion is.
 
     Raises
     ------
     ValueError
-        If `activations` or `inputs` names something that is no layer.
+        If `activations`, `follows` or `inputs` names something that is no layer.
     RecordingError
         If the gradients are not those of the trainable variables.
     """
@@ -95,7 +103,7 @@ def from_gradients(
     given = {id(variable): gradient for variable, gradient in zip(variables, gradients, strict=True)}
     parameters = {id(variable): variable.value for variable in variables}
     _check_shapes(variables, given)
-    return _update(model, given, parameters, NO_INFO, activations, inputs)
+    return _update(model, given, parameters, NO_INFO, activations, follows, inputs)
 
 
 def from_weights(
@@ -105,7 +113,8 @@ def from_weights(
     *,
     learning_rate: float | None = None,
     local_steps: int | None = None,
-    activations: Mapping[str, str] | None = None,
+    activations: Activations | None = None,
+    follows: Follows = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> Update:
     """Return an update of the weights before and after a client trained.
@@ -120,7 +129,7 @@ def from_weights(
         Of plain SGD. Without it everything but the scale of the gradient is known.
     local_steps : int, optional
         How many steps lie between the two.
-    activations, inputs
+    activations, follows, inputs
         As for `from_gradients`.
 
     Raises
@@ -144,7 +153,7 @@ def from_weights(
     trained = {id(variable) for variable in model.trainable_variables}
     given = {key: Difference(array, old[key]) for key, array in new.items() if key in trained}
     info = RecordInfo(update="weight_delta", learning_rate=learning_rate, local_steps=local_steps)
-    return _update(model, given, old, info, activations, inputs)
+    return _update(model, given, old, info, activations, follows, inputs)
 
 
 def _update(
@@ -152,7 +161,8 @@ def _update(
     given: Mapping[int, Array],
     parameters: Mapping[int, Array],
     info: RecordInfo,
-    activations: Mapping[str, str] | None,
+    activations: Activations | None,
+    follows: Follows,
     inputs: Mapping[str, Any] | None,
 ) -> Update:
     """Return the update of all `Dense` layers, whose arrays come by the id of their variables."""
@@ -161,19 +171,26 @@ def _update(
     check_names(activations, layers, "activations")
     check_names(inputs, layers, "inputs")
     update = Update(info=info, producer=PRODUCER, to_numpy=keras.ops.convert_to_numpy)
-    for name, (layer, activation) in layers.items():
-        kernel, bias = id(layer.kernel), id(layer.bias)
-        if kernel not in given:
+    written = []
+    for name, layer in layers.items():
+        if id(layer.kernel) in given:
+            written.append(name)
+        else:
             update.skipped[name] = "its kernel is frozen, or computed from other variables"
-            continue
+    wiring = wiring_of(model, written)
+    for name in written:
+        kernel, bias = id(layers[name].kernel), id(layers[name].bias)
         update.layers[name] = LayerArrays(
             weight_grad=_rows(given[kernel], turned=True),
             bias_grad=_rows(given.get(bias)),
             weight=_rows(parameters[kernel], turned=True),
             bias=_rows(parameters.get(bias)),
             inputs=inputs.get(name),
-            activation=activations.get(name, activation),
+            activation=as_activation(activations.get(name, wiring[name].activation)),
+            follows=wiring[name].follows,
+            between=wiring[name].between,
         )
+    update.layers = follow(update.layers, follows)
     return update
 
 

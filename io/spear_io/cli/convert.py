@@ -54,7 +54,25 @@ def convert(
         list[str] | None, typer.Option("--layer", metavar="NAME", help="Only this layer; repeatable.")
     ] = None,
     activation: Annotated[
-        str | None, typer.Option("--activation", metavar="NAME", help="What follows these layers, e.g. relu.")
+        list[str] | None,
+        typer.Option(
+            "--activation",
+            metavar="[LAYER=]NAME[:PARAMETER=X,…]",
+            help="What is applied to the output of these layers, or of one: relu, fc2=leaky_relu:negative_slope=0.2; "
+            "repeatable.",
+        ),
+    ] = None,
+    follows: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--follows",
+            metavar="[LAYER=EARLIER]",
+            help="Each layer takes the activated output of the one before, with nothing in between; or LAYER takes "
+            "that of EARLIER (none: of no other); repeatable.",
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option("--loss", metavar="NAME", help="E.g. cross_entropy, mse.")
     ] = None,
     record: Annotated[str, typer.Option("--record", metavar="NAME", help="Name of the record.")] = "record-0",
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="If it is known.")] = None,
@@ -80,6 +98,7 @@ def convert(
     from ..convert import convert as convert_files
     from ..files.dump import RecordInfo
     from ..show.tables import print_conversion, print_json
+    from .layer_options import said_of_layers
 
     source, output = _paths(paths, before, after)
     if source is None and (gradients or model or maps):
@@ -93,9 +112,9 @@ def convert(
     if learning_rate is not None and not 0 < learning_rate < float("inf"):
         msg = f"{learning_rate:g} is not a positive number"
         raise typer.BadParameter(msg, param_hint="--learning-rate")
-    if activation is not None and not activation.strip():
-        msg = "is empty: give a name, none if nothing follows"
-        raise typer.BadParameter(msg, param_hint="--activation")
+    if loss is not None and not loss.strip():
+        msg = "is empty: give a name, e.g. cross_entropy"
+        raise typer.BadParameter(msg, param_hint="--loss")
     info = RecordInfo(
         input_shape=_numbers(input_shape, int, "--input-shape"),
         input_mean=_numbers(input_mean, float, "--input-mean"),
@@ -103,6 +122,7 @@ def convert(
         batch_size=batch_size,
         learning_rate=learning_rate,
         local_steps=local_steps,
+        loss=loss,
     )
     conversion = convert_files(
         Origin(source, gradients, model, before, after, tuple(maps or ())),
@@ -111,7 +131,7 @@ def convert(
         info=info,
         layers=layer or (),
         orientation=orientation,
-        activation=activation,
+        said=said_of_layers(activation or (), follows or ()),
     )
     if json:
         print_json(

@@ -30,7 +30,7 @@ def invert(
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="auto|descent|sampling", help="How to search.")
+        str, typer.Option("--method", metavar="auto|chain|descent|sampling", help="How to search.")
     ] = "auto",
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Instead of reading it off the gradient.")

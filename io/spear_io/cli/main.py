@@ -21,6 +21,7 @@ import typer
 
 from ..problems import FileError, cause, printable
 from .convert import convert
+from .convert_command import ConvertCommand
 from .evaluate import evaluate
 from .inspect import inspect
 from .invert import invert
@@ -64,8 +65,9 @@ def _options(
     """Recover the inputs of a batch from the gradients of a fully connected ReLU layer."""
 
 
-for command in (inspect, invert, evaluate, convert):
+for command in (inspect, invert, evaluate):
     app.command()(command)
+app.command(cls=ConvertCommand)(convert)
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:

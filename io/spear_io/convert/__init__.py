@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spear_np.factors.activation import as_activation
-
+from ..adapters.wiring import Wiring
 from ..files.dump import DATASETS, RecordInfo
 from ..files.dump_writer import NO_INFO, DumpWriter, LayerArrays
 from ..problems import FileError, listing, printable
 from .checks import check_gradients, check_input_shape, check_one_update
 from .difference import leave_out_unchanged
 from .forward_order import forward_order
+from .forward_pass import Said, wired
 from .layers import FoundLayer, Part, natural
 from .names import MOMENT, NORMALISATIONS
 from .orientation import Settled, settle
@@ -27,10 +27,9 @@ from .origin import Origin
 from .pairing import Pairing, pair
 from .source import Orientation, Source
 
-__all__ = ["Conversion", "ConvertedLayer", "Origin", "convert"]
+__all__ = ["Conversion", "ConvertedLayer", "Origin", "Said", "convert"]
 
-OUTPUT = "none"
-"""The activation of the output layer."""
+NOTHING_SAID = Said()
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class ConvertedLayer:
     precision: str
     datasets: tuple[str, ...]
     activation: str
+    """What is applied to its output, with the parameters that differ from their defaults."""
+    follows: str | None
+    """The layer whose activated output is its input."""
+    between: str | None
+    """What stands before it and keeps it from following another."""
     orientation: Orientation | None
     """How the source stores it; None for what is not stored."""
     known_by: str
@@ -70,7 +74,7 @@ def convert(
     info: RecordInfo = NO_INFO,
     layers: Sequence[str] = (),
     orientation: Orientation | None = None,
-    activation: str | None = None,
+    said: Said = NOTHING_SAID,
 ) -> Conversion:
     """Write a gradient dump of what `origin` holds.
 
@@ -88,8 +92,8 @@ def convert(
         Only these; all if empty.
     orientation : {"mn", "nm"}, optional
         How matrices are stored, where the source does not tell.
-    activation : str, optional
-        What follows the chosen layers; without `layers`, all but the last.
+    said : Said
+        Activations, and which layer follows which, as the user knows them.
 
     Raises
     ------
@@ -104,13 +108,13 @@ def convert(
         check_gradients(pairing, source)
         linear = sorted((one for one in pairing.layers if one.kind == "linear"), key=natural)
         settled = settle(linear, source, orientation, lambda one: _wanted(one, layers))
-        ordered, said = forward_order(
+        ordered, order_note = forward_order(
             pairing.layers, {title: one.shape for title, one in settled.items()}, source.in_forward_order
         )
         chosen = _choose(ordered, layers, pairing, source)
         check_one_update(chosen, source.place)
-        followed_by, assumed = _activations(ordered, chosen, source, activation, only_chosen=bool(layers))
-        written = {one.title: _arrays(one, settled.get(one.title), followed_by[one.title]) for one in chosen}
+        wiring, assumed = wired(ordered, chosen, settled, source, said, only_chosen=bool(layers))
+        written = {one.title: _arrays(one, settled.get(one.title), wiring[one.title]) for one in chosen}
         _add_inputs(written, pairing)
         check_input_shape(info, chosen[0].title, written[chosen[0].title], source.place)
         if origin.before is not None:
@@ -123,7 +127,7 @@ def convert(
             record=record,
             layers=tuple(_report(one, written[one.title], settled.get(one.title)) for one in chosen),
             skipped=dict(source.skipped) | pairing.skipped,
-            notes=tuple(_notes(origin, pairing, source, said, assumed=assumed)),
+            notes=tuple(_notes(origin, pairing, source, order_note, assumed=assumed)),
         )
 
 
@@ -154,35 +158,10 @@ def _wanted(one: FoundLayer, wanted: Sequence[str]) -> bool:
     return (not wanted or one.title in wanted) and (one.kind != "linear" or "weight_grad" in one.parts)
 
 
-def _activations(
-    ordered: Sequence[FoundLayer],
-    chosen: Sequence[FoundLayer],
-    source: Source,
-    wanted: str | None,
-    *,
-    only_chosen: bool,
-) -> tuple[dict[str, str], bool]:
-    """Return what follows each layer: what the user says, what the file says, or a ReLU after all but the last.
-
-    Also whether that was assumed of any.
-    """
-    last = ordered[-1] if len(ordered) > 1 else None
-    followed_by = {}
-    assumed = False
-    for one in chosen:
-        if wanted is not None and (only_chosen or one is not last):
-            followed_by[one.title] = wanted
-        else:
-            told = source.activations.get(one.matrix.name.rpartition("/")[0])
-            followed_by[one.title] = told or (OUTPUT if one is last else "relu")
-            assumed |= told is None and wanted is None
-    return followed_by, assumed
-
-
-def _arrays(one: FoundLayer, settled: Settled | None, activation: str) -> LayerArrays:
+def _arrays(one: FoundLayer, settled: Settled | None, wiring: Wiring) -> LayerArrays:
     """Return what is written of a layer; of one that cannot be inverted, that it is there."""
     if settled is None:
-        return LayerArrays(None, activation=activation, kind=one.kind)
+        return LayerArrays(None, activation=wiring.activation, kind=one.kind)
 
     def part(name: Part) -> Any:
         array = one.parts.get(name)
@@ -192,7 +171,13 @@ def _arrays(one: FoundLayer, settled: Settled | None, activation: str) -> LayerA
         return turned.for_dump
 
     return LayerArrays(
-        part("weight_grad"), part("bias_grad"), part("weight"), part("bias"), activation=activation
+        part("weight_grad"),
+        part("bias_grad"),
+        part("weight"),
+        part("bias"),
+        activation=wiring.activation,
+        follows=wiring.follows,
+        between=wiring.between,
     )
 
 
@@ -214,7 +199,9 @@ def _report(one: FoundLayer, arrays: LayerArrays, settled: Settled | None) -> Co
         shape=settled.shape if settled else one.matrix.shape,
         precision=one.matrix.precision,
         datasets=_datasets(one, arrays) if settled else (),
-        activation=str(as_activation(arrays.activation)),
+        activation=str(arrays.activation),
+        follows=arrays.follows,
+        between=arrays.between,
         orientation=settled.orientation if settled else None,
         known_by=settled.known_by if settled else "",
     )
@@ -225,9 +212,11 @@ def _datasets(one: FoundLayer, arrays: LayerArrays) -> tuple[str, ...]:
     return (*parts, "inputs") if arrays.inputs is not None else tuple(parts)
 
 
-def _notes(origin: Origin, pairing: Pairing, source: Source, said: str | None, *, assumed: bool) -> list[str]:
+def _notes(
+    origin: Origin, pairing: Pairing, source: Source, order: str | None, *, assumed: bool
+) -> list[str]:
     """Return what was assumed."""
-    notes = [*([said] if said else []), *source.notes]
+    notes = [*([order] if order else []), *source.notes]
     moments = [name for name, reason in (dict(source.skipped) | pairing.skipped).items() if reason == MOMENT]
     if moments and origin.gradients:
         notes.append(
@@ -248,7 +237,7 @@ def _notes(origin: Origin, pairing: Pairing, source: Source, said: str | None, *
             "the file does not say what follows a layer: a ReLU is assumed after every layer but the last one of "
             "several (--activation NAME says otherwise)"
         )
-    if not source.activations:
+    if not source.network:
         norms = sorted({name for name, reason in pairing.skipped.items() if reason in NORMALISATIONS})
         if norms:
             notes.append(

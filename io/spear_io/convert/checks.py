@@ -11,7 +11,7 @@ from ..files.dump import RecordInfo
 from ..files.dump_writer import LayerArrays
 from ..problems import FileError, Place, listing, printable
 from .layers import FoundLayer
-from .names import understand
+from .names import PER_SAMPLE, understand
 from .pairing import Pairing
 from .source import Source
 
@@ -31,6 +31,10 @@ def check_gradients(pairing: Pairing, source: Source) -> None:
     if any(one.kind == "linear" and "weight_grad" in one.parts for one in pairing.layers):
         return
     skipped = dict(source.skipped) | pairing.skipped
+    samples = [name for name, reason in skipped.items() if reason == PER_SAMPLE]
+    if samples:
+        msg = f"holds one gradient a sample, not that of the batch: {listing(samples[:3])}"
+        raise FileError(msg, source.place, "sum each over its first axis (.sum(0)) and convert the sums")
     advice = THREE_WAYS
     if len(source.arrays) == 1 and not pairing.layers:
         advice = f"if it is a gradient, say --map weight_grad={printable(source.arrays[0].name)}"

@@ -1,114 +1,160 @@
-"""What the configuration of a Keras model says of its layers: their order, and what follows each."""
+"""What the configuration of a Keras model says of its layers: their classes, their order, and how they are wired."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-NOTHING = "none"
-"""The activation of a layer that no activation follows."""
-
-REARRANGEMENTS = frozenset({"Flatten", "Reshape", "Permute", "Identity"})
-"""Layers that keep every number in another place: what follows them still follows the layer before."""
-
-PRODUCTS = re.compile(r"Dense$|^(Depthwise|Separable)?Conv")
-"""Layers that begin with a product of their own: an activation did not come in between."""
+from ..adapters.keras_operations import operations_of
+from ..adapters.wiring import Kept, Operation, Output, Step
 
 DEEPEST = 64
+"""Models inside each other."""
+
+LARGEST_NETWORK = 100_000
+"""Operations of a network, models that are used several times counted as often: more is no model."""
+
+Slopes = Callable[[str], Any]
+"""Name of a PReLU → its slopes, or None."""
+
+Call = tuple[str, int]
+"""Name of a layer, and which of its calls."""
 
 
 @dataclass(frozen=True)
-class LayerConfig:
-    """One layer of a configuration."""
+class ModelConfig:
+    """The layers of a model in forward order, those of models inside it in their place."""
 
-    kind: str
-    """Name of its class, e.g. "Dense"."""
-    followed_by: str
-    """Activation in the terms of a dump: "relu", "none", "gelu", or the name of another layer."""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Class of each layer by its name, e.g. "Dense"."""
+    network: tuple[Step, ...] = ()
+    """What they do, layers under their names; those whose name is not the only one of its kind have none."""
 
 
-def layer_configs(config: Any) -> dict[str, LayerConfig]:
-    """Return the layers of a model in forward order, those of models inside it in their place.
+def model_config(config: Any, slopes: Slopes) -> ModelConfig:
+    """Return what a configuration says.
 
     Parameters
     ----------
     config : mapping
         The serialised model; one that is written as code of its own has no layers to list.
+    slopes : callable
+        Tells what the configuration does not: the slopes of a PReLU by its name.
+
+    Raises
+    ------
+    ValueError
+        If layers take each other's outputs in a circle, or there are too many.
     """
-    found: dict[str, LayerConfig] = {}
-    _collect(config, found, 0)
-    return found
+    named = list(_named(config, 0))
+    counted = Counter(name for name, _ in named)
+    network = _Network(slopes, {name for name, count in counted.items() if count == 1})
+    network.add(Output(), network.expand(config, [], 0))
+    return ModelConfig(dict(named), tuple(network.steps))
 
 
-def _collect(config: Any, found: dict[str, LayerConfig], depth: int) -> None:
-    layers = config["config"].get("layers", []) if isinstance(config["config"], dict) else config["config"]
-    by_name = {layer["config"]["name"]: layer for layer in layers}
-    followers = _followers(config["class_name"], layers)
-    for name, layer in by_name.items():
-        if "layers" in layer["config"] and depth < DEEPEST:
-            _collect(layer, found, depth + 1)
+def _layers(model: Any) -> list[Any]:
+    """Return the layers of a model; the oldest configurations of a sequence are nothing but its layers."""
+    config = model["config"]
+    layers: list[Any] = config.get("layers", []) if isinstance(config, dict) else config
+    return layers
+
+
+def _is_model(layer: Any) -> bool:
+    return isinstance(layer["config"], dict) and isinstance(layer["config"].get("layers"), list)
+
+
+def _named(model: Any, depth: int) -> Iterator[tuple[str, str]]:
+    """Yield name and class of every layer that is no model itself."""
+    for layer in _layers(model):
+        if _is_model(layer) and depth < DEEPEST:
+            yield from _named(layer, depth + 1)
         else:
-            found[name] = LayerConfig(layer["class_name"], _followed_by(name, by_name, followers, 0))
+            yield layer["config"]["name"], layer["class_name"]
 
 
-def _followers(kind: str, layers: list[Any]) -> dict[str, list[str]]:
-    """Return which layers take the output of each."""
-    names = [layer["config"]["name"] for layer in layers]
-    if kind == "Sequential":
-        return {name: names[position + 1 : position + 2] for position, name in enumerate(names)}
-    followers: dict[str, list[str]] = {name: [] for name in names}
-    for layer, name in zip(layers, names, strict=True):
-        for source in _mentioned(layer.get("inbound_nodes", []), set(names)):
-            followers[source].append(name)
-    return followers
+@dataclass
+class _Network:
+    slopes: Slopes
+    only: set[str]
+    """Names that one layer alone has."""
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, operation: Operation, takes: Sequence[int] = ()) -> int:
+        if len(self.steps) >= LARGEST_NETWORK:
+            msg = f"a network of more than {LARGEST_NETWORK} operations"
+            raise ValueError(msg)
+        self.steps.append(Step(operation, tuple(dict.fromkeys(takes))))
+        return len(self.steps) - 1
+
+    def expand(self, model: Any, entries: Sequence[int], depth: int) -> list[int]:
+        """Add the layers of a model whose inputs are at `entries`; return where its outputs are."""
+        layers = {layer["config"]["name"]: layer for layer in _layers(model)}
+        entries = [self.add(Kept(), entries[at : at + 1]) for at in range(max(len(entries), 1))]
+        if model["class_name"] == "Sequential":
+            at: Sequence[int] = entries
+            for name, layer in layers.items():
+                at = self._call(name, layer, at, depth)
+            return list(at)
+        calls: dict[Call, Any] = {
+            (name, number): node
+            for name, layer in layers.items()
+            for number, node in enumerate(layer.get("inbound_nodes") or [None])
+        }
+        sources = {call: [_known(s, calls) for s in _mentioned(node, layers)] for call, node in calls.items()}
+        begin = [name for name, _ in _mentioned(model["config"].get("input_layers"), layers)]
+        if len(begin) == len(entries):
+            given = {name: [at] for name, at in zip(begin, entries, strict=True)}
+        else:  # which is which cannot be told
+            given = {name: list(entries) for name in begin}
+        outputs: dict[Call, list[int]] = {}
+        for call in _forward(sources):
+            name, takes = call[0], [at for source in sources[call] for at in outputs[source]]
+            outputs[call] = self._call(name, layers[name], given.get(name, takes), depth)
+        ends = [_known(end, calls) for end in _mentioned(model["config"].get("output_layers"), layers)]
+        return [at for end in ends or outputs for at in outputs[end]]
+
+    def _call(self, name: str, layer: Any, takes: Sequence[int], depth: int) -> list[int]:
+        """Add one call of a layer; return where its outputs are."""
+        if _is_model(layer) and depth < DEEPEST:
+            return self.expand(layer, takes, depth + 1)
+        kind, config = layer["class_name"], layer["config"]
+        operations = operations_of(
+            kind,
+            config,
+            layer=name if name in self.only else None,
+            slope=self.slopes(name) if kind == "PReLU" and name in self.only else None,
+        )
+        for operation in operations:
+            takes = [self.add(operation, takes)]
+        return list(takes)
 
 
-def _mentioned(nodes: Any, names: set[str]) -> Iterator[str]:
-    """Yield the layers that nested call arguments name: [name, node, tensor, …], in every version of Keras."""
-    if isinstance(nodes, dict):
-        for value in nodes.values():
-            yield from _mentioned(value, names)
-    elif isinstance(nodes, list):
-        if len(nodes) >= 3 and isinstance(nodes[0], str) and isinstance(nodes[1], int) and nodes[0] in names:
-            yield nodes[0]
+def _forward(sources: Mapping[Call, Sequence[Call]]) -> list[Call]:
+    """Return the calls in an order in which each comes after those whose outputs it takes."""
+    try:
+        return list(TopologicalSorter(sources).static_order())
+    except CycleError as error:
+        msg = "its layers take each other's outputs in a circle"
+        raise ValueError(msg) from error
+
+
+def _known(source: Call, calls: Mapping[Call, Any]) -> Call:
+    """Return a call that is there: models count their own calls in another way."""
+    return source if source in calls else (source[0], 0)
+
+
+def _mentioned(node: Any, layers: Mapping[str, Any]) -> Iterator[Call]:
+    """Yield the calls that arguments name: [name, node, tensor, …], in every version of Keras."""
+    if isinstance(node, dict):
+        for value in node.values():
+            yield from _mentioned(value, layers)
+    elif isinstance(node, list):
+        if len(node) >= 3 and isinstance(node[0], str) and isinstance(node[1], int) and node[0] in layers:
+            yield node[0], node[1]
         else:
-            for value in nodes:
-                yield from _mentioned(value, names)
-
-
-def _followed_by(name: str, layers: dict[str, Any], followers: dict[str, list[str]], depth: int) -> str:
-    """Return what follows a layer: its own activation, or those of all the layers that take its output."""
-    own = _activation(layers[name])
-    if own != NOTHING or depth > DEEPEST:
-        return own
-    after = set()
-    for follower in followers[name]:
-        kind = layers[follower]["class_name"]
-        if kind in REARRANGEMENTS:
-            after.add(_followed_by(follower, layers, followers, depth + 1))
-        elif PRODUCTS.search(kind):
-            after.add(NOTHING)
-        elif kind == "Activation" or kind == "ReLU":
-            after.add(_activation(layers[follower]))
-        else:
-            after.add(_snake(kind))
-    return "+".join(sorted(after)) or NOTHING
-
-
-def _activation(layer: Any) -> str:
-    """Return the activation that a layer applies itself."""
-    config = layer["config"]
-    if layer["class_name"] == "ReLU":
-        bent = config.get("negative_slope") or config.get("threshold")
-        ceiling = config.get("max_value")
-        return "re_lu" if bent else {None: "relu", 6: "relu6"}.get(ceiling, f"relu clipped at {ceiling}")
-    own = config.get("activation")
-    if isinstance(own, dict):  # an object or a function of its own
-        own = own.get("config") if isinstance(own.get("config"), str) else own.get("class_name")
-    return NOTHING if own in (None, "linear") else _snake(str(own))
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+            for value in node:
+                yield from _mentioned(value, layers)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import h5py
 
+from ..adapters.keras_operations import slope_of
 from ..files import safety
 from ..problems import Place, printable
 from .archives import open_archive, read_member
-from .keras_config import LayerConfig, layer_configs
+from .keras_config import ModelConfig, model_config
 from .names import MOMENT
 from .plain_hdf5 import datasets, open_root
 from .source import NamedArray, Source, reading
@@ -45,18 +48,19 @@ def open_keras_archive(path: Path) -> Iterator[Source]:
     place = Place(path)
     with open_archive(path) as archive:
         config = read_member(archive, CONFIG, place.at(dataset=CONFIG))
-        with reading(place.at(dataset=CONFIG)):
-            layers = layer_configs(json.load(config))
         image = read_member(archive, WEIGHTS, place.at(dataset=WEIGHTS))
         with open_root(path, image=image) as file:
-            yield _source("Keras .keras", path, *_numbered(file, place), layers)
+            arrays, skipped = _numbered(file, place)
+            with reading(place.at(dataset=CONFIG)):
+                model = model_config(json.load(config), partial(_slope, arrays))
+            yield _source("Keras .keras", path, arrays, skipped, model)
 
 
 @contextmanager
 def open_keras_weights(path: Path) -> Iterator[Source]:
     """Open a `.weights.h5` file of Keras 3; it does not tell in which order the layers come."""
     with open_root(path) as file:
-        yield _source("Keras .weights.h5", path, *_numbered(file, Place(path)), {})
+        yield _source("Keras .weights.h5", path, *_numbered(file, Place(path)), ModelConfig())
 
 
 @contextmanager
@@ -66,11 +70,12 @@ def open_keras_legacy(path: Path) -> Iterator[Source]:
     with open_root(path) as file:
         arrays, skipped = datasets(file, place, opaque_bfloat16=True)
         text = safety.text(file, "model_config", place)
-        with reading(place):
-            layers = layer_configs(json.loads(text)) if text else {}
         # …/<layer>/kernel, before it scopes that mostly repeat the layer's name; Keras 2 numbers: kernel:0
         renamed = {array.name: "/".join(re.sub(r":\d+$", "", array.name).split("/")[-2:]) for array in arrays}
-        yield _source("Keras .h5", path, *_split(arrays, skipped, renamed), layers)
+        arrays, skipped = _split(arrays, skipped, renamed)
+        with reading(place):
+            model = model_config(json.loads(text), partial(_slope, arrays)) if text else ModelConfig()
+        yield _source("Keras .h5", path, arrays, skipped, model)
 
 
 def is_legacy(file: h5py.File, place: Place) -> bool:
@@ -138,23 +143,23 @@ def _source(
     path: Path,
     arrays: list[NamedArray],
     skipped: dict[str, str],
-    layers: Mapping[str, LayerConfig],
+    model: ModelConfig,
 ) -> Source:
-    """Return the arrays of dense layers and convolutions, in the order of `layers` if they tell it."""
+    """Return the arrays of dense layers and convolutions, in the order of `model` if it tells one."""
     kept = []
     for array in arrays:
-        kind = layers[_layer(array)].kind if _layer(array) in layers else ""
+        kind = model.kinds.get(_layer(array), "")
         if NOT_DENSE.search(kind):
             skipped[array.name] = f"belongs to a layer of class {printable(kind)}"
         else:
             kept.append(array)
     rescaling = [
         f"'{printable(name)}'"
-        for name, layer in takewhile(lambda item: item[1].kind != "Dense", layers.items())
-        if layer.kind in RESCALING
+        for name, kind in takewhile(lambda item: item[1] != "Dense", model.kinds.items())
+        if kind in RESCALING
     ]
-    position = {name: number for number, name in enumerate(layers)}
-    ordered = bool(layers) and all(_layer(array) in position for array in kept)
+    position = {name: number for number, name in enumerate(model.kinds)}
+    ordered = bool(position) and all(_layer(array) in position for array in kept)
     if ordered:
         kept.sort(key=lambda array: position[_layer(array)])
     return Source(
@@ -164,7 +169,7 @@ def _source(
         skipped,
         in_forward_order=ordered,
         orientation="nm",
-        activations={name: layer.followed_by for name, layer in layers.items()},
+        network=model.network,
         producer="keras",
         notes=(RESCALED.format(", ".join(rescaling)),) if rescaling else (),
     )
@@ -172,3 +177,9 @@ def _source(
 
 def _layer(array: NamedArray) -> str:
     return array.name.rpartition("/")[0]
+
+
+def _slope(arrays: Sequence[NamedArray], layer: str) -> Any:
+    """Return the slopes of the PReLU of that name; None if the file does not hold them."""
+    names = (f"{layer}/alpha", f"{layer}/variable 0")
+    return next((slope_of(array[:]) for array in arrays if array.name in names), None)

@@ -67,6 +67,10 @@ RECURRENT = re.compile(r"(^|[^a-z])(lstm|gru|rnn|recurrent|(weight|bias)_(ih|hh)
 EMBEDDING = re.compile(r"(^|[^a-z])(embedding|embeddings|embed|wte|wpe)([^a-z]|$)")
 
 
+PER_SAMPLE = "is one gradient a sample"
+SAMPLES = re.compile(r"(^|[./_])grad_sample$")
+"""How Opacus calls the gradients of the samples of a batch, one after the other."""
+
 UNKNOWN = "has a name that says neither weight nor bias"
 NORMALISATIONS = ("belongs to a normalisation", "is a weight of one dimension, as of a normalisation")
 """Reasons not to use an array: by its name, by its shape."""
@@ -121,6 +125,8 @@ def understand(name: str) -> Meaning:
     ):
         if pattern.search(lower):
             return Meaning(reason=what)
+    if SAMPLES.search(lower):
+        return Meaning(gradient=True, reason=PER_SAMPLE)
     words = list(WORD.finditer(name))
     while len(words) > 1 and words[-1][0].lower() in WRAPPERS:
         words.pop()

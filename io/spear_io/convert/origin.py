@@ -7,6 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spear_np import Activation
+
+from ..adapters.keras_operations import UNKNOWN_SLOPE
+from ..adapters.wiring import Elementwise, Step
 from ..problems import FileError
 from .detect import open_source
 from .difference import only_after, updates
@@ -66,12 +70,25 @@ class Origin:
         if self.model is not None:
             model = stack.enter_context(open_source(self.model))
             given += [Given(array) for array in model.arrays]
-            activations = {**model.activations, **source.activations}
-            source = replace(source, activations=activations, notes=(*source.notes, *model.notes))
+            network = model.network or _without_slopes(source.network)
+            source = replace(source, network=network, notes=(*source.notes, *model.notes))
+        elif self.gradients:
+            source = replace(source, network=_without_slopes(source.network))
         return source, given
 
 
 def _says_gradient(source: Source) -> bool:
     return any(
         understand(name).gradient for name in (*(array.name for array in source.arrays), *source.skipped)
+    )
+
+
+def _without_slopes(network: Sequence[Step]) -> tuple[Step, ...]:
+    """Return a network of a file of gradients: what stands for the slopes of a PReLU are their gradients."""
+    prelu = Elementwise(Activation(UNKNOWN_SLOPE))
+    return tuple(
+        replace(step, operation=prelu)
+        if isinstance(step.operation, Elementwise) and step.operation.activation.name == "prelu"
+        else step
+        for step in network
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ..problems import FileError, Place, listing, printable
 from .layers import KINDS, PARTS, FoundLayer
-from .names import NORMALISATIONS, Meaning, understand_all
+from .names import NORMALISATIONS, PER_SAMPLE, Meaning, understand_all
 from .positions import by_position, by_rank
 from .source import NamedArray
 
@@ -131,6 +131,8 @@ def _no_layer(layer: FoundLayer, place: Place) -> str | None:
     matrices = [layer.parts[part] for part in ("weight_grad", "weight") if part in layer.parts]
     if not matrices:
         return "is a bias without a weight"
+    if _is_per_sample(layer):
+        return PER_SAMPLE
     shapes = {matrix.shape for matrix in matrices}
     if {len(shape) for shape in shapes} <= {0, 1}:
         return NORMALISATIONS[1]
@@ -146,3 +148,14 @@ def _no_layer(layer: FoundLayer, place: Place) -> str | None:
     if len(vectors) > 1 or any(len(shape) != 1 for shape in vectors):
         return f"has a bias of shape {' and '.join(map(str, sorted(vectors)))}, as no layer that is known"
     return None
+
+
+def _is_per_sample(layer: FoundLayer) -> bool:
+    """Whether its gradients are those of single samples, (b, m, n) and (b, m): by the weight, or else by the bias."""
+    shapes = {part: array.shape for part, array in layer.parts.items()}
+    gradient = shapes.get("weight_grad", ())
+    if len(gradient) != 3:
+        return False
+    bias = shapes.get("bias_grad", ())
+    by_bias = len(bias) == 2 and bias[0] == gradient[0] and bias[1] in gradient[1:]
+    return by_bias if "weight" not in shapes else shapes["weight"] == gradient[1:]

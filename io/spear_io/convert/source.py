@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..adapters.wiring import Step
 from ..files.storage import Bfloat16, Floats, from_bfloat16
 from ..problems import FileError, Place, cause, printable
 
@@ -116,8 +117,8 @@ class Source:
     """Whether the file tells the order of the forward pass by that of its arrays."""
     orientation: Orientation | None = None
     """How the format stores every matrix, where it says so."""
-    activations: Mapping[str, str] = field(default_factory=dict)
-    """What follows a layer, by its name, where the file says so."""
+    network: tuple[Step, ...] = ()
+    """How the layers are used, under the names of their arrays without the last part, where the file says so."""
     producer: str = ""
     notes: tuple[str, ...] = ()
     """What else the file says that people must know."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +14,7 @@ import numpy as np
 
 import spear_np
 
-from ..problems import FileError, Place
+from ..problems import FileError, Place, listing, printable
 from .atomic import NewFile, new_hdf5
 from .chains import Link, check_follows, write_activation
 from .dump import DATASETS, FORMAT, FORMAT_VERSION, RecordInfo
@@ -23,6 +23,9 @@ from .storage import FINITE, check_finite_block, from_bfloat16, row_blocks, same
 FLOATS = ("float16", "float32", "float64")
 
 NO_INFO = RecordInfo()
+
+Follows = bool | Mapping[str, str | None] | None
+"""Which layers take, exactly, the activated output of which; see `linked`."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class DumpWriter:
         info: RecordInfo = NO_INFO,
         labels: Any = None,
         model_of: str | None = None,
+        follows: Follows = None,
     ) -> None:
         """Write one shared update.
 
@@ -127,6 +131,9 @@ class DumpWriter:
             True labels.
         model_of : str, optional
             An earlier record that shares the model: its `weight` and `bias` are linked instead of stored again.
+        follows : bool or mapping, optional
+            Which layers take, exactly, the activated output of which, where they do not say so themselves; see
+            `linked`.
 
         Raises
         ------
@@ -135,6 +142,8 @@ class DumpWriter:
         """
         place = self.place.at(record=name)
         _check_name(name, place, self._records)
+        _check_followers(follows, layers, place)
+        layers = linked(layers, follows)
         with self._file.writing(place):
             record = self._records.create_group(name)
             _write_info(record, info)
@@ -215,6 +224,7 @@ def write_dump(
     labels: Any = None,
     producer: str = "numpy",
     compression: str | None = None,
+    follows: Follows = None,
 ) -> None:
     """Write a dump of a single record; see `DumpWriter`.
 
@@ -225,7 +235,38 @@ def write_dump(
         write_dump("dump.h5", {"fc1": LayerArrays(weight_grad, bias_grad, weight, bias)})
     """
     with DumpWriter(path, producer=producer, compression=compression) as dump:
-        dump.add_record(record, layers, info=info, labels=labels)
+        dump.add_record(record, layers, info=info, labels=labels, follows=follows)
+
+
+def linked(layers: Mapping[str, LayerArrays], follows: Follows) -> dict[str, LayerArrays]:
+    """Return `layers` with `follows` filled in where they say neither that nor `between`.
+
+    Parameters
+    ----------
+    layers : mapping
+        Layers by name, in forward order.
+    follows : bool or mapping, optional
+        True: every fully connected layer takes the activated output of the one before it, with nothing in between.
+        A mapping names for each layer the one that it follows, or None.
+    """
+    if not follows:
+        return dict(layers)
+    done = {}
+    before: str | None = None
+    for name, layer in layers.items():
+        linear = layer.kind == "linear"
+        after = (before if linear else None) if follows is True else follows.get(name)
+        done[name] = replace(layer, follows=after) if layer.follows is layer.between is None else layer
+        before = name if linear else None
+    return done
+
+
+def _check_followers(follows: Follows, layers: Mapping[str, LayerArrays], place: Place) -> None:
+    """Refuse a mapping that says of a layer that is not there what it follows."""
+    for name in follows if isinstance(follows, Mapping) else ():
+        if name not in layers:
+            msg = f"`follows` names '{printable(name)}', but there is no such layer"
+            raise FileError(msg, place, f"there is: {listing(layers)}")
 
 
 def _check_name(name: str, place: Place, siblings: h5py.Group) -> None:

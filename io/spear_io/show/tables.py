@@ -308,14 +308,18 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
 def print_conversion(conversion: Conversion, output: str) -> None:
     """Print what `spear-np convert` found, what it left out, and what it assumed."""
     console = _console()
-    table = _table("layer", ">m × n", "type", "followed by", "holds", "stored as", "known by")
+    linked = any(layer.follows or layer.between for layer in conversion.layers)
+    more = ["follows"] if linked else []
+    table = _table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
     for layer in conversion.layers:
+        before = layer.follows or (f"none: {layer.between}" if layer.between else "–")
         stored = layer.orientation is not None
         table.add_row(
             printable(layer.layer),
             " × ".join(map(str, layer.shape)) if stored else "–",
             layer.precision if stored else "–",
             printable(layer.activation),
+            *([printable(before)] if linked else []),
             " ".join(layer.datasets) or f"nothing: {layer.kind}",
             {"mn": "(m, n)", "nm": "(n, m)", None: "–"}[layer.orientation],
             layer.known_by or "–",
