@@ -17,6 +17,7 @@ from tests.inverting import decibels, inverted
 from tests.networks import digit_batch
 
 ROOT = Path(__file__).parent.parent
+WIRING = Path(__file__).with_name("test_wiring_keras.py")
 BACKEND = os.environ["KERAS_BACKEND"]
 
 pytest.importorskip(BACKEND, reason=f"the backend of Keras is not installed: pip install {BACKEND}")
@@ -219,7 +220,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_the_same_on_pytorch() -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'spear-np[torch]'")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, WIRING],
         cwd=ROOT,
         env={**os.environ, "KERAS_BACKEND": "torch"},
         capture_output=True,

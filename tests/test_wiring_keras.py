@@ -385,17 +385,26 @@ def test_a_model_of_your_own_is_told(tmp_path: Path) -> None:
     assert told["head"].follows == "block.two"
 
 
-def test_a_dense_layer_that_does_more_is_no_dense_layer_of_a_chain(tmp_path: Path) -> None:
-    class Scaled(layers.Dense):  # type: ignore[misc]
-        def call(self, x: Any, training: Any = None) -> Any:
-            return super().call(2 * x)
+class Scaled(layers.Dense):  # type: ignore[misc]
+    def call(self, x: Any, training: Any = None) -> Any:
+        return super().call(2 * x)
 
+
+class LeakyReLU(layers.LeakyReLU):  # type: ignore[misc]
+    """Not the one that is called so."""
+
+    def call(self, x: Any) -> Any:
+        return 2 * super().call(x)
+
+
+def test_what_is_called_as_a_layer_of_keras_may_be_none(spear: Command, tmp_path: Path) -> None:
     x = keras.Input((WIDTH,))
     y = Scaled(WIDTH, name="scaled", activation="relu")(dense("a", activation="relu")(x))
-    model = keras.Model(x, dense("head")(y))
-    update = from_gradients(model, [variable.value for variable in model.trainable_variables])
-    assert {name: (one.follows, one.between) for name, one in update.layers.items()} == {
-        "a": (None, None),
-        "scaled": (None, "scaled"),
-        "head": (None, "scaled"),
-    }
+    model = keras.Model(x, dense("head")(LeakyReLU()(dense("b")(y))))
+    for path in (dumped(model, tmp_path / "d.h5"), converted(spear, model, tmp_path, ".keras")):
+        assert said(path) == {
+            "a": ("relu", None, None),
+            "scaled": ("relu", None, "scaled"),
+            "b": ("leaky_re_lu", None, "scaled"),
+            "head": ("none", None, "leaky_re_lu"),
+        }

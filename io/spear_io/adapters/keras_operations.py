@@ -93,13 +93,25 @@ def of_function(function: Any) -> Elementwise | Other:
         return Other(name) if name in ACROSS else Elementwise(FUNCTIONS.get(name, Activation(name)))
     inner = function.get("config") if isinstance(function, dict) else None
     if isinstance(inner, dict):
-        (operation,) = operations_of(str(function.get("class_name")), inner)[-1:]
-        return (
-            operation
-            if isinstance(operation, Elementwise | Other)
-            else Other(snake(str(function["class_name"])))
-        )
+        kind = str(function.get("class_name"))
+        operation = operations_of(kind, inner)[-1]
+        if isinstance(operation, Elementwise | Other) and not is_custom(function):
+            return operation
+        return Elementwise(of_your_own(snake(kind)))
     return Elementwise(of_your_own(inner if isinstance(inner, str) else "unknown"))
+
+
+def of_custom_layer(kind: str, config: Mapping[str, Any], layer: str | None = None) -> list[Operation]:
+    """Return what a layer of a class of your own does: anything, whatever it is called and inherits from."""
+    anything = Other(snake(kind))
+    return [anything, Product(snake(kind), layer), of_function(config.get("activation")), anything]
+
+
+def is_custom(serialised: Mapping[str, Any]) -> bool:
+    """Whether a serialised object is of a class that is not Keras' own; the oldest files do not tell."""
+    if "module" not in serialised:
+        return False
+    return str(serialised["module"]).partition(".")[0] not in ("keras", "tf_keras", "tensorflow")
 
 
 def of_your_own(name: str) -> Activation:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from ..adapters.keras_operations import operations_of
+from ..adapters.keras_operations import is_custom, of_custom_layer, operations_of
 from ..adapters.wiring import Kept, Operation, Output, Step
 
 DEEPEST = 64
@@ -122,12 +122,12 @@ class _Network:
         if _is_model(layer) and depth < DEEPEST:
             return self.expand(layer, takes, depth + 1)
         kind, config = layer["class_name"], layer["config"]
-        operations = operations_of(
-            kind,
-            config,
-            layer=name if name in self.only else None,
-            slope=self.slopes(name) if kind == "PReLU" and name in self.only else None,
-        )
+        title = name if name in self.only else None
+        if is_custom(layer):
+            operations = of_custom_layer(kind, config, title)
+        else:
+            slope = self.slopes(name) if kind == "PReLU" and title else None
+            operations = operations_of(kind, config, layer=title, slope=slope)
         for operation in operations:
             takes = [self.add(operation, takes)]
         return list(takes)
