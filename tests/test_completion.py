@@ -77,7 +77,7 @@ class TestPropose:
         truth = true_directions(factors, data.inputs)
         mixture = np.sum(truth / np.linalg.norm(truth, axis=1, keepdims=True), axis=0)
         pool = pool_of(factors, np.concatenate([truth[2:], mixture[None, :]]))
-        doubted = frozen(replace(pool, lone=np.arange(len(pool.q)) == pool.zero_count.argmin()))
+        doubted = frozen(replace(pool, rests_on_one_row=np.arange(len(pool.q)) == pool.zero_count.argmin()))
         assert len(pool.basis) == B - 1
         found = {
             name: reached(
@@ -201,13 +201,17 @@ class TestSuits:
         pool, _ = without_first(factors, data, missing)
         assert completion_for(factors).suits(pool) == suits
 
-    @pytest.mark.parametrize("doubt", ["agreement", "penalty", "lone"])
+    @pytest.mark.parametrize("doubt", ["pattern_fit", "penalty", "rests_on_one_row"])
     def test_doubtful_directions_count_as_missing(self, doubt: str) -> None:
         data = digit_layer(B, width=WIDTH, seed=471)
         factors = factors_of(data, Backend.NUMPY)
         pool, _ = without_first(factors, data, 0)
         first = np.arange(B) == 0
-        doubts: dict[str, Any] = {"agreement": 1 - 0.5 * first, "penalty": 1 * first, "lone": first}
+        doubts: dict[str, Any] = {
+            "pattern_fit": 1 - 0.5 * first,
+            "penalty": 1 * first,
+            "rests_on_one_row": first,
+        }
         completion = completion_for(factors)
         assert not completion.suits(pool)
         assert completion.suits(replace(pool, **{doubt: doubts[doubt]}))

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, to_host
 from ..directions.uniqueness import OPEN_ENERGY
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
-
-Array = Any
 
 LARGEST_SET = 4
 """Columns that are held against each other; from five on few units are shared by all of them."""

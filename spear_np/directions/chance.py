@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS, expected_hidden, is_nonzero
 from ..theory import false_direction_probability
 from .uniqueness import Uniqueness, sharpened
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 MAX_CHANCE = 1e-2
 """Largest probability of that chance."""

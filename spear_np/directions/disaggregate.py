@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import inverse_or_pseudoinverse, to_host
+from ..backend import Array, HostArray, inverse_or_pseudoinverse, to_host
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 from .pool import Pool
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 SWAP_WORK = 2_000_000
 """Alternatives tried in the second stage, times the m·b entries each of them costs."""
@@ -36,7 +32,7 @@ AGREES = 0.995
 """λ of a column that is kept when all others are forgotten: a few gradients may drown in noise."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Disaggregation:
     """A complete choice of directions, scaled; shapes m, b as in `Factors`."""
 
@@ -46,18 +42,18 @@ class Disaggregation:
     """(b,): relative variance of each scale; zeros if there was no bias_grad."""
     bias_residual: float | None
     """Relative residual of bias_grad, in units of the relative noise of weight_grad; None if missing."""
-    dual: Array
+    input_coords: Array
     """(b, b): row i is c_i, the coordinates of input i in V."""
-    agreement: Array | None
+    sign_agreement: Array | None
     """(b,): λ of each column, the share of output units where gradient and layer agree; None without W."""
     lenient: bool = False
     """Whether λ passes over units that are on but have no gradient, as behind dropout."""
 
     def mean_agreement(self) -> float | None:
         """λ over all columns."""
-        if self.agreement is None:
+        if self.sign_agreement is None:
             return None
-        return float(np.mean(to_host(self.agreement)))
+        return float(np.mean(to_host(self.sign_agreement)))
 
 
 def disaggregate(factors: Factors, q: Array, *, lenient: bool = False) -> Disaggregation:
@@ -79,7 +75,7 @@ def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> 
     The columns with the lowest λ are exchanged first. Returns the best choice and the pool with that basis.
     """
     best, basis = start, list(pool.basis)
-    if best.agreement is None or best.mean_agreement() == 1.0 or len(pool.q) == len(basis):
+    if best.sign_agreement is None or best.mean_agreement() == 1.0 or len(pool.q) == len(basis):
         return best, pool
     limit = max(4, SWAP_WORK // (factors.space.shape[0] * len(basis)))
     tried, improving = 0, True
@@ -89,7 +85,7 @@ def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> 
             # A wrong direction spoils the λ of its own column and of those it mixes in: try each it could replace.
             # An exchange may have left directions that are hardly independent: no plain solve.
             share = np.abs(np.linalg.lstsq(pool.q[basis].T, pool.q[index], rcond=None)[0])
-            agreement = to_host(best.agreement)
+            agreement = to_host(best.sign_agreement)
             places = np.flatnonzero((share > pool.angle[index]) & (agreement < 1))
             for place in places[np.argsort(agreement[places], kind="stable")][: limit - tried]:
                 tried += 1
@@ -104,18 +100,18 @@ def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> 
 
 def doubtful(choice: Disaggregation, pool: Pool) -> list[int]:
     """Candidate behind the column that agrees least with the layer; empty if all agree."""
-    if choice.agreement is None:
+    if choice.sign_agreement is None:
         return []
-    agreement = to_host(choice.agreement)
+    agreement = to_host(choice.sign_agreement)
     worst = int(np.argmin(agreement))
     return [] if float(agreement[worst]) >= 1.0 else _candidates(choice, pool, np.asarray([worst]))
 
 
 def contradicting(choice: Disaggregation, pool: Pool) -> list[int]:
     """Candidates behind all columns that agree with the layer on less than `AGREES` of the units."""
-    if choice.agreement is None:
+    if choice.sign_agreement is None:
         return []
-    return _candidates(choice, pool, np.flatnonzero(to_host(choice.agreement) < AGREES))
+    return _candidates(choice, pool, np.flatnonzero(to_host(choice.sign_agreement) < AGREES))
 
 
 def _candidates(choice: Disaggregation, pool: Pool, columns: HostArray) -> list[int]:

@@ -7,10 +7,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import Device, gather, solve_or_nan
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
+from ..backend import Array, Device, HostArray, gather, solve_or_nan
 
 
 def draw_subsets(log_weights: HostArray, size: int, count: int, rng: np.random.Generator) -> HostArray:

@@ -13,18 +13,13 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import gather, smallest, to_host
+from ..backend import Array, HostArray, blocks, gather, smallest, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 from .null_vectors import distinct, draw_subsets, null_vectors
 from .pool import Pool
 from .uniqueness import OPEN_ENERGY
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
-BLOCK_NUMBERS = 8_000_000
-"""Entries of one gathered block (64 MB in float64)."""
 NULL_BLOCK = 3
 """Null vectors followed at once: tells nullity 1 from 2 from more."""
 EXTENSIONS = 3
@@ -51,7 +46,7 @@ NEAR_ZERO = 300.0
 """Noise units below which a row of an unpolished candidate may be one of its zero rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Directions:
     """Polished directions, on the host."""
 
@@ -63,7 +58,7 @@ class Directions:
     """(k,) radians, see `Factors.angle_noise`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NullSpace:
     """The null spaces of the zero rows of k candidates, as far as `NULL_BLOCK` vectors show them."""
 
@@ -160,9 +155,8 @@ def _snap(
     b, live = space.batch_size, space.U.shape[0]
     unique: list[Array] = [space.device.zeros((0, b))]
     mixed: list[Array] = []
-    step = max(1, BLOCK_NUMBERS // (live * b))
-    for start in range(0, candidates.shape[0], step):
-        q = candidates[start : min(start + step, candidates.shape[0]), :]
+    for part in blocks(candidates.shape[0], live * b):
+        q = candidates[part, :]
         for width in widths:
             # Many rows average the noise; a direction with few zeros needs the second try.
             snapped, spaces, failed = _snap_block(space, q, width, margin=margin)
@@ -351,9 +345,8 @@ def _resolve(space: RowSpace, null: Array, rng: np.random.Generator) -> Array:
 
 def _extended(space: RowSpace, q: Array) -> Array:
     """Directions `q` (k, b) with every zero row that noise may have turned them away from, block by block."""
-    step = max(1, BLOCK_NUMBERS // (space.U.shape[0] * space.batch_size))
-    blocks = [q[start : min(start + step, q.shape[0]), :] for start in range(0, q.shape[0], step)]
-    return space.xp.concat([_extended_block(space, block) for block in blocks], axis=0) if blocks else q
+    parts = list(blocks(q.shape[0], space.U.shape[0] * space.batch_size))
+    return space.xp.concat([_extended_block(space, q[part, :]) for part in parts], axis=0) if parts else q
 
 
 def _extended_block(space: RowSpace, q: Array) -> Array:

@@ -10,13 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, blocks, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 from .pool import Pool
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 MIN_VOTES = 4
 """Rows that must agree on a ratio: chance agreement of so many, within noise, is not seen."""
@@ -24,7 +21,6 @@ ALL_PAIRS = 24
 """Size of the basis up to which all pairs are tried."""
 NEARLY_POSSIBLE = 0.9
 """Agreement with the layer from which a direction of a large batch may combine as few as two inputs."""
-BLOCK_NUMBERS = 4_000_000
 
 
 def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
@@ -40,9 +36,9 @@ def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
     basis = np.asarray(pool.basis, dtype=np.int64)
     if len(basis) > ALL_PAIRS:
         # Without W nothing is known of patterns; a combination of many inputs has none that comes near a possible one.
-        solid = np.isin(basis[fresh], pool.solid)
+        solid = np.isin(basis[fresh], pool.trusted)
         unknown = ~np.any(pool.coordinates[basis[fresh]], axis=1)
-        fresh = fresh[unknown | (~solid & (pool.agreement[basis[fresh]] > NEARLY_POSSIBLE))]
+        fresh = fresh[unknown | (~solid & (pool.pattern_fit[basis[fresh]] > NEARLY_POSSIBLE))]
     if len(basis) < 2 or not len(fresh):
         return device.zeros((0, space.batch_size))
     vectors = pool.q[basis] / to_host(space.noise_norm(device.float64(pool.q[basis])))[:, None]
@@ -50,9 +46,8 @@ def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
     products = q @ space.U.T  # in noise units
     live = products.shape[1]
     found: list[Array] = []
-    step = max(1, BLOCK_NUMBERS // (len(basis) * live))
-    for start in range(0, len(fresh), step):
-        first = device.integers(fresh[start : start + step])
+    for part in blocks(len(fresh), len(basis) * live):
+        first = device.integers(fresh[part])
         ratio, votes = _best_ratio(xp, xp.take(products, first, axis=0)[:, None, :], products[None, :, :])
         others = device.integers(np.arange(len(basis)))
         pick = xp.nonzero((votes >= MIN_VOTES) & (first[:, None] != others[None, :]))

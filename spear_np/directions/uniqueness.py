@@ -9,15 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from ..backend import gather, solve_or_nan, to_host
+from ..backend import Array, HostArray, blocks, gather, solve_or_nan, to_host
 from ..factors.row_space import RowSpace
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 NUMERICALLY_NOTHING = 1e-12
 """Eigenvalue of a Gram matrix of orthonormal columns that float64 cannot tell from zero, with some margin."""
@@ -29,12 +25,11 @@ UNSEEN = 1e-12
 """Squared share of an input, relative to all of it, that does not count as reached by an open direction."""
 OPEN_ENERGY = 4.0
 """Mean square of the products of a direction with many rows, in noise units, that does not stand out of the noise."""
-BLOCK_NUMBERS = 8_000_000
 SPARE = 2
 """Zero rows beyond b - 1 that a direction needs to be relied on before the batch is whole."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Uniqueness:
     """What the zero rows of each of k directions determine."""
 
@@ -66,9 +61,7 @@ def uniqueness(space: RowSpace, directions: Array, inputs: Array, off: Array) ->
         # Each live row alone is a multiple of the input.
         return Uniqueness(np.ones(1, dtype=bool), np.asarray([live - 1]), np.zeros((1, 1)))
     unique, redundancy, mixing = [], [], []
-    step = max(1, BLOCK_NUMBERS // (live * b))
-    for start in range(0, k, step):
-        part = slice(start, min(start + step, k))
+    for part in blocks(k, live * b):
         block = _uniqueness_block(space, directions[part, :], inputs, off_live[part, :])
         unique.append(block[0])
         redundancy.append(block[1])
@@ -76,7 +69,7 @@ def uniqueness(space: RowSpace, directions: Array, inputs: Array, off: Array) ->
     return Uniqueness(np.concatenate(unique), np.concatenate(redundancy), np.concatenate(mixing, axis=0).T)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Response:
     """How k directions answer to their zero rows, in the coordinates y = q / S, where noise is the same all round.
 
@@ -254,7 +247,7 @@ def _removable(space: RowSpace, q: Array, rows: Array) -> int:
     return min(spare, rows.shape[0] - (space.batch_size - 1)) if safe else 0
 
 
-def lone_rows(space: RowSpace, q: Array, zero_mask: HostArray) -> HostArray:
+def single_row_support(space: RowSpace, q: Array, zero_mask: HostArray) -> HostArray:
     """(k,) bool: which directions `q` (k, b) with zeros `zero_mask` (k, ℓ) may rest on a single row."""
     if not len(zero_mask) or space.batch_size == 1:
         return np.zeros(len(zero_mask), dtype=bool)

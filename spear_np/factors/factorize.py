@@ -12,7 +12,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import Device, to_host, triangular_factor
+from ..backend import Array, Device, to_host, triangular_factor
 from ..errors import InputError
 from .gradients import LayerGradients, fits_precision, narrower_precisions
 from .layer import Layer
@@ -30,9 +30,6 @@ from .rank import (
 )
 from .row_space import RowSpace
 from .zero import ZERO_SIGMAS
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 ROUNDING_SAFETY = 3.0
 """Rounding errors follow the size of the entries, so a direction that sees the large ones sees more noise than
@@ -71,7 +68,7 @@ _Reading = tuple[Spectrum, Array, Array, Any]
 """Spectrum, whitened rows, noise model (m,), SVD."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Accumulated:
     """What one pass over the columns leaves: nothing in it grows with n."""
 
@@ -215,7 +212,7 @@ def _row_space(
         to_basis=to_basis @ rotation.T,
         coordinates=coordinates @ rotation.T,
         relative_noise=float(np.median(to_host(relative))),
-        omission=_omission(readings, spectrum, b, n, noise, live),
+        hidden_input_factor=_omission(readings, spectrum, b, n, noise, live),
     )
 
 
@@ -284,7 +281,7 @@ def _decompose(
     rank = rounding_rank(values, live, n, accumulated.used_features)
     spectrum = spectrum_at(values, rank, rounding=True)
     if rank is not None and spectrum.gap > BEYOND_DOUBT and m > LARGE_LAYER:
-        return [(replace(spectrum, plausible=(rank, rank), shown=rank), A, model, svd)], []
+        return [(replace(spectrum, plausible=(rank, rank), rank_at_least=rank), A, model, svd)], []
     uniform = ones * (largest * unit)
     A_uniform = R.T / uniform[:, None]
     svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
@@ -298,7 +295,7 @@ def _decompose(
         of_noise = spectrum_at(uniform_values, other, rounding=False)
         if other != random or not in_all_rows(uniform_values, other, to_host(row_norm / uniform), n):
             of_noise = replace(
-                of_noise, noise_known=False, excess=excess_over_noise(uniform_values, other, live, n)
+                of_noise, noise_known=False, noise_excess=excess_over_noise(uniform_values, other, live, n)
             )
         if not clear or other != spectrum.rank:
             readings.append((of_noise, A_uniform, uniform, svd_uniform))
@@ -310,7 +307,7 @@ def _decompose(
         reversed(range(len(readings))), readings, strict=True
     ):
         shown = max(by_rounding or 0, reading.rank or 0)
-        known = replace(reading, plausible=interval, alternatives=left, shown=shown)
+        known = replace(reading, plausible=interval, alternatives=left, rank_at_least=shown)
         told.append((known, rows, noise, decomposition))
     return told, doubted
 
@@ -330,7 +327,7 @@ def _row_noise(
     prior = 10.0
     noise = xp.sqrt((dof * measured**2 + prior * (typical * model) ** 2) / (dof + prior))
     # Noise of no known kind may be as coherent as its largest singular value.
-    noise = (ROUNDING_SAFETY if spectrum.rounding else spectrum.excess) * noise
+    noise = (ROUNDING_SAFETY if spectrum.rounding else spectrum.noise_excess) * noise
     # Rounding is a function of the entry: over constant regions of the inputs it does not average out but points
     # along the row space, where the residual cannot see it. At worst it is the unit roundoff times the row.
     coherent = max(1.0, 2 * typical) * unit_roundoff / ZERO_SIGMAS if spectrum.rounding else 0.0

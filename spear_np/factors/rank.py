@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-HostArray = np.ndarray[Any, Any]
+from ..backend import HostArray
 
 ROUNDING_LEVEL = 8.0
 """Noise up to this multiple of the unit roundoff is taken for accumulated rounding."""
@@ -39,12 +38,12 @@ class Spectrum:
     """Whether rounding alone explains the noise."""
     noise_known: bool = True
     """Whether what lies below the rank looks like rounding or independent noise; else the rank rests on a gap alone."""
-    excess: float = 1.0
+    noise_excess: float = 1.0
     """How many times larger than independent noise allows the first singular value below the rank is, where the noise is
     of no known kind."""
     alternatives: int = 0
     """How many other readings of the singular values are left to try if this one leads nowhere."""
-    shown: int = 0
+    rank_at_least: int = 0
     """Largest rank that this reading and that by rounding show."""
     plausible: tuple[int, int] | None = None
     """Smallest and largest rank that the singular values allow; None without any."""

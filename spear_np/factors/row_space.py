@@ -12,11 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..backend import Device, scatter_columns
+from ..backend import Array, Device, scatter_columns
 from .rank import Spectrum
 from .zero import is_zero
-
-Array = Any
 
 NOISY_FROM = 1e-5
 """Relative noise from which it is more than rounding to float32: it hides gradients, and averaging over it gains accuracy."""
@@ -53,7 +51,7 @@ class RowSpace:
     """(m, b): weight_grad · V, the rows before whitening."""
     relative_noise: float
     """Median over live rows of η divided by the row's root mean square: dimensionless."""
-    omission: float
+    hidden_input_factor: float
     """Factor by which error bounds grow because an input may be hidden below the rank; 1 if none can be."""
 
     @property

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
+from ..backend import Array, HostArray
 
 ZERO_SIGMAS = 6.0
 """An entry is zero if it is below this many standard deviations of its noise: the one definition of zero."""

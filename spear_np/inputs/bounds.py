@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..directions.uniqueness import Uniqueness
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 from .reconstruct import Reconstruction
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 FORWARD_ROUNDING = 2.0**-24
 """Forward passes accumulate in float32 or better."""
@@ -48,7 +44,7 @@ def noise_bound(
     largest : (m,), optional
         Largest entry of each row of weight_grad that the inputs leave: noise may be in few entries.
     """
-    if space.batch_size == 1 and space.omission > 1:
+    if space.batch_size == 1 and space.hidden_input_factor > 1:
         # Another reading shows a second input: this one may be the mean of both, and no zeros tell.
         return np.full(len(input_max), math.inf)
     power = input_max**2
@@ -61,7 +57,9 @@ def noise_bound(
         noise = np.maximum(noise, largest / ZERO_SIGMAS)
     direct = np.sum((to_host(recovery) * noise) ** 2, axis=1)
     bound: HostArray = np.nan_to_num(
-        ZERO_SIGMAS * space.omission * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
+        ZERO_SIGMAS * space.hidden_input_factor * np.sqrt(mixed + scale + direct),
+        nan=math.inf,
+        posinf=math.inf,
     )
     return bound
 

@@ -11,20 +11,15 @@ Two ways, and for each input the one with the smaller bound:
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..backend import inverse_or_pseudoinverse, scatter_columns, to_host
+from ..backend import Array, HostArray, inverse_or_pseudoinverse, scatter_columns, to_host
 from ..directions.disaggregate import HIDDEN_SHARE
 from ..directions.uniqueness import uniqueness
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from .bounds import noise_bound
 from .polytope import PartialInputs, bound_inputs
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 LARGEST_BOUND = 0.3
 """Bound, as a share of the largest entry of an input, up to which the others count as weak."""

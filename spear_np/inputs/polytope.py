@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..directions.disaggregate import bias_direction
 from ..factors.factorize import Factors
 from ..factors.zero import is_nonzero, is_zero, surely_nonzero, zeros_tell
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 MAX_MISSING = 24
 """Missing directions up to which bounds are computed: each costs two linear programs an input."""
@@ -38,7 +34,7 @@ EVIDENCE = 20
 space of the unknown inputs: a pattern of no input fits one of them with a probability of 2^-EVIDENCE."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PartialInputs:
     """Bounded estimates of some inputs."""
 
@@ -96,7 +92,7 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInp
     moved = 0.0 if space.spectrum.rounding else MOVED
     for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(bias))))):
         others = np.delete(y, index, axis=0)
-        state = told(units[index], ceiling=layer.has_ceiling)
+        state = states_known(units[index], ceiling=layer.has_ceiling)
         pattern = np.where(is_nonzero(units[index]), 1.0, -1.0)[state]
         if _information(pattern) < _pattern_bits(len(pattern), d) + EVIDENCE:
             continue
@@ -124,7 +120,7 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInp
     return PartialInputs(np.asarray(found), np.asarray(centres), bounds)
 
 
-def told(units: HostArray, *, ceiling: bool) -> HostArray:
+def states_known(units: HostArray, *, ceiling: bool) -> HostArray:
     """(ℓ,) bool: units whose state the gradient tells, from its size in noise `units` (ℓ,).
 
     A gradient that stands well out of the noise tells that its unit is on. That a unit without one is off can only be

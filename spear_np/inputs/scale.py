@@ -9,30 +9,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from ..answer.certificate import Certificate
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..directions.chance import MAX_CHANCE
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 from ..factors.zero import is_zero, surely_nonzero
 from .bounds import MAX_HIDDEN_ROW, preactivation_doubt
-from .polytope import told
+from .polytope import states_known
 from .reconstruct import Reconstruction
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
 DataRange = tuple[float, float]
 SIGNS = (1.0, -1.0)
 LARGEST_NOISE = 0.3
 """Noise of an input, as a share of its largest entry, up to which its factor can be bounded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scaling:
     """Factors for k inputs whose scale is unknown; host arrays."""
 
@@ -60,7 +57,7 @@ class Scaling:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Allowed:
     """Factors of one sign that the data allows for k inputs; their magnitudes."""
 
@@ -169,7 +166,7 @@ def _by_pattern(
     doubt = to_host(preactivation_doubt(space, layer, batch, noise))[live].T
     ends = []
     for row in range(len(units)):
-        known = told(units[row], ceiling=layer.has_ceiling)
+        known = states_known(units[row], ceiling=layer.has_ceiling)
         z, slack, start = slope[row][known], doubt[row][known], bias[known]
         on = surely_nonzero(units[row][known])
         below = _half_line(np.where(on, z, -z) + slack, np.where(on, start, -start))

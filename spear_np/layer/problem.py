@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..answer.result import Inversion, Status
-from ..backend import Device, suitable_threads
+from ..backend import Device, HostArray, suitable_threads
 from ..checks.certify import Verdict
 from ..directions.disaggregate import Disaggregation
 from ..directions.pool import Pool
@@ -28,8 +28,6 @@ from ..search.sampling import Sampling
 from ..search.schedule import Schedule
 from .assemble import Ending, assemble_result, inversion, no_rank_reason
 from .choose import add_candidates, demote_failed, select_directions
-
-HostArray = np.ndarray[Any, Any]
 
 REDRAWN = 20
 """How often each submatrix of a small layer is drawn on average before the search gives up."""
@@ -80,9 +78,7 @@ class LayerState:
         """Whether nothing better can be expected: exact, limited by noise alone, or unopposed for long."""
         if self.verdict is None:
             return False
-        if self.verdict.complete:
-            return self.verdict.checked_signs or self.pool.stale >= STALE_ROUNDS
-        return False
+        return self.verdict.complete if self.verdict.checked_signs else self.pool.stale >= STALE_ROUNDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +118,7 @@ class LayerProblem:
         )
         after = self._chosen(after, rng) if pool.complete else replace(after, latest=None)
         bettered = after.choice is None or after.choice is not state.choice
-        fuller = len(after.pool.solid) > len(state.fullest.solid)
+        fuller = len(after.pool.trusted) > len(state.fullest.trusted)
         return replace(
             after,
             fullest=after.pool if fuller else state.fullest,

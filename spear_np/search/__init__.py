@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from ..backend import Array
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 
-Array = Any
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Proposals:
     """A block of candidate directions and what it cost to find them."""
 

@@ -27,15 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import inverse_or_pseudoinverse, orthogonal_complement, to_host
+from ..backend import Array, HostArray, inverse_or_pseudoinverse, orthogonal_complement, to_host
 from ..directions.null_vectors import distinct
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_known, smoother
 from . import Proposals
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 TINY = 1e-30
 DISTINCT = 0.9995
@@ -82,7 +79,7 @@ WIDTHS = (1.0, 0.3)
 MAX_EFFORT = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weighting:
     """One row weighting: orthonormal weighted rows and the way back."""
 
@@ -163,7 +160,7 @@ class Descent:
             return nothing
         if pool.effort > 1 and rng.random() < 0.15:
             return nothing
-        trusted = np.asarray(pool.standing if mistrusted else pool.solid, dtype=np.int64)
+        trusted = np.asarray(pool.trusted_without_signs if mistrusted else pool.trusted, dtype=np.int64)
         if pool.stale > 2 and rng.random() < 0.5:
             trusted = trusted[rng.random(len(trusted)) < 0.7]
         return trusted[: pool.q.shape[1] - 1]

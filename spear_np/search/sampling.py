@@ -29,14 +29,11 @@ from typing import Any
 import numpy as np
 
 from .. import theory
-from ..backend import orthogonal_complement, to_host
+from ..backend import Array, HostArray, block_length, orthogonal_complement, to_host
 from ..directions.null_vectors import distinct, draw_subsets, null_vectors_of_rows
 from ..directions.pool import Pool, covered
 from ..factors.row_space import RowSpace
 from . import Proposals
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 EXPONENT_SHARES = (0.05, 0.15, 0.35, 0.2, 0.15, 0.1)
@@ -46,8 +43,6 @@ RESTRICTED_SHARE = 0.25
 """Share of the blocks drawn from the zero rows of known directions."""
 CHECK_ROWS = 16
 """Rows looked at before all others."""
-BLOCK_NUMBERS = 6_000_000
-"""Entries of one block of submatrices (48 MB in float64)."""
 MAX_SUBMATRICES = 2500
 MAX_CANDIDATES = 64
 """Candidates handed on from one block, the sparsest first."""
@@ -55,7 +50,7 @@ PARALLEL = 1 - 1e-6
 """Cosine from which two null vectors are the same."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Problem:
     """Rows to sample from and the directions already known, in r coordinates."""
 
@@ -111,7 +106,7 @@ class Sampling:
         xp, device, rows = space.xp, space.device, problem.rows
         count, r = rows.shape
         every = math.comb(count, r - 1)
-        k = max(64, min(self.submatrices, 4 * every, BLOCK_NUMBERS // (r * max(r, 16))))
+        k = max(64, min(self.submatrices, 4 * every, block_length(r * max(r, 16))))
         alphas = rng.choice(EXPONENTS, EXPONENTS_PER_BLOCK, replace=False, p=EXPONENT_SHARES)
         share = -(-k // EXPONENTS_PER_BLOCK)
         drawn = [draw_subsets(-alpha * problem.log_norm, r - 1, share, rng) for alpha in alphas]
@@ -159,7 +154,7 @@ def _unexplained(space: RowSpace, pool: Pool, rng: np.random.Generator) -> HostA
 def _restrict(space: RowSpace, pool: Pool, known: list[int], norms: HostArray) -> _Problem:
     """Return the sampling problem on the common zero rows of the directions `known`, in their complement."""
     xp, device = space.xp, space.device
-    chosen = [index for index in pool.solid if index not in known]
+    chosen = [index for index in pool.trusted if index not in known]
     if known:
         complement = orthogonal_complement(xp, device.float64(pool.q[known]).T)
         mask = np.all(pool.zero_mask[known], axis=0)
