@@ -16,7 +16,7 @@ from spear_np.directions.pool import Pool
 from spear_np.factors.factorize import Factors
 from spear_np.factors.signs import sign_model, smoother
 from spear_np.search.descent import (
-    MAX_CANDIDATES,
+    DESCENDED_CANDIDATES,
     MAX_EFFORT,
     Descent,
     Settings,
@@ -182,7 +182,7 @@ class TestPropose:
         # After a single step hardly any two starts have met.
         proposals = descent.propose(factors.space, pool, np.random.default_rng(5))
         assert proposals.examined == 900
-        assert proposals.candidates.shape == (MAX_CANDIDATES, B)
+        assert proposals.candidates.shape == (DESCENDED_CANDIDATES, B)
 
     def test_there_is_no_forecast(self) -> None:
         factors, _ = problem(Backend.NUMPY)

@@ -15,6 +15,12 @@ from ..factors.zero import is_nonzero, is_zero, surely_nonzero
 from ..inputs.bounds import preactivation_doubt
 from ..inputs.reconstruct import Reconstruction
 
+SMALL = 0.01
+"""Quantile that stands for the smallest non-zero entries of a column.
+
+Heuristic: the smallest itself may be hidden by noise without making anything wrong.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
@@ -93,5 +99,5 @@ def _gaps(xp: Any, units: Array, nonzero: Array, zero: Array) -> HostArray:
     gaps = np.full(units.shape[1], math.inf)
     for column, (values, chosen) in enumerate(zip(to_host(units).T, to_host(nonzero).T, strict=True)):
         if np.any(chosen):
-            gaps[column] = float(np.quantile(values[chosen], 0.01)) / largest[column]
+            gaps[column] = float(np.quantile(values[chosen], SMALL)) / largest[column]
     return gaps

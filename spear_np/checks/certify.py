@@ -38,13 +38,25 @@ from .dependence import dependent_columns
 from .specification import CHECKS, EXACT_TOLERANCE, MAX_HIDDEN, Figures
 
 ROW_TOLERANCE = 0.3
-"""Largest error bound, as a share of the data range, with which an input still counts as recovered."""
+"""Largest error bound, as a share of the data range, with which an input still counts as recovered.
+
+Definition: at six standard deviations of the noise.
+"""
 NEAR_AGREEMENT = 0.98
-"""λ of an input from which a few contradictions are no evidence against it."""
+"""λ of an input from which a few contradictions are no evidence against it.
+
+Heuristic: patterns of wrong directions agree far less, see `SURE_FIT`.
+"""
 ROUGH_AGREEMENT = 0.9
-"""λ of an input from which signs count as those of the layer, if nothing but chance could make its direction wrong."""
+"""λ of an input from which signs count as those of the layer, if nothing but chance could make its direction wrong.
+
+Heuristic: updates of several steps and weights that are not quite those of the gradient keep 90 % of the signs.
+"""
 MIN_DECIDED_ROW = 0.3
-"""Least share of decided units with which an input is handed out."""
+"""Least share of decided units with which an input is handed out.
+
+Heuristic: dozens of units at any width; fewer tell little.
+"""
 DEPENDENT = (
     "columns of ∂L/∂Z depend on each other on the units that their inputs share, as they do behind a layer with few outputs: "
     "where no activation signs confirm them, rows may be combinations of inputs, and nothing bounds their errors"

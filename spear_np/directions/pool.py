@@ -12,22 +12,62 @@ import numpy as np
 
 from ..backend import HostArray
 
+SMALL_BATCH = 24
+"""Batch size up to which a round can afford to try everything: second tries in the polish, all pairs, a turn of sampling.
+
+Heuristic: pairs grow with the square of the batch and submatrices exponentially; larger batches try what is suspicious.
+"""
 KEEP_PER_DIRECTION = 4
-"""Candidates kept beside the basis, per direction wanted."""
+"""Candidates kept beside the basis, per direction wanted.
+
+Heuristic: more only cost time; the second stage looks at few.
+"""
+KEEP_AT_LEAST = 64
+"""Candidates kept beside the basis, whatever its size.
+
+Heuristic: as `KEEP_PER_DIRECTION`.
+"""
 SURE_FIT = 0.97
-"""Agreement with the layer from which a pattern counts as one that an input can produce."""
+"""Share of the units from which the fit of a pattern counts it as one that an input can produce.
+
+Measured: true patterns of fresh networks are fitted to .98 and more, half of the sums of two directions to .83 to .89
+(`python -m benchmarks.thresholds --fits`).
+"""
 MUCH_NEWS = 0.2
-"""Share of the missing directions from which a round lowers the effort of the next."""
+"""Share of the missing directions from which a round lowers the effort of the next.
+
+Heuristic: a batch is then whole within a few rounds.
+"""
 LITTLE_NEWS = 0.05
-"""Share of the missing directions below which a round raises the effort of the next."""
+"""Share of the missing directions below which a round raises the effort of the next.
+
+Heuristic: at less than one in twenty a longer descent pays.
+"""
 SINGLE_ROW_PENALTY = 0.5
-"""What it costs a direction to rest on a single row, in shares of the rows."""
+"""What it costs a direction to rest on a single row, in shares of the rows.
+
+Heuristic: more than inputs usually differ in their zeros.
+"""
 FEASIBLE_BONUS = 0.5
-"""Ranking bonus for a direction whose on/off pattern some input can produce."""
+"""Ranking bonus for a direction whose on/off pattern some input can produce.
+
+Heuristic: more than the zeros of faint gradients that noise hides, usually less than half of the rows.
+"""
 MOSTLY = 0.5
-"""Share of the directions whose zeros the layer must leave unexplained before they are put down to another cause."""
+"""Share of the directions whose zeros the layer must leave unexplained before they are put down to another cause.
+
+Heuristic: the majority; a few are a matter of faint gradients.
+"""
 PENALTY = 0.05
-"""What one failed check costs, in shares of the rows."""
+"""What one failed check costs, in shares of the rows.
+
+Heuristic: a few failures outweigh the usual difference in zeros.
+"""
+SAME_POSITION = 1 - 1e-12
+"""Cosine from which a direction of the basis is the one that it was.
+
+Derived: rounding of float64, by some margin.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +144,7 @@ class Pool:
         vectors = self.basis_vectors
         if not len(before) or not len(vectors):
             return np.arange(len(vectors))
-        return np.flatnonzero(np.max(np.abs(vectors @ before.T), axis=1) < 1 - 1e-12)
+        return np.flatnonzero(np.max(np.abs(vectors @ before.T), axis=1) < SAME_POSITION)
 
     @property
     def complete(self) -> bool:
@@ -205,7 +245,7 @@ class Pool:
         order = np.argsort(-merit, kind="stable")
         basis = greedy_basis(self.q[order], self.angle[order])
         chosen = [int(order[i]) for i in basis]
-        limit = KEEP_PER_DIRECTION * self.q.shape[1] + 64
+        limit = KEEP_PER_DIRECTION * self.q.shape[1] + KEEP_AT_LEAST
         others = [int(i) for i in order if int(i) not in set(chosen)][:limit]
         kept = np.asarray(chosen + others, dtype=np.int64)
         return replace(self._taken(kept), basis=tuple(range(len(chosen))))

@@ -15,21 +15,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..backend import Array, blocks, inverse_or_pseudoinverse, solve_or_nan
+from ..backend import TINIEST, Array, blocks, inverse_or_pseudoinverse, solve_or_nan
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from .disaggregate import Disaggregation, disaggregate
 from .support import restricted, zero_support
 
 STEPS = 4
-"""Gauss-Newton steps, each with the support that the signs before it tell."""
+"""Gauss-Newton steps, each with the support that the signs before it tell.
+
+Heuristic: convergence is quadratic, and a step that does not lower f is not taken.
+"""
 CONJUGATE_STEPS = 30
+"""Steps of conjugate gradients for one Gauss-Newton step, at most.
+
+Heuristic: `CONVERGED` is reached before.
+"""
 CONVERGED = 1e-3
-"""Share of the slope at which the linear system of a step counts as solved."""
+"""Share of the slope at which the linear system of a step counts as solved.
+
+Heuristic: the next Gauss-Newton step mends what is left.
+"""
 COVARIANCE_NUMBERS = 40_000_000
-"""Entries of the inverse covariances of all rows (320 MB) beyond which each column is fitted by itself."""
-RIDGE = 1e-10
-"""Regularisation of the columns' systems, in units of their mean diagonal."""
+"""Entries of the inverse covariances of all rows beyond which each column is fitted by itself.
+
+Heuristic: 320 MB; columns by themselves are less accurate, see tests/test_refine.py.
+"""
+SYSTEM_RIDGE = 1e-10
+"""Regularisation of the columns' systems, in units of their mean diagonal.
+
+Heuristic: far above the rounding of float64, far below what the system holds.
+"""
 
 
 def refined(factors: Factors, choice: Disaggregation) -> Disaggregation:
@@ -103,7 +119,7 @@ def _preconditioner(space: RowSpace, on: Array, off: Array) -> Callable[[Array],
     # A column has no share of itself to be solved for.
     mixed = (1 - eye)[:, :, None] * (1 - eye)[:, None, :]
     size = xp.sum(xp.linalg.diagonal(system), axis=1) / b
-    ridge = (RIDGE * size + 1e-300)[:, None, None] * eye[None, :, :]
+    ridge = (SYSTEM_RIDGE * size + TINIEST)[:, None, None] * eye[None, :, :]
     inverse = inverse_or_pseudoinverse(
         xp, system * mixed + ridge + eye[:, :, None] * eye[:, None, :] * size[:, None, None]
     )

@@ -17,9 +17,15 @@ from .polish import null_space
 from .pool import Pool
 
 REALIGNMENTS = 10
-"""Steps of a realignment, at most."""
+"""Steps of a realignment, at most.
+
+Heuristic: it ends when λ no longer grows, mostly after a few.
+"""
 MOST_REALIGNED = 32
-"""Directions that are realigned together, those that disagree most."""
+"""Directions that are realigned together, those that disagree most.
+
+Heuristic: it bounds the time of a step.
+"""
 
 
 def repair_candidates(factors: Factors, pool: Pool, choice: Disaggregation | None) -> Array:

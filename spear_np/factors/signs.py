@@ -17,15 +17,50 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, HostArray, inverse_or_pseudoinverse, to_host
+from ..backend import TINIEST, Array, HostArray, inverse_or_pseudoinverse, to_host
 from .factorize import Factors
 from .row_space import RowSpace
 
 FIT_STEPS = 60
-RIDGE = 1e-3
+"""Accelerated gradient steps of a logistic regression.
+
+Heuristic: the agreement of true patterns no longer grows beyond it.
+"""
+FIT_RIDGE = 1e-3
+"""Penalty on the coefficients of a logistic regression, in units of the number of rows.
+
+Heuristic: small beside the curvature of 1/4, large enough for patterns that can be separated to have one fit.
+"""
 PRIOR_RIDGE = 1.0
+"""Variance of what a soft pattern adds to pre-activations of mean square one.
+
+Heuristic: as much as the pre-activations themselves.
+"""
 SIDINGS = 4
-"""How often units without gradient are put on the side of the ceiling where the fit before sees them."""
+"""Times that units without gradient are put on the side of the ceiling where the fit before sees them.
+
+Heuristic: fits of true patterns grow no more beyond it.
+"""
+CONDITION = 1e-10
+"""Ratio of the diagonal of R from which units depend on each other, and the layer tells nothing.
+
+Heuristic: far below what independent units show, far above the rounding of float64.
+"""
+LEAST_EIGENVALUE = 1e-12
+"""Share of the largest eigenvalue that replaces smaller ones of a covariance.
+
+Derived: rounding of float64, by some margin.
+"""
+LARGEST_LOGIT = 30.0
+"""Exponent beyond which a logistic slope counts as zero.
+
+Derived: exp(-30) is below the rounding of float32.
+"""
+WARM_START = 1.5
+"""Multiple of the projection of a pattern from which its regression starts.
+
+Heuristic: only the number of steps depends on it.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +129,7 @@ def _prepared(space: RowSpace, weight: Array, bias: Array, ceiling: float) -> Ha
         return None
     Q, R = xp.linalg.qr(stacked)
     diagonal = xp.abs(xp.linalg.diagonal(R))
-    if float(xp.min(diagonal)) <= 1e-10 * float(xp.max(diagonal)):
+    if float(xp.min(diagonal)) <= CONDITION * float(xp.max(diagonal)):
         return None
     return HalfSpaces(Q, xp.linalg.solve(R, space.device.eye(R.shape[0]))[:b, :])
 
@@ -137,11 +172,11 @@ def smoother(
         # Covariance given Nᵀ-restriction: N (Nᵀ C⁻¹ N)⁻¹ Nᵀ.
         precision = (complement.T @ (model.rotation / model.second_moment)) @ (model.rotation.T @ complement)
         values, vectors = xp.linalg.eigh(precision)
-        values = xp.maximum(values, 1e-12 * xp.max(values) * xp.ones_like(values))
+        values = xp.maximum(values, LEAST_EIGENVALUE * xp.max(values) * xp.ones_like(values))
         root = model.weight_in_basis @ (complement @ (vectors / xp.sqrt(values)))
     root = xp.concat([root, model.bias[:, None]], axis=1)
     values, turn = xp.linalg.eigh(root.T @ root)
-    values = xp.maximum(values, 1e-12 * xp.max(values) * xp.ones_like(values))
+    values = xp.maximum(values, LEAST_EIGENVALUE * xp.max(values) * xp.ones_like(values))
     energy = values * (root.shape[0] / xp.sum(values))
     return root @ (turn / xp.sqrt(values)), energy / (energy + PRIOR_RIDGE)
 
@@ -208,7 +243,7 @@ def _fit_known(
         own = xp.concat([own, -own], axis=1)
     along = own @ Q
     own = own - along @ Q.T
-    length = xp.linalg.vector_norm(own, axis=1, keepdims=True) + 1e-300
+    length = xp.linalg.vector_norm(own, axis=1, keepdims=True) + TINIEST
     own = own / length
     basis, single = space.device.float32(Q), space.device.float32(own)
     theta, share = _fit(space, basis, single, active)
@@ -255,9 +290,9 @@ def _logistic(space: RowSpace, basis: Array, own: Array | None, target: Array) -
     rows = basis.shape[0]
     scale = float(rows) ** 0.5
     transposed = basis.T
-    curvature = rows * (0.25 + RIDGE)
-    theta = 1.5 * (target @ basis) / scale
-    share = None if own is None else 1.5 * xp.sum(target * own, axis=1) / scale
+    curvature = rows * (0.25 + FIT_RIDGE)
+    theta = WARM_START * (target @ basis) / scale
+    share = None if own is None else WARM_START * xp.sum(target * own, axis=1) / scale
     momentum: Array = theta
     push: Array = share
     weight = 1.0
@@ -265,13 +300,13 @@ def _logistic(space: RowSpace, basis: Array, own: Array | None, target: Array) -
         z = momentum @ transposed
         if own is not None:
             z += push[:, None] * own
-        slope = target / (1 + xp.exp(xp.clip(scale * target * z, -30.0, 30.0)))
+        slope = target / (1 + xp.exp(xp.clip(scale * target * z, -LARGEST_LOGIT, LARGEST_LOGIT)))
         next_weight = (1 + (1 + 4 * weight**2) ** 0.5) / 2
         inertia = (weight - 1) / next_weight
-        step = momentum + (scale * (slope @ basis) - RIDGE * rows * momentum) / curvature
+        step = momentum + (scale * (slope @ basis) - FIT_RIDGE * rows * momentum) / curvature
         momentum, theta = step + inertia * (step - theta), step
         if own is not None:
-            along = push + (scale * xp.sum(slope * own, axis=1) - RIDGE * rows * push) / curvature
+            along = push + (scale * xp.sum(slope * own, axis=1) - FIT_RIDGE * rows * push) / curvature
             push, share = along + inertia * (along - share), along
         weight = next_weight
     return theta, share

@@ -14,9 +14,20 @@ from ..factors.zero import ZERO_SIGMAS
 from .reconstruct import Reconstruction
 
 FORWARD_ROUNDING = 2.0**-24
-"""Forward passes accumulate in float32 or better."""
+"""Unit roundoff of the forward pass, at most.
+
+Definition: it accumulates in float32 or better.
+"""
+FORWARD_ERRORS = 4.0
+"""Roundings by which a pre-activation may be off, in units of the norms of weight and input.
+
+Derived: errors of products that are summed in any order grow with the root of their number, less than the norms do.
+"""
 MAX_HIDDEN_ROW = 0.2
-"""The same for an input to be handed out."""
+"""Largest share of the units that an input turns on, without visible gradient, with which it is handed out.
+
+Heuristic: noise hides a few per cent, dropout half.
+"""
 
 
 def noise_bound(
@@ -69,5 +80,5 @@ def preactivation_doubt(
 ) -> Array:
     """(m, k): how far pre-activations may be off by rounding, and by the errors of the inputs, `input_error` (k,) at most."""
     unit = min(space.unit_roundoff, FORWARD_ROUNDING)
-    spread = 4 * unit * batch.input_norm + space.device.float64(input_error)
+    spread = FORWARD_ERRORS * unit * batch.input_norm + space.device.float64(input_error)
     return layer.weight_norm[:, None] * spread[None, :]

@@ -24,9 +24,11 @@ from .polytope import states_known
 from .reconstruct import Reconstruction
 
 DataRange = tuple[float, float]
-SIGNS = (1.0, -1.0)
 LARGEST_NOISE = 0.3
-"""Noise of an input, as a share of its largest entry, up to which its factor can be bounded."""
+"""Noise of an input, as a share of its largest entry, up to which its factor can be bounded.
+
+Definition: as `ROW_TOLERANCE` of a whole batch.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class Scaling:
     def applied(self, certificate: Certificate, input_max: HostArray) -> Certificate:
         """Return the certificate of the scaled inputs, whose largest entries were `input_max` (k,).
 
-        To the noise of an input comes what its factor leaves open.
+        The new bound is the scaled old bound plus the uncertainty of the factor.
         """
         noise = np.asarray(certificate.error_bound)
         with np.errstate(invalid="ignore"):
@@ -100,7 +102,7 @@ def choose_scale(
     noise = np.asarray(certificate.error_bound, dtype=np.float64)
     # Noise that nothing bounds leaves the factor unbounded too, but not without an estimate.
     known = np.minimum(noise, LARGEST_NOISE * to_host(batch.input_max))
-    by_sign = [_allowed(factors, q, batch, known, data_range, sign) for sign in SIGNS]
+    by_sign = [_allowed(factors, q, batch, known, data_range, sign) for sign in (1.0, -1.0)]
     sign = _chosen_sign(*by_sign)
     allowed, other = _by_row(sign, *by_sign), _by_row(-sign, *by_sign)
     # A pattern that no factor explains gives way to the range.

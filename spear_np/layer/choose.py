@@ -26,9 +26,20 @@ from ..factors.zero import expected_hidden
 from ..inputs.reconstruct import reconstruct
 
 REDUCTIONS = 3
-"""Passes of pairwise reduction after one block of proposals."""
+"""Passes of pairwise reduction after one block of proposals.
+
+Heuristic: mixtures of more than four inputs are rare.
+"""
 MOST_HIDDEN = 0.05
-"""Share of the units on which a direction may disagree with the layer because noise hides its gradients there."""
+"""Share of the units on which a direction may disagree with the layer because noise hides its gradients there.
+
+Heuristic: more would let mixtures pass, see `SURE_FIT`.
+"""
+FORGOTTEN = 0.5
+"""Probability with which a direction that contradicts the layer is forgotten, where no others are left.
+
+Heuristic: some must go, and not the same ones each time.
+"""
 
 
 def add_candidates(
@@ -138,4 +149,4 @@ def demote_failed(pool: Pool, latest: Disaggregation, rng: np.random.Generator, 
     outside[list(pool.basis)] = False
     if np.any(suspect & ~pool.pattern_feasible):
         return pool.without((suspect | outside) & ~pool.pattern_feasible)
-    return pool.without(outside | (suspect & (rng.random(len(suspect)) < 0.5)))
+    return pool.without(outside | (suspect & (rng.random(len(suspect)) < FORGOTTEN)))

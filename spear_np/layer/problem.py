@@ -30,13 +30,25 @@ from .assemble import Ending, assemble_result, inversion, no_rank_reason
 from .choose import add_candidates, demote_failed, select_directions
 
 REDRAWN = 20
-"""How often each submatrix of a small layer is drawn on average before the search gives up."""
+"""How often each submatrix of a small layer is drawn on average before the search gives up.
+
+Derived: one of them is then missed with a probability of e^-20.
+"""
 GIVE_UP_AFTER = 100
-"""Rounds after which a complete choice that is not certified will not be bettered: the zeros do not determine it."""
+"""Rounds after which a complete choice that is not certified will not be bettered: the zeros do not determine it.
+
+Heuristic: far more rounds than batches take that are found.
+"""
 FORGET_AFTER = 6
-"""Complete choices that failed, after which all directions that contradict the layer are forgotten."""
+"""Complete choices that failed, after which all directions that contradict the layer are forgotten.
+
+Heuristic: blame of single directions must have had its turns.
+"""
 STALE_ROUNDS = 10
-"""Without activation signs nothing tells when the basis is right: it must have withstood this many rounds."""
+"""Rounds that a basis must have withstood where no activation signs tell when it is right.
+
+Heuristic: a direction that a round finds with a probability of 1 / 2 is missed by ten with 1 / 1000.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import Array, HostArray, block_length, smallest, to_host
 from ..directions.disaggregate import bias_direction
-from ..directions.null_vectors import distinct, null_vectors_of_rows
+from ..directions.null_vectors import SAME_VECTOR, distinct, null_vectors_of_rows, solved
 from ..directions.polish import NEAR_ZERO
 from ..directions.pool import Pool
 from ..directions.uniqueness import SPARE
@@ -25,13 +25,31 @@ from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel
 from . import Proposals
 
-MAX_MISSING = 12
-"""Missing directions up to which guesses of an input are likely to fall into the right cell."""
+MOST_GUESSED = 12
+"""Missing directions up to which guesses of an input are likely to fall into the right cell.
+
+Heuristic: the cells multiply by the units with each further one.
+"""
 GUESSES = 3000
+"""Guesses of one block, at most.
+
+Heuristic: it bounds the time of a turn.
+"""
+FEWEST_GUESSES = 64
+"""Guesses of one block, at least.
+
+Heuristic: as `GUESSES`.
+"""
 SPREADS = (0.5, 1.0, 1.5, 2.5)
-MAX_CANDIDATES = 48
-PARALLEL = 1 - 1e-9
-"""Cosine from which two null vectors are the same."""
+"""Multiples of the prior deviation with which inputs are guessed; one is drawn for each block.
+
+Heuristic: the prior is rough.
+"""
+GUESSED_CANDIDATES = 48
+"""Candidates handed on from one block, those with most rows near zero first.
+
+Heuristic: it bounds the time of their polish.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +69,13 @@ class Completion:
 
     def suits(self, pool: Pool) -> bool:
         """Whether few enough directions are missing."""
-        return 1 <= int(pool.q.shape[1]) - len(pool.trusted) <= MAX_MISSING
+        return 1 <= int(pool.q.shape[1]) - len(pool.trusted) <= MOST_GUESSED
 
     def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Return the null vectors that further rows agree with, of one block of guesses."""
         xp, device, b = space.xp, space.device, space.batch_size
         mean, root = self._missing_inputs(space, pool)
-        count = max(64, min(GUESSES, block_length(b * b)))
+        count = max(FEWEST_GUESSES, min(GUESSES, block_length(b * b)))
         spread = float(rng.choice(SPREADS))
         guesses = mean[None, :] + spread * device.normal(rng, (count, b)) @ root.T
         z = guesses @ self.model.weight_in_basis.T + self.model.bias[None, :]
@@ -66,11 +84,11 @@ class Completion:
         off = xp.all(xp.take_along_axis(shallow, rows, axis=1) < 0, axis=1)
         rows = xp.take(rows, xp.nonzero(off)[0], axis=0)
         q = null_vectors_of_rows(device, space.U, rows, rng)
-        q = xp.take(q, xp.nonzero(xp.linalg.vector_norm(q, axis=1) > 0.5)[0], axis=0)
+        q = xp.take(q, solved(xp, q), axis=0)
         near = to_host(xp.sum(xp.astype(space.noise_units(q) < NEAR_ZERO, xp.int64), axis=1))
         order = np.argsort(-near, kind="stable")
         order = order[near[order] >= b - 1 + SPARE]
-        chosen = order[distinct(to_host(q)[order], PARALLEL, MAX_CANDIDATES)]
+        chosen = order[distinct(to_host(q)[order], SAME_VECTOR, GUESSED_CANDIDATES)]
         return Proposals(xp.take(q, device.integers(chosen), axis=0), count, self.name)
 
     def forecast(self, space: RowSpace) -> float | None:
