@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .answer.certificate import Certificate, Check
+from .answer.certificate import Certificate, Check, Evidence
 from .answer.result import Inversion, Progress, Round, Status
 from .errors import DeviceError, InputError
 from .factors.activation import ACTIVATIONS, Activation
@@ -28,6 +28,7 @@ __all__ = [
     "Certificate",
     "Check",
     "DeviceError",
+    "Evidence",
     "InputError",
     "Inversion",
     "LayerGradients",

@@ -6,6 +6,7 @@ Everything else in the package sees arrays through `Device.xp`, an array-API nam
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
@@ -19,7 +20,9 @@ from threadpoolctl import threadpool_limits
 from .errors import DeviceError, InputError
 
 Array = Any
+"""An array of the namespace in use, see `Device.xp`; the array API standard has no type for it that checkers know."""
 HostArray = np.ndarray[Any, Any]
+"""A NumPy array, on the host."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,42 @@ class Device:
 
 CPU = Device(np_compat, "cpu", "cpu")
 
+BLOCK_NUMBERS = 8_000_000
+"""Numbers of one temporary array that a loop over blocks may make (64 MB in float64).
+
+Heuristic: large enough to keep a GPU busy, small beside the memory of any machine; it changes no answer.
+"""
+TINIEST = 1e-300
+"""Stands for zero where something is divided by it, or takes its place.
+
+Derived: its inverse, and its product with any number of this package, stay in the range of float64.
+"""
+
+
+def block_length(entries: int) -> int:
+    """How many items of `entries` numbers each fill a temporary array, at least one."""
+    return max(1, BLOCK_NUMBERS // max(1, entries))
+
+
+def blocks(count: int, entries: int) -> Iterator[slice]:
+    """Yield slices of `count` items with `entries` numbers each that fill temporary arrays one at a time."""
+    step = block_length(entries)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
 SMALL_MATRIX = 50_000
-"""Entries up to which a second thread gains a matrix product nothing."""
+"""Entries up to which a second thread gains a matrix product nothing.
+
+Measured: m = 200, b = 20 on a busy two-core machine took 30 times as long with two threads as with one.
+"""
 
 
 def suitable_threads(device: Device, entries: int) -> AbstractContextManager[Any]:
     """Keep BLAS to one thread while matrices have at most `SMALL_MATRIX` entries; a no-op on a GPU.
 
     Thousands of small products a second spend their time waiting for each other's threads, and when another process
-    holds a core they stall: measured at m = 200, b = 20, two threads on a busy two-core machine took 30 times as long
-    as one.
+    holds a core they stall.
     """
     if device.name != "cpu" or entries > SMALL_MATRIX:
         return nullcontext()

@@ -16,7 +16,15 @@ from .factors.gradients import LayerGradients
 from .layer.assemble import no_rank_reason
 
 CALIBRATION = 2000
-"""Submatrices solved to learn the speed of this machine."""
+"""Submatrices solved to learn the speed of this machine.
+
+Heuristic: some milliseconds.
+"""
+CALIBRATION_NUMBERS = 2_000_000
+"""Numbers of them, at most.
+
+Heuristic: as `CALIBRATION`.
+"""
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ def _no_zeros_reason(gradients: LayerGradients) -> str | None:
 def _seconds_per_million(device: Device, b: int) -> float:
     """Time a block of null vectors of (b-1, b) matrices, twice: the first call warms up."""
     xp = device.xp
-    count = max(16, min(CALIBRATION, 2_000_000 // (b * b)))
+    count = max(16, min(CALIBRATION, CALIBRATION_NUMBERS // (b * b)))
     stack = device.normal(np.random.default_rng(b), (count, b - 1, b))
     elapsed = 0.0
     for _ in range(2):

@@ -22,9 +22,9 @@ def candidates_of(factors: Factors, q: Floats, agreement: Floats | None = None) 
         q=unit,
         zero_mask=to_host(factors.space.zeros(on_device)),
         angle=to_host(factors.space.angle_noise(on_device)),
-        agreement=np.ones(len(q)) if agreement is None else agreement,
+        pattern_fit=np.ones(len(q)) if agreement is None else agreement,
         coordinates=np.zeros_like(unit),
-        lone=np.zeros(len(q), dtype=bool),
+        rests_on_one_row=np.zeros(len(q), dtype=bool),
     )
 
 

@@ -13,8 +13,10 @@ import pytest
 
 import spear_np
 from spear_np import Certificate, Check, Status
+from spear_np.answer.certificate import Evidence
 from spear_np.backend import to_host
-from spear_np.checks.certify import EXACT_TOLERANCE, ROW_TOLERANCE, Verdict, _verdict, certify
+from spear_np.checks.certify import ROW_TOLERANCE, Verdict, certify, verdict_of
+from spear_np.checks.specification import EXACT_TOLERANCE
 from spear_np.directions.disaggregate import disaggregate
 from spear_np.directions.uniqueness import Uniqueness, uniqueness
 from spear_np.factors.factorize import Factors, factorize
@@ -24,10 +26,12 @@ from tests.backends import Backend
 from tests.cases import Case, case_of, pick_digits, random_case
 from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions
 from tests.networks import Floats, LayerData
-from tests.promises import TOLERANCE
+from tests.promises import TOLERANCE, broken_promises, truth_of
 from tests.test_factorize import factors_of_size, noisy, rounded
 
 B, WIDTH = 5, 100
+SUPPORTED = Evidence(True, True, True, True, True, True)
+"""What speaks for an input that nothing speaks against."""
 
 
 def judged(factors: Factors, q: Floats) -> tuple[Verdict, Floats]:
@@ -248,7 +252,9 @@ def attack(seeds: range, choices: int) -> tuple[int, list[str]]:
             met = [truth.distance(row)[0] for row in inputs]
             if verdict.status is Status.EXACT and max(met) > TOLERANCE * truth.range:
                 fooled.append(f"{case.name}: exact, off by {max(met) / truth.range:.1e} of the range")
-            for error, bound, sound in zip(met, verdict.certificate.error_bound, verdict.sound, strict=True):
+            for error, bound, sound in zip(
+                met, verdict.certificate.error_bound, verdict.accepted_rows, strict=True
+            ):
                 if sound and error > bound:
                     fooled.append(f"{case.name}: {verdict.status}, error {error:.1e}, bound {bound:.1e}")
     return tried, fooled
@@ -303,7 +309,7 @@ class TestAttacks:
         # Where input 0 is off, input 1 is off too: any share of it may hide in the direction of input 0.
         assert verdict.status is not Status.EXACT
         assert {"unique_directions", "redundancy"} <= failed(verdict)
-        assert not verdict.sound[0]
+        assert not verdict.accepted_rows[0]
 
     def test_an_input_that_turns_every_unit_on_is_not_unique(self) -> None:
         rng = np.random.default_rng(179)
@@ -313,7 +319,7 @@ class TestAttacks:
         factors = factors_of(data, Backend.NUMPY)
         verdict, _ = judged(factors, true_directions(factors, data.inputs))
         assert verdict.status is not Status.EXACT
-        assert not verdict.sound[0]
+        assert not verdict.accepted_rows[0]
         assert verdict.certificate.redundancy[0] == 0
 
     def test_exactly_enough_zero_rows_are_not_enough(self) -> None:
@@ -395,18 +401,67 @@ class TestBounds:
             Backend.NUMPY.gradients(data, weight_grad=levels), Backend.NUMPY.device, reading=1
         )
         assert isinstance(factors, Factors)
-        assert factors.space.batch_size == 6 < factors.space.spectrum.shown
+        assert factors.space.batch_size == 6 < factors.space.spectrum.rank_at_least
         verdict = judged(factors, true_directions(factors, data.inputs))[0]
         assert "rank" in failed(verdict)
 
-    @pytest.mark.parametrize("wrong", [0, 2])
-    def test_inputs_that_nothing_bounds_are_not_said_to_be_found(self, wrong: int) -> None:
-        factors = factors_of(digit_layer(3, width=60, seed=183), Backend.NUMPY, bias_grad=None)
+    @pytest.mark.parametrize("fact", ["unique", "within_bound", "signs_decided", "signs_agree"])
+    @pytest.mark.parametrize(
+        ("wrong", "status"), [(0, Status.APPROXIMATE), (2, Status.PARTIAL), (3, Status.FAILED)]
+    )
+    @pytest.mark.parametrize("missing", ["weight", "bias_grad"])
+    def test_only_inputs_that_their_own_evidence_supports_count_as_found(
+        self, missing: str, wrong: int, status: Status, fact: str
+    ) -> None:
+        changes = {missing: None} | ({"bias": None} if missing == "weight" else {})
+        factors = factors_of(digit_layer(3, width=60, seed=183), Backend.NUMPY, **changes)
         checks = (Check("gap", 9.0, ">=", 3.0, ""), Check("bias_residual", None, "<=", 100.0, ""))
-        verdict = _verdict(Certificate(checks), np.arange(3) >= wrong, factors, with_weight=False)
-        assert verdict.status is Status.APPROXIMATE
-        assert verdict.reason.startswith("directions for all" if wrong else "all inputs found")
-        assert (f"nothing tells whether {wrong} of them are right" in verdict.reason) == bool(wrong)
+        doubted = replace(SUPPORTED, **{fact: False})
+        evidence = (doubted,) * wrong + (SUPPORTED,) * (3 - wrong)
+        verdict = verdict_of(Certificate(checks, evidence=evidence), factors)
+        assert verdict.status is status
+        assert verdict.accepted_rows.tolist() == [False] * wrong + [True] * (3 - wrong)
+        found = "all inputs found" if not wrong else f"{3 - wrong} of 3 inputs pass the checks of their own"
+        assert verdict.reason.startswith(found)
+        assert verdict.reason.endswith(f"without {missing} exactness cannot be certified")
+
+
+class TestWithoutWeight:
+    """Nothing but zeros tells: a row is handed out only if they determine it and bound its error."""
+
+    def test_an_input_that_turns_every_unit_on_is_not_handed_out(self) -> None:
+        rng = np.random.default_rng(179)
+        active = rng.random((60, 3)) < 0.5
+        active[:, 0] = True
+        data = layer_with_patterns(active, rng)
+        factors = factors_of(data, Backend.NUMPY, weight=None, bias=None)
+        verdict, _ = judged(factors, true_directions(factors, data.inputs))
+        row = verdict.certificate.evidence[0]
+        assert not row.accepted
+        assert not row.unique
+        assert verdict.status in (Status.PARTIAL, Status.FAILED)
+        assert "inputs pass the checks of their own" in verdict.reason
+
+    @pytest.mark.parametrize("seed", range(184, 190))
+    def test_rows_that_are_handed_out_are_inputs(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        active = rng.random((60, 4)) < 0.5
+        active[:, 1] |= rng.random(60) < 0.8
+        data = layer_with_patterns(active, rng)
+        result = spear_np.invert(data.weight_grad, data.bias_grad, max_proposals=20_000)
+        assert broken_promises(result, truth_of(data, 1e-9)) == []
+        assert all(row.accepted for row in result.certificate.evidence)
+        assert np.all(np.isfinite(result.certificate.error_bound))
+        assert (result.status is Status.APPROXIMATE) == (result.found == 4)
+
+    def test_a_batch_of_which_nothing_is_accepted_says_why(self) -> None:
+        # Where input 0 is off, input 1 is off too, and the other way round: zeros tell neither from a mixture.
+        rng = np.random.default_rng(190)
+        active = np.repeat(rng.random((60, 1)) < 0.5, 2, axis=1)
+        data = layer_with_patterns(active, rng)
+        result = spear_np.invert(data.weight_grad, data.bias_grad, max_proposals=20_000)
+        assert (result.status, result.found) == (Status.FAILED, 0)
+        assert "0 of 2" in result.reason
 
 
 class TestTheCertificateAsData:
@@ -481,3 +536,29 @@ class TestTheCertificateAsData:
         thresholds = {check.name: check.threshold for check in verdict.certificate.checks}
         assert thresholds["error_bound"] == EXACT_TOLERANCE
         assert thresholds["contradictions"] == 0
+
+
+class TestPrinting:
+    def test_an_answer_prints_as_a_summary(self) -> None:
+        data = digit_layer(6, width=100, seed=192)
+        result = spear_np.invert(data.weight_grad, data.bias_grad, weight=data.weight, bias=data.bias)
+        text = repr(result)
+        assert text.startswith("<Inversion exact: 6 of 6 inputs from a layer 100 x 64")
+        assert "every check of the certificate holds" in text
+        assert len(text) < 400
+        assert text.count("\n") == 3
+        assert repr(spear_np.invert(np.ones((3, 2)))).count("\n") == 2
+
+    def test_answers_compare_without_an_error(self) -> None:
+        data = digit_layer(3, width=60, seed=193)
+        one, other = (spear_np.invert(data.weight_grad, data.bias_grad, weight=data.weight) for _ in range(2))
+        assert one == one  # noqa: PLR0124
+        assert one != other
+
+    def test_the_certificate_shows_how_many_inputs_have_each_piece_of_evidence(self) -> None:
+        data = digit_layer(4, width=80, seed=194)
+        lines = str(spear_np.invert(data.weight_grad, data.bias_grad).certificate).splitlines()
+        assert "ok  inputs: unique, 4 of 4" in lines
+        assert "--  inputs: signs agree could not be looked at" in lines
+        doubted = Certificate(evidence=(SUPPORTED, replace(SUPPORTED, spare_rows=False)))
+        assert "NO  inputs: spare rows, 1 of 2" in str(doubted).splitlines()

@@ -16,7 +16,7 @@ from spear_np.directions.pool import Pool
 from spear_np.directions.uniqueness import SPARE
 from spear_np.factors.factorize import Factors
 from spear_np.factors.signs import sign_model
-from spear_np.search.completion import MAX_CANDIDATES, MAX_MISSING, Completion
+from spear_np.search.completion import GUESSED_CANDIDATES, MOST_GUESSED, Completion
 from tests.backends import Backend, assert_lives_on
 from tests.cases import pick_digits
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions
@@ -77,7 +77,7 @@ class TestPropose:
         truth = true_directions(factors, data.inputs)
         mixture = np.sum(truth / np.linalg.norm(truth, axis=1, keepdims=True), axis=0)
         pool = pool_of(factors, np.concatenate([truth[2:], mixture[None, :]]))
-        doubted = frozen(replace(pool, lone=np.arange(len(pool.q)) == pool.zero_count.argmin()))
+        doubted = frozen(replace(pool, rests_on_one_row=np.arange(len(pool.q)) == pool.zero_count.argmin()))
         assert len(pool.basis) == B - 1
         found = {
             name: reached(
@@ -117,7 +117,7 @@ class TestPropose:
         proposals = completion_for(factors).propose(factors.space, pool, np.random.default_rng(453))
         assert proposals.search == "completion"
         candidates = backend.host(proposals.candidates)
-        assert 0 < len(candidates) <= MAX_CANDIDATES < proposals.examined
+        assert 0 < len(candidates) <= GUESSED_CANDIDATES < proposals.examined
         np.testing.assert_allclose(np.linalg.norm(candidates, axis=1), 1, rtol=1e-9)
         assert np.max(np.abs(candidates @ candidates.T) - np.eye(len(candidates))) < 1 - 1e-9
         units = backend.host(factors.space.noise_units(proposals.candidates))
@@ -193,7 +193,7 @@ class TestGuesses:
 
 class TestSuits:
     @pytest.mark.parametrize(
-        ("missing", "suits"), [(0, False), (1, True), (MAX_MISSING, True), (MAX_MISSING + 1, False)]
+        ("missing", "suits"), [(0, False), (1, True), (MOST_GUESSED, True), (MOST_GUESSED + 1, False)]
     )
     def test_few_directions_must_be_missing(self, missing: int, suits: bool) -> None:
         data = digit_layer(B, width=WIDTH, seed=470)
@@ -201,13 +201,17 @@ class TestSuits:
         pool, _ = without_first(factors, data, missing)
         assert completion_for(factors).suits(pool) == suits
 
-    @pytest.mark.parametrize("doubt", ["agreement", "penalty", "lone"])
+    @pytest.mark.parametrize("doubt", ["pattern_fit", "penalty", "rests_on_one_row"])
     def test_doubtful_directions_count_as_missing(self, doubt: str) -> None:
         data = digit_layer(B, width=WIDTH, seed=471)
         factors = factors_of(data, Backend.NUMPY)
         pool, _ = without_first(factors, data, 0)
         first = np.arange(B) == 0
-        doubts: dict[str, Any] = {"agreement": 1 - 0.5 * first, "penalty": 1 * first, "lone": first}
+        doubts: dict[str, Any] = {
+            "pattern_fit": 1 - 0.5 * first,
+            "penalty": 1 * first,
+            "rests_on_one_row": first,
+        }
         completion = completion_for(factors)
         assert not completion.suits(pool)
         assert completion.suits(replace(pool, **{doubt: doubts[doubt]}))

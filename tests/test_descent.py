@@ -16,7 +16,7 @@ from spear_np.directions.pool import Pool
 from spear_np.factors.factorize import Factors
 from spear_np.factors.signs import sign_model, smoother
 from spear_np.search.descent import (
-    MAX_CANDIDATES,
+    DESCENDED_CANDIDATES,
     MAX_EFFORT,
     Descent,
     Settings,
@@ -182,7 +182,7 @@ class TestPropose:
         # After a single step hardly any two starts have met.
         proposals = descent.propose(factors.space, pool, np.random.default_rng(5))
         assert proposals.examined == 900
-        assert proposals.candidates.shape == (MAX_CANDIDATES, B)
+        assert proposals.candidates.shape == (DESCENDED_CANDIDATES, B)
 
     def test_there_is_no_forecast(self) -> None:
         factors, _ = problem(Backend.NUMPY)
@@ -219,7 +219,7 @@ class TestDeflation:
         examined = [descent.propose(factors.space, pool, np.random.default_rng(8)).examined for pool in pools]
         assert examined == [256, 4 * (B - 2), 64]
 
-    @pytest.mark.parametrize("doubt", ["agreement", "penalty", "lone", "no W", "deflation off"])
+    @pytest.mark.parametrize("doubt", ["pattern_fit", "penalty", "rests_on_one_row", "no W", "deflation off"])
     def test_doubtful_directions_are_not_relied_on(self, doubt: str) -> None:
         changes: dict[str, Any] = {"weight": None, "bias": None} if doubt == "no W" else {}
         factors, truth = problem(Backend.NUMPY, **changes)
@@ -227,9 +227,9 @@ class TestDeflation:
         # Where the layer explains the zeros of few directions, it is the layer that is doubted.
         few = np.arange(15) < 7
         doubts: dict[str, dict[str, Any]] = {
-            "agreement": {"agreement": np.where(few, 0.96, 1.0), "lone": ~few},
+            "pattern_fit": {"pattern_fit": np.where(few, 0.96, 1.0), "rests_on_one_row": ~few},
             "penalty": {"penalty": np.ones(15, dtype=np.int64)},
-            "lone": {"lone": np.ones(15, dtype=bool)},
+            "rests_on_one_row": {"rests_on_one_row": np.ones(15, dtype=bool)},
         }
         pool = replace(pool, **doubts.get(doubt, {}))
         descent = descent_for(factors, Settings(steps=1, deflation=doubt != "deflation off"))

@@ -36,10 +36,10 @@ class TestTheTheorem:
         D = data.output_grad.astype(np.float64)
         assert_array(factors.space.columns(choice.q), D, backend, atol=1e-6 * np.max(np.abs(D)))
         V = data.weight_grad.astype(np.float64).T @ backend.host(factors.space.to_basis)
-        X = backend.host(choice.dual) @ V.T
+        X = backend.host(choice.input_coords) @ V.T
         np.testing.assert_allclose(X, data.inputs, atol=1e-5)
-        assert choice.agreement is not None
-        assert_array(choice.agreement, np.ones(B), backend)
+        assert choice.sign_agreement is not None
+        assert_array(choice.sign_agreement, np.ones(B), backend)
         assert choice.mean_agreement() == 1.0
         assert choice.bias_residual is not None
         assert choice.bias_residual < 10
@@ -86,7 +86,7 @@ class TestMissingData:
         length = np.linalg.norm(D, axis=0)
         assert_array(factors.space.columns(choice.q), D / length, backend, atol=1e-6)
         V = data.weight_grad.astype(np.float64).T @ backend.host(factors.space.to_basis)
-        np.testing.assert_allclose(backend.host(choice.dual) @ V.T, X * length[:, None], atol=1e-6)
+        np.testing.assert_allclose(backend.host(choice.input_coords) @ V.T, X * length[:, None], atol=1e-6)
         assert choice.bias_residual is None
         assert_array(choice.scale_variance, np.zeros(B), backend)
 
@@ -94,7 +94,7 @@ class TestMissingData:
         data = layer(125)
         factors = factors_of(data, backend, weight=None, bias=None)
         choice = disaggregate(factors, backend.array(true_directions(factors, data.inputs)))
-        assert choice.agreement is None
+        assert choice.sign_agreement is None
         assert choice.mean_agreement() is None
         pool = pool_of(factors, true_directions(factors, data.inputs))
         assert exchange_directions(factors, pool, choice) == (choice, pool)

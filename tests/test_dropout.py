@@ -65,7 +65,7 @@ def test_lenient_agreement_is_whole_for_the_truth_and_not_for_mixtures(backend: 
     assert lenient.mean_agreement() == 1
     q[0] += q[1]
     mixed = disaggregate(factors, factors.space.device.float64(q), lenient=True)
-    assert to_host(mixed.agreement)[0] < 0.9
+    assert to_host(mixed.sign_agreement)[0] < 0.9
 
 
 def pool_behind(rate: float) -> tuple[Factors, SignModel, Pool]:
@@ -88,9 +88,9 @@ def test_dropout_shows_in_the_pool() -> None:
 
 def test_what_rests_on_single_rows_is_not_unexplained() -> None:
     pool = pool_behind(0.5)[2]
-    resting = replace(pool, lone=np.ones_like(pool.lone))
+    resting = replace(pool, rests_on_one_row=np.ones_like(pool.rests_on_one_row))
     assert resting.unexplained == 0
-    assert not resting.standing
+    assert not resting.trusted_without_signs
 
 
 def test_descent_relies_on_what_the_layer_cannot_explain_only_without_its_signs() -> None:

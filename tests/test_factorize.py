@@ -412,7 +412,7 @@ class TestRanksFromGaps:
         noisy = data.weight_grad + level * rng.standard_normal(data.weight_grad.shape)
         factors = factorize(Backend.NUMPY.gradients(data, weight_grad=noisy), CPU)
         assert isinstance(factors, Factors)
-        assert factors.space.spectrum.excess > 1.3
+        assert factors.space.spectrum.noise_excess > 1.3
         assert np.median(factors.space.noise[factors.space.live] / level[factors.space.live, 0]) > 1.2
 
     def test_every_reading_has_its_turn(self) -> None:
@@ -439,6 +439,6 @@ class TestRanksFromGaps:
         )
         assert isinstance(whole, Factors)
         assert isinstance(less, Factors)
-        assert whole.space.omission == 1
+        assert whole.space.hidden_input_factor == 1
         # What is left out is no noise at all: many millions of its standard deviations.
-        assert less.space.omission > 1
+        assert less.space.hidden_input_factor > 1

@@ -422,7 +422,7 @@ class TestTheLastInput:
         data = glaring_layer(4, off=off, seed=257)
         factors = factors_of(data, backend)
         pool = replace(pool_of(factors, true_directions(factors, data.inputs)[1:]), stale=stale)
-        pool = replace(pool, lone=np.asarray([doubt, False, False]))
+        pool = replace(pool, rests_on_one_row=np.asarray([doubt, False, False]))
         problem = LayerProblem(factors, None, Sampling())
         assert (problem.exhausted(LayerState(pool, pool)) is not None) == hopeless
 
@@ -431,7 +431,7 @@ class TestTheLastInput:
         permuted = np.random.default_rng(0).permutation(data.bias_grad)
         factors = factors_of(data, backend, bias_grad=permuted)
         pool = pool_of(factors, true_directions(factors, data.inputs)[1:])
-        assert len(pool.solid) == 11
+        assert len(pool.trusted) == 11
         assert units_off_last(factors, pool) is None
 
 

@@ -63,6 +63,8 @@ def test_everything_is_in_the_file(path: Path, gradients: spear_np.LayerGradient
         assert layer["redundancy"][:].tolist() == [27] * B
         assert layer["sign_agreement"][:].tolist() == [1.0] * B
         assert layer["error_bound"][:].tolist() == [1e-6] * B
+        assert layer["evidence/within_bound"][:].tolist() == [1] * B
+        assert layer["evidence/signs_agree"][:].tolist() == [-1] * B
         made = dict(layer["certificate/sign_agreement"].attrs)
         assert (made["value"], made["relation"], made["threshold"], made["order"]) == (1.0, ">=", 1.0, 0)
         assert made["passed"]

@@ -24,17 +24,19 @@ def candidates(
     zero_count: list[int],
     *,
     angle: float = SHARP,
-    agreement: list[float] | None = None,
-    lone: list[bool] | None = None,
+    pattern_fit: list[float] | None = None,
+    rests_on_one_row: list[bool] | None = None,
 ) -> Candidates:
     """Return directions that leave the first so many rows without gradient."""
     return Candidates(
         q=np.asarray(q, dtype=np.float64),
         zero_mask=np.arange(LIVE)[None, :] < np.asarray(zero_count)[:, None],
         angle=np.full(len(q), angle),
-        agreement=np.ones(len(q)) if agreement is None else np.asarray(agreement),
+        pattern_fit=np.ones(len(q)) if pattern_fit is None else np.asarray(pattern_fit),
         coordinates=np.zeros_like(q, dtype=np.float64),
-        lone=np.zeros(len(q), dtype=bool) if lone is None else np.asarray(lone),
+        rests_on_one_row=np.zeros(len(q), dtype=bool)
+        if rests_on_one_row is None
+        else np.asarray(rests_on_one_row),
     )
 
 
@@ -125,12 +127,16 @@ class TestMerge:
     @given(pools())
     def test_merging_what_is_known_changes_nothing(self, pool: Pool) -> None:
         again = pool.merge(
-            Candidates(pool.q, pool.zero_mask, pool.angle, pool.agreement, pool.coordinates, pool.lone)
+            Candidates(
+                pool.q, pool.zero_mask, pool.angle, pool.pattern_fit, pool.coordinates, pool.rests_on_one_row
+            )
         )
         assert as_lines(again.q) == as_lines(pool.q)
         assert as_lines(again.basis_vectors) == as_lines(pool.basis_vectors)
         mirrored = pool.merge(
-            Candidates(-pool.q, pool.zero_mask, pool.angle, pool.agreement, pool.coordinates, pool.lone)
+            Candidates(
+                -pool.q, pool.zero_mask, pool.angle, pool.pattern_fit, pool.coordinates, pool.rests_on_one_row
+            )
         )
         assert as_lines(mirrored.q) == as_lines(pool.q)
 
@@ -159,7 +165,7 @@ class TestMerge:
 
     def test_a_pattern_that_no_input_produces_ranks_lower(self) -> None:
         q = np.asarray([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [1.0, 1.0, 0, 0]])
-        pool = Pool.empty(B, LIVE).merge(candidates(q, [18, 16, 20], agreement=[1.0, 1.0, 0.6]))
+        pool = Pool.empty(B, LIVE).merge(candidates(q, [18, 16, 20], pattern_fit=[1.0, 1.0, 0.6]))
         assert as_lines(pool.basis_vectors) == as_lines(q[:2])
 
     def test_nothing_is_changed_in_place(self) -> None:
@@ -189,9 +195,9 @@ class TestRedundant:
                 pool.q,
                 pool.zero_mask,
                 np.full(len(pool.q), angle),
-                pool.agreement,
+                pool.pattern_fit,
                 pool.coordinates,
-                pool.lone,
+                pool.rests_on_one_row,
             )
         )
         outside = unit(q) - unit(q) @ np.linalg.pinv(blurred.basis_vectors) @ blurred.basis_vectors
@@ -252,23 +258,27 @@ class TestLone:
         st.lists(st.booleans(), min_size=7, max_size=7),
     )
     @settings(max_examples=50)
-    def test_they_rank_behind_all_others(self, q: Floats, counts: list[int], lone: list[bool]) -> None:
-        pool = Pool.empty(B, LIVE).merge(candidates(q, counts[: len(q)], lone=lone[: len(q)]))
-        in_basis = list(pool.lone[list(pool.basis)])
+    def test_they_rank_behind_all_others(
+        self, q: Floats, counts: list[int], rests_on_one_row: list[bool]
+    ) -> None:
+        pool = Pool.empty(B, LIVE).merge(
+            candidates(q, counts[: len(q)], rests_on_one_row=rests_on_one_row[: len(q)])
+        )
+        in_basis = list(pool.rests_on_one_row[list(pool.basis)])
         assert in_basis == sorted(in_basis)
         # None of them is chosen for a dimension that the others span already.
-        others = pool.q[~pool.lone]
+        others = pool.q[~pool.rests_on_one_row]
         assert in_basis.count(False) == (np.linalg.matrix_rank(others) if len(others) else 0)
         assert len(in_basis) == np.linalg.matrix_rank(pool.q)
 
     def test_a_sparse_mixture_gives_way_to_what_it_mixes(self) -> None:
         q = np.asarray([[1.0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 1.0, 0, 0]])
-        pool = Pool.empty(B, LIVE).merge(candidates(q, [20, 10, 8], lone=[True, False, False]))
+        pool = Pool.empty(B, LIVE).merge(candidates(q, [20, 10, 8], rests_on_one_row=[True, False, False]))
         assert as_lines(pool.basis_vectors) == as_lines(q[1:])
 
     def test_they_complete_a_basis_that_lacks_others(self) -> None:
         pool = Pool.empty(B, LIVE).merge(
-            candidates(np.eye(B), [20, 10, 12, 8], lone=[True, False, False, True])
+            candidates(np.eye(B), [20, 10, 12, 8], rests_on_one_row=[True, False, False, True])
         )
         assert pool.complete
         np.testing.assert_array_equal(pool.basis_vectors, np.eye(B)[[2, 1, 0, 3]])
@@ -276,11 +286,14 @@ class TestLone:
     def test_they_are_not_relied_on(self) -> None:
         pool = Pool.empty(B, LIVE).merge(
             candidates(
-                np.eye(B), [20, 19, 18, 17], agreement=[1, 0.9, 1, 1], lone=[True, False, False, False]
+                np.eye(B),
+                [20, 19, 18, 17],
+                pattern_fit=[1, 0.9, 1, 1],
+                rests_on_one_row=[True, False, False, False],
             )
         )
         assert pool.complete
-        assert as_lines(pool.q[pool.solid]) == as_lines(np.eye(B)[2:])
+        assert as_lines(pool.q[pool.trusted]) == as_lines(np.eye(B)[2:])
         # A copy of a direction that is not relied on is no repetition: it is worth a second look.
         redundant = pool.redundant(np.eye(B), np.full(B, 5))
         np.testing.assert_array_equal(redundant, [False, False, True, True])
@@ -290,23 +303,34 @@ class TestLone:
         st.lists(st.booleans(), min_size=6, max_size=6),
     )
     @settings(max_examples=40)
-    def test_the_mark_stays_with_its_direction(self, counts: list[int], lone: list[bool]) -> None:
+    def test_the_mark_stays_with_its_direction(self, counts: list[int], rests_on_one_row: list[bool]) -> None:
         q = unit(np.concatenate([np.eye(B), [[1.0, 2, 0, 0], [0, 1, 2, 3]]]))
-        wanted = {as_line(row): mark for row, mark in zip(q, lone, strict=True)}
-        pool = Pool.empty(B, LIVE).merge(candidates(q[:3], counts[:3], lone=lone[:3]))
-        pool = pool.merge(candidates(q[3:], counts[3:], lone=lone[3:]))
-        for changed in (pool, pool.blame([1]), pool.merge(candidates(q, counts, lone=lone))):
+        wanted = {as_line(row): mark for row, mark in zip(q, rests_on_one_row, strict=True)}
+        pool = Pool.empty(B, LIVE).merge(candidates(q[:3], counts[:3], rests_on_one_row=rests_on_one_row[:3]))
+        pool = pool.merge(candidates(q[3:], counts[3:], rests_on_one_row=rests_on_one_row[3:]))
+        for changed in (
+            pool,
+            pool.blame([1]),
+            pool.merge(candidates(q, counts, rests_on_one_row=rests_on_one_row)),
+        ):
             assert {
-                as_line(row): bool(mark) for row, mark in zip(changed.q, changed.lone, strict=True)
+                as_line(row): bool(mark)
+                for row, mark in zip(changed.q, changed.rests_on_one_row, strict=True)
             } == wanted
         left = pool.without(np.asarray([True, False, False, False]))
         assert len(left.q) == B - 1
-        assert all(wanted[as_line(row)] == mark for row, mark in zip(left.q, left.lone, strict=True))
+        assert all(
+            wanted[as_line(row)] == mark for row, mark in zip(left.q, left.rests_on_one_row, strict=True)
+        )
 
     def test_a_copy_with_more_zeros_brings_its_own_mark(self) -> None:
-        pool = Pool.empty(B, LIVE).merge(candidates(np.eye(B)[:1], [6], lone=[True]))
-        assert list(pool.merge(candidates(np.eye(B)[:1], [5], lone=[False])).lone) == [True]
-        assert list(pool.merge(candidates(np.eye(B)[:1], [12], lone=[False])).lone) == [False]
+        pool = Pool.empty(B, LIVE).merge(candidates(np.eye(B)[:1], [6], rests_on_one_row=[True]))
+        assert list(
+            pool.merge(candidates(np.eye(B)[:1], [5], rests_on_one_row=[False])).rests_on_one_row
+        ) == [True]
+        assert list(
+            pool.merge(candidates(np.eye(B)[:1], [12], rests_on_one_row=[False])).rests_on_one_row
+        ) == [False]
 
 
 class TestRounds:

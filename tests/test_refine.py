@@ -71,11 +71,11 @@ def test_no_other_small_step_explains_more(seed: int, level: float, b: int) -> N
     assert isinstance(factors, Factors)
     assume(factors.space.batch_size == b)
     choice = refined(factors, choice_of(factors, data))
-    off = zero_support(factors, choice.q, choice.dual)[factors.space.live]
-    best = unexplained(factors, choice.dual, off)
+    off = zero_support(factors, choice.q, choice.input_coords)[factors.space.live]
+    best = unexplained(factors, choice.input_coords, off)
     rng = np.random.default_rng(seed)
     for size in (1e-6, 1e-5, 1e-4, 1e-3):
-        mixed = (np.eye(b) + size * rng.standard_normal((b, b))) @ choice.dual
+        mixed = (np.eye(b) + size * rng.standard_normal((b, b))) @ choice.input_coords
         # f is a sum of some hundred squares of noise: its own spread is a thousand times as large.
         assert best <= unexplained(factors, mixed, off) * (1 + 1e-4)
 
@@ -86,7 +86,7 @@ def test_a_step_ends_where_f_is_flat(level: float) -> None:
     data = noisy(digit_layer(B, width=120, seed=810), level, 810)
     factors = factors_of(data, Backend.NUMPY)
     choice = choice_of(factors, data)
-    off = zero_support(factors, choice.q, choice.dual)[factors.space.live]
+    off = zero_support(factors, choice.q, choice.input_coords)[factors.space.live]
     Y, rows = (choice.q / factors.space.S).T, factors.space.U * factors.space.S
     slopes, rng = [], np.random.default_rng(810)
     mixings = rng.standard_normal((4, B, B)) * (1 - np.eye(B))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear_np.directions.pool import Pool
+from spear_np.directions.pool import SMALL_BATCH, Pool
 from spear_np.factors.factorize import Factors
 from spear_np.factors.signs import sign_model
 from spear_np.search import Search
-from spear_np.search.completion import MAX_MISSING, Completion
+from spear_np.search.completion import MOST_GUESSED, Completion
 from spear_np.search.descent import Descent, Settings
 from spear_np.search.sampling import Sampling
-from spear_np.search.schedule import SAMPLING_HELPS, SAMPLING_SUFFICES, Schedule
+from spear_np.search.schedule import SAMPLING_SUFFICES, Schedule
 from tests.backends import Backend, assert_lives_on
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import LayerData
@@ -56,10 +56,10 @@ def asked(name: str, missing: int, stale: int, backend: Backend = Backend.NUMPY,
 
 def test_batches_are_of_the_sizes_meant() -> None:
     sizes = {name: factors_of(layer(name), Backend.NUMPY).space for name in SIZES}
-    assert sizes["tiny"].batch_size <= SAMPLING_SUFFICES < sizes["medium"].batch_size <= SAMPLING_HELPS
-    assert sizes["large"].batch_size > SAMPLING_HELPS
+    assert sizes["tiny"].batch_size <= SAMPLING_SUFFICES < sizes["medium"].batch_size <= SMALL_BATCH
+    assert sizes["large"].batch_size > SMALL_BATCH
     narrow = sizes["narrow"]
-    assert SAMPLING_SUFFICES < narrow.batch_size < MAX_MISSING + 3
+    assert SAMPLING_SUFFICES < narrow.batch_size < MOST_GUESSED + 3
     assert narrow.U.shape[0] < 2 * narrow.batch_size
     assert all(sizes[name].U.shape[0] >= 2 * sizes[name].batch_size for name in ("medium", "large"))
 
@@ -95,7 +95,7 @@ def test_every_search_gets_its_turn_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "completed"), [(0, False), (MAX_MISSING, True), (MAX_MISSING + 1, False)]
+    ("missing", "completed"), [(0, False), (MOST_GUESSED, True), (MOST_GUESSED + 1, False)]
 )
 def test_completion_is_asked_only_while_few_directions_are_missing(missing: int, completed: bool) -> None:
     for stale in (1, 4):

@@ -108,10 +108,10 @@ class TestSignModel:
     ) -> None:
         _, model = modelled(digit_layer(B, width=WIDTH, seed=403), backend, **changes)
         r = B + (0 if changes else 1)
-        assert_array(model.basis.T @ model.basis, np.eye(r), backend, atol=1e-12)
+        assert_array(model.plain.basis.T @ model.plain.basis, np.eye(r), backend, atol=1e-12)
         c = np.random.default_rng(403).standard_normal((6, B))
         z = backend.array(c) @ model.weight_in_basis.T + 0.7 * model.bias[None, :]
-        assert_array((z @ model.basis) @ model.to_coordinates.T, c, backend, atol=1e-9)
+        assert_array((z @ model.plain.basis) @ model.plain.to_coordinates.T, c, backend, atol=1e-9)
 
     def test_true_inputs_have_the_preactivations_of_the_network(self, backend: Backend) -> None:
         data = digit_layer(B, width=WIDTH, seed=404)
@@ -186,9 +186,12 @@ class TestSmoother:
         patterns = np.random.default_rng(412).choice([-1.0, 1.0], (20, len(backend.host(factors.space.live))))
         for complement, blind in ((backend.array(complement_of(y)), True), (None, False)):
             z = patterns @ dense(backend, smoother(factors.space, model, complement, prior=prior))
-            c = z @ backend.host(model.basis) @ backend.host(model.to_coordinates).T
+            c = z @ backend.host(model.plain.basis) @ backend.host(model.plain.to_coordinates).T
             # Nothing but an input and some bias is behind the prediction.
-            assert np.linalg.norm(z - z @ backend.host(model.basis) @ backend.host(model.basis).T) < 1e-9
+            assert (
+                np.linalg.norm(z - z @ backend.host(model.plain.basis) @ backend.host(model.plain.basis).T)
+                < 1e-9
+            )
             visible = np.abs(c @ y.T).max() / np.abs(c).max()
             assert (visible < 1e-8) if blind else (visible > 0.05)
 

@@ -531,7 +531,7 @@ def residual(net: Any, x: Any) -> Any:
 NETS: dict[str, tuple[Callable[..., Any], dict[str, tuple[str, str | None, str | None]]]] = {
     "residual": (
         residual,
-        {"a": ("relu", None, None), "b": ("tanh", None, "branch"), "c": ("none", None, "add+layer_norm")},
+        {"a": ("relu", None, None), "b": ("tanh", "a", None), "c": ("none", None, "add+layer_norm")},
     ),
     "block": (
         lambda net, x: net.c(x + net.b(functional.gelu(net.a(net.norm(x))))),
@@ -539,7 +539,7 @@ NETS: dict[str, tuple[Callable[..., Any], dict[str, tuple[str, str | None, str |
     ),
     "two heads": (
         lambda net, x: [h := net.a(x).relu(), torch.cat([net.b(h), net.c(h)])][1],
-        {"a": ("relu", None, None), "b": ("cat", None, "branch"), "c": ("cat", None, "branch")},
+        {"a": ("relu", None, None), "b": ("cat", "a", None), "c": ("cat", "a", None)},
     ),
     "recurrent": (
         lambda net, x: net.c(net.b(net.b(net.a(x).tanh()).tanh()).tanh()),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.directions.uniqueness import SPARE, lone_rows, sharpened, uniqueness
+from spear_np.directions.uniqueness import SPARE, sharpened, single_row_support, uniqueness
 from spear_np.factors.factorize import Factors
 from tests.backends import Backend
 from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions
@@ -116,7 +116,7 @@ def zeros_of(factors: Factors, q: Floats) -> Floats:
 
 
 def lone(factors: Factors, q: Floats, mask: Floats | None = None) -> Floats:
-    found: Floats = lone_rows(
+    found: Floats = single_row_support(
         factors.space, factors.space.device.float64(q), zeros_of(factors, q) if mask is None else mask
     )
     assert found.shape == (len(q),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 
@@ -31,6 +31,30 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What speaks for one recovered input, and what against it; None where that could not be looked at."""
+
+    unique: bool
+    """No other direction is without gradient on all its zero rows."""
+    spare_rows: bool
+    """None of these rows is indispensable: nothing but chance could make its direction a mixture of inputs."""
+    beyond_chance: bool
+    """Chance is unlikely to have done so, see `Certificate.false_probability`."""
+    within_bound: bool | None
+    """Its error bound is small enough for it to count as recovered."""
+    signs_decided: bool | None
+    """Enough of its activation signs are beyond doubt; None without them."""
+    signs_agree: bool | None
+    """They agree with the gradient, as far as noise and what else zeroes gradients allow; None without them."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the input is vouched for."""
+        demanded = (self.unique, self.within_bound, self.signs_decided, self.signs_agree)
+        return all(fact is not False for fact in demanded)
+
+
+@dataclass(frozen=True)
 class Certificate:
     """Every check of a whole batch, the figures of each recovered input, and what they cannot show.
 
@@ -50,6 +74,8 @@ class Certificate:
     """Bound on the largest error of the input, in units of the input; infinite where nothing is known."""
     caveats: tuple[str, ...] = ()
     """What no check can exclude, e.g. identical inputs counted once."""
+    evidence: tuple[Evidence, ...] = ()
+    """What speaks for each input."""
 
     @property
     def holds(self) -> bool:
@@ -72,6 +98,7 @@ class Certificate:
             sign_agreement=tuple(self.sign_agreement[i] for i in rows),
             false_probability=tuple(self.false_probability[i] for i in rows),
             error_bound=tuple(self.error_bound[i] for i in rows),
+            evidence=tuple(self.evidence[i] for i in rows if self.evidence),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,11 +110,12 @@ class Certificate:
             "sign_agreement": list(self.sign_agreement),
             "false_probability": list(self.false_probability),
             "error_bound": list(self.error_bound),
+            "evidence": [{**asdict(row), "accepted": row.accepted} for row in self.evidence],
             "caveats": list(self.caveats),
         }
 
     def __str__(self) -> str:
-        """Aligned table of the checks, then the caveats."""
+        """Aligned table of the checks, how many inputs pass each of their own, then the caveats."""
         marks = {True: "ok", False: "NO", None: "--"}
         lines = []
         for check in self.checks:
@@ -96,5 +124,15 @@ class Certificate:
                 f"{marks[check.passed]:>2}  {check.name:<22} {value:>9} {check.relation} "
                 f"{check.threshold:<9.3g} {check.meaning}"
             )
+        lines += [self._summary(fact.name) for fact in fields(Evidence) if self.evidence]
         lines += [f" *  {caveat}" for caveat in self.caveats]
         return "\n".join(lines)
+
+    def _summary(self, fact: str) -> str:
+        """One line on how many inputs have one piece of evidence."""
+        values = [getattr(row, fact) for row in self.evidence]
+        if all(value is None for value in values):
+            return f"--  inputs: {fact.replace('_', ' ')} could not be looked at"
+        count = sum(value is True for value in values)
+        mark = "ok" if count == len(values) else "NO"
+        return f"{mark}  inputs: {fact.replace('_', ' ')}, {count} of {len(values)}"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-from ..backend import Device
+from ..backend import Array, Device
 from ..factors.gradients import LayerGradients
 from .certificate import Certificate
-
-Array = Any
 
 
 class Status(StrEnum):
@@ -63,9 +60,9 @@ class Round:
     """Since the start of `invert`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Inversion:
-    """The answer of `spear_np.invert` for one layer.
+    """The answer of `spear_np.invert` for one layer. It prints as a summary of a few lines.
 
     Shapes: m output units, n input features, k recovered inputs. Arrays live where the computation ran.
     """
@@ -84,10 +81,10 @@ class Inversion:
     """"cpu" or "gpu:N"."""
     scale_known: bool
     """False if every input is known up to a factor only (no bias_grad), however that was chosen: see `spear_np.inputs.scale`."""
-    gradients: LayerGradients = field(repr=False)
-    recovery: Array = field(repr=False)
+    gradients: LayerGradients
+    recovery: Array
     """(k, m) float64: ``inputs = recovery @ weight_grad``."""
-    where: Device = field(repr=False)
+    where: Device
     """The device itself."""
     data_range: tuple[float, float] | None = None
     """Range of the inputs that was given; it matters only where the scale is unknown."""
@@ -102,6 +99,20 @@ class Inversion:
     proposals: int = 0
     """Candidate directions examined."""
     history: tuple[Round, ...] = ()
+
+    def __repr__(self) -> str:
+        """Status, what was found, the worst bound and the reason; no arrays."""
+        m, n = self.gradients.shape
+        of = str(self.batch_size) if self.batch_size else "an unknown number of"
+        bounds = self.certificate.error_bound
+        lines = [f"{self.status}: {self.found} of {of} inputs from a layer {m} x {n}", self.reason]
+        if bounds:
+            factor = "" if self.scale_known else " of the scale that was chosen"
+            lines.append(f"no entry is off by more than {max(bounds):.3g}{factor}")
+        lines.append(
+            f"{self.proposals} proposals in {self.seconds:.3g} s on {self.device}, method {self.method}, seed {self.seed}"
+        )
+        return f"<{type(self).__name__} " + "\n  ".join(lines) + ">"
 
     @property
     def inputs(self) -> Array:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import array_api_compat
 
-from ..backend import Device, orthogonal_complement
-
-Array = Any
+from ..backend import Array, Device, orthogonal_complement
 
 
 @dataclass(frozen=True)

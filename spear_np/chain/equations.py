@@ -11,11 +11,9 @@ Shapes: k inputs, b coordinates, m units of layer 0, t numbers at the top.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..backend import Array
 from .layers import Chain, ChainLayer
-
-Array = Any
 
 ROUNDING_SHARE = 2.0
 """Error of a sum of products in float32, in units of the unit roundoff times the root of the sum of the squared products:

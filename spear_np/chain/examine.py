@@ -14,7 +14,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import solve_or_nan, to_host
+from ..backend import Array, HostArray, solve_or_nan, to_host
 from .equations import (
     Forward,
     System,
@@ -27,9 +27,6 @@ from .equations import (
     system,
 )
 from .layers import Chain
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 LINEARISATIONS = 10
 """Gauss-Newton converges in two or three from a settled start; one that needs more than ten has not settled."""

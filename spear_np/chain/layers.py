@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..backend import Device, scatter_columns
+from ..backend import Array, Device, scatter_columns
 from ..factors.activation import Activation
 from ..factors.factorize import Factors
 from ..factors.gradients import UNIT_ROUNDOFF, LayerGradients
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
-
-Array = Any
 
 
 @dataclass(frozen=True)

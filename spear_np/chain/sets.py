@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..backend import Array
 from .affine import AffineSet, affine_set
 from .layers import Chain
-
-Array = Any
 
 
 @dataclass(frozen=True)

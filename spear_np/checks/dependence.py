@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, to_host
 from ..directions.uniqueness import OPEN_ENERGY
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 
-Array = Any
-
 LARGEST_SET = 4
-"""Columns that are held against each other; from five on few units are shared by all of them."""
+"""Columns that are held against each other.
+
+Derived: five columns share 1 / 32 of the units, hardly more than they are.
+"""
 SETS = 200
-"""Sets of columns of one size that are looked at."""
+"""Sets of columns of one size that are looked at.
+
+Heuristic: what makes columns dependent makes most sets dependent.
+"""
 BEYOND_CHANCE = 1e-9
-"""Probability of a dependence by chance below which it is taken for one of the network."""
+"""Probability of a dependence by chance below which it is taken for one of the network.
+
+Derived: hundreds of sets in millions of batches.
+"""
 
 
 def dependent_columns(space: RowSpace, directions: Array) -> bool:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS, expected_hidden, is_nonzero
 from ..theory import false_direction_probability
 from .uniqueness import Uniqueness, sharpened
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 MAX_CHANCE = 1e-2
-"""Largest probability of that chance."""
+"""Largest probability that a direction of no input has its zeros to spare by chance.
+
+Definition: what is relied on without other evidence may be wrong in one of a hundred cases, by an upper bound.
+"""
+NORMAL_DENSITY = 0.538
+"""Probability that a normal number is below a small one, in units of the median of its magnitude.
+
+Derived: √(2/π) · 0.6745 for the density of |u| at zero, with |u| of median μ and 0.6745 σ = μ.
+"""
 
 
 def chances(
@@ -51,7 +54,6 @@ def false_probabilities(space: RowSpace, directions: Array, redundancy: HostArra
     for units, rows in zip(to_host(space.noise_units(directions)), redundancy, strict=True):
         values = units[is_nonzero(units)]
         near = expected_hidden(units) / max(len(values), 1)
-        # For a normal distribution of median magnitude μ, P(|u| < 6) ≈ 0.538 · 6 / μ.
-        chance = max(0.538 * ZERO_SIGMAS / float(np.median(values)), near) if len(values) else 1.0
+        chance = max(NORMAL_DENSITY * ZERO_SIGMAS / float(np.median(values)), near) if len(values) else 1.0
         probabilities.append(false_direction_probability(len(units), int(rows), chance))
     return np.asarray(probabilities)

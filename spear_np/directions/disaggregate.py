@@ -8,35 +8,54 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import inverse_or_pseudoinverse, to_host
+from ..backend import TINIEST, Array, HostArray, inverse_or_pseudoinverse, to_host
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 from .pool import Pool
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 SWAP_WORK = 2_000_000
-"""Alternatives tried in the second stage, times the m·b entries each of them costs."""
+"""Alternatives tried in the second stage, times the m·b entries each of them costs.
+
+Heuristic: it bounds the time of the stage to about a second.
+"""
+LEAST_SWAPS = 4
+"""Alternatives tried whatever they cost.
+
+Heuristic: as `SWAP_WORK`.
+"""
 MAX_BIAS_RESIDUAL = 100.0
-"""Relative residual of bias_grad, in units of the relative noise, up to which the batch explains it."""
+"""Relative residual of bias_grad, in units of the relative noise, up to which the batch explains it.
+
+Heuristic: noise alone stays below one; an input that is missing leaves thousands.
+"""
 EXPLAINED = 5.0
-"""The same up to which noise alone explains it; measured: below 1, whatever the noise is."""
+"""The same up to which noise alone explains it.
+
+Measured: below 1, whatever the noise is.
+"""
 HIDDEN_SHARE = 4.0
-"""How many times larger than what is seen of them outside the known columns the gradients of unknown inputs may be."""
+"""Assumed upper ratio between unknown inputs' gradients and the part of them outside the span of the known columns.
+
+Derived: columns in general position have at most a share of f / ℓ ≤ 1 / 2 of their energy in that span; four allows for 15 / 16.
+"""
 HUGE = 1e50
-"""Sensitivity of a scale from which nothing is known of it: its square leaves room below the overflow."""
+"""Sensitivity of a scale from which nothing is known of it.
+
+Derived: its square leaves room below the overflow.
+"""
 AGREES = 0.995
-"""λ of a column that is kept when all others are forgotten: a few gradients may drown in noise."""
+"""λ of a column that is kept when all others are forgotten.
+
+Heuristic: a few gradients may drown in noise.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Disaggregation:
     """A complete choice of directions, scaled; shapes m, b as in `Factors`."""
 
@@ -46,18 +65,18 @@ class Disaggregation:
     """(b,): relative variance of each scale; zeros if there was no bias_grad."""
     bias_residual: float | None
     """Relative residual of bias_grad, in units of the relative noise of weight_grad; None if missing."""
-    dual: Array
+    input_coords: Array
     """(b, b): row i is c_i, the coordinates of input i in V."""
-    agreement: Array | None
+    sign_agreement: Array | None
     """(b,): λ of each column, the share of output units where gradient and layer agree; None without W."""
     lenient: bool = False
     """Whether λ passes over units that are on but have no gradient, as behind dropout."""
 
     def mean_agreement(self) -> float | None:
         """λ over all columns."""
-        if self.agreement is None:
+        if self.sign_agreement is None:
             return None
-        return float(np.mean(to_host(self.agreement)))
+        return float(np.mean(to_host(self.sign_agreement)))
 
 
 def disaggregate(factors: Factors, q: Array, *, lenient: bool = False) -> Disaggregation:
@@ -79,9 +98,9 @@ def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> 
     The columns with the lowest λ are exchanged first. Returns the best choice and the pool with that basis.
     """
     best, basis = start, list(pool.basis)
-    if best.agreement is None or best.mean_agreement() == 1.0 or len(pool.q) == len(basis):
+    if best.sign_agreement is None or best.mean_agreement() == 1.0 or len(pool.q) == len(basis):
         return best, pool
-    limit = max(4, SWAP_WORK // (factors.space.shape[0] * len(basis)))
+    limit = max(LEAST_SWAPS, SWAP_WORK // (factors.space.shape[0] * len(basis)))
     tried, improving = 0, True
     while improving and tried < limit and best.mean_agreement() != 1.0:
         improving = False
@@ -89,7 +108,7 @@ def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> 
             # A wrong direction spoils the λ of its own column and of those it mixes in: try each it could replace.
             # An exchange may have left directions that are hardly independent: no plain solve.
             share = np.abs(np.linalg.lstsq(pool.q[basis].T, pool.q[index], rcond=None)[0])
-            agreement = to_host(best.agreement)
+            agreement = to_host(best.sign_agreement)
             places = np.flatnonzero((share > pool.angle[index]) & (agreement < 1))
             for place in places[np.argsort(agreement[places], kind="stable")][: limit - tried]:
                 tried += 1
@@ -104,18 +123,18 @@ def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> 
 
 def doubtful(choice: Disaggregation, pool: Pool) -> list[int]:
     """Candidate behind the column that agrees least with the layer; empty if all agree."""
-    if choice.agreement is None:
+    if choice.sign_agreement is None:
         return []
-    agreement = to_host(choice.agreement)
+    agreement = to_host(choice.sign_agreement)
     worst = int(np.argmin(agreement))
     return [] if float(agreement[worst]) >= 1.0 else _candidates(choice, pool, np.asarray([worst]))
 
 
 def contradicting(choice: Disaggregation, pool: Pool) -> list[int]:
     """Candidates behind all columns that agree with the layer on less than `AGREES` of the units."""
-    if choice.agreement is None:
+    if choice.sign_agreement is None:
         return []
-    return _candidates(choice, pool, np.flatnonzero(to_host(choice.agreement) < AGREES))
+    return _candidates(choice, pool, np.flatnonzero(to_host(choice.sign_agreement) < AGREES))
 
 
 def _candidates(choice: Disaggregation, pool: Pool, columns: HostArray) -> list[int]:
@@ -166,11 +185,12 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     dof = max(1, A.shape[0] - A.shape[1])
     residual = rest / size / space.relative_noise if size > 0 else math.inf
     # bias_grad carries the relative noise of its rows at least, even if the residual happens to be smaller. What noise
-    # does not explain is the gradient of inputs that are not among these: as much again may lie along the columns.
+    # does not explain is the gradient of inputs that are not among these: up to `HIDDEN_SHARE` times as much may lie along
+    # the columns.
     sigma = max(rest / math.sqrt(dof), space.relative_noise * size / math.sqrt(A.shape[0]))
     sigma = max(sigma, HIDDEN_SHARE / ZERO_SIGMAS * rest) if residual > EXPLAINED else sigma
     variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, HUGE**-2))
-    tiny = xp.abs(scale) < 1e-300
+    tiny = xp.abs(scale) < TINIEST
     return q * xp.where(tiny, xp.ones_like(scale), scale)[:, None], variance, residual
 
 

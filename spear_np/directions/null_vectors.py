@@ -7,10 +7,23 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import Device, gather, solve_or_nan
+from ..backend import Array, Device, HostArray, gather, solve_or_nan
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
+SAME_VECTOR = 1 - 1e-9
+"""Cosine from which two exact null vectors are the same.
+
+Derived: an angle of 4e-5, a hundred times what float64 leaves of a null vector of condition 1e9.
+"""
+NEAREST_ROWS = 1.25
+"""Rows, in shares of b, among which a candidate is expected to have hardly a foreign one.
+
+Heuristic: more rows average more noise, but let more foreign rows in.
+"""
+
+
+def nearest_rows(b: int) -> int:
+    """How many of the rows nearest to zero a candidate is first judged by."""
+    return int(NEAREST_ROWS * b) + 2
 
 
 def draw_subsets(log_weights: HostArray, size: int, count: int, rng: np.random.Generator) -> HostArray:
@@ -38,6 +51,11 @@ def null_vectors(xp: Any, submatrices: Array) -> Array:
     length = xp.linalg.vector_norm(vectors, axis=1, keepdims=True)
     good = xp.isfinite(length)
     return xp.where(good, vectors / xp.where(good, length, xp.ones_like(length)), xp.zeros_like(vectors))
+
+
+def solved(xp: Any, vectors: Array) -> Array:
+    """Indices of the `vectors` (k, r) of `null_vectors` that are there: unit vectors, not zero."""
+    return xp.nonzero(xp.linalg.vector_norm(vectors, axis=1) > 0.5)[0]
 
 
 def null_vectors_of_rows(device: Device, rows: Array, subsets: Array, rng: np.random.Generator) -> Array:

@@ -13,45 +13,86 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import gather, smallest, to_host
+from ..backend import TINIEST, Array, HostArray, blocks, gather, smallest, to_host
 from ..factors.row_space import RowSpace
-from ..factors.zero import ZERO_SIGMAS
-from .null_vectors import distinct, draw_subsets, null_vectors
-from .pool import Pool
+from ..factors.zero import WELL_ABOVE_ZERO, ZERO_SIGMAS
+from .null_vectors import SAME_VECTOR, distinct, draw_subsets, nearest_rows, null_vectors, solved
+from .pool import SMALL_BATCH, Pool
 from .uniqueness import OPEN_ENERGY
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
-BLOCK_NUMBERS = 8_000_000
-"""Entries of one gathered block (64 MB in float64)."""
 NULL_BLOCK = 3
-"""Null vectors followed at once: tells nullity 1 from 2 from more."""
+"""Null vectors followed at once.
+
+Derived: three tell nullity one from two from more.
+"""
 EXTENSIONS = 3
-"""Times that a direction is looked at for further zero rows."""
+"""Times that a direction is looked at for further zero rows.
+
+Heuristic: each time finds fewer.
+"""
 MAX_NULLITY = 12
+"""Dimensions of a null space up to which sparse directions are sought in it.
+
+Heuristic: sampling there costs 2^dimensions draws.
+"""
 MAX_RESOLVED = 8
-"""Null spaces of several dimensions resolved in one block."""
+"""Null spaces of several dimensions resolved in one block.
+
+Heuristic: others come back with later blocks; it bounds the time of one.
+"""
 ROUNDS = 6
+"""Times that zero rows and null vector are computed from each other.
+
+Derived: three with the wide tests, and as many again with the true one.
+"""
 NEARLY_NULL = 1e-4
-"""Energy of the first vector relative to the second below which foreign rows among the first explain it."""
-THOROUGH = 24
-"""Batch size up to which every candidate gets a second try; in larger ones when the search brings little news."""
-CROWDED = 3
-"""Ratio of rows just above the zero test to rows further up that chance does not explain."""
+"""Energy of the first vector relative to the second below which foreign rows among the first explain it.
+
+Heuristic: what a foreign row adds is little beside what the next vector has, and later rounds drop the row.
+"""
 WIDE_SIGMAS = (50.0, 12.0, 8.0)
-"""Zero tests of the first rounds."""
+"""Zero tests of the first rounds.
+
+Heuristic: a null vector of b rows amplifies their noise by some √b, that of the next rounds by less and less.
+"""
 FEW_TO_BE_SEEN = 0.05
-"""The same, at most, as a share of the products of rows that are not zero."""
-CLEAR_GAP = 5.0
-"""Ratio of neighbours in the sorted products of a candidate that separates its zero rows from the others."""
-PARALLEL = 1 - 1e-9
-"""Cosine from which two sparse combinations of a null space are the same."""
+"""Upper limit of the widened zero test, as a share of a typical non-zero product.
+
+Heuristic: one non-zero row in twenty then passes for zero in the first rounds.
+"""
+ROW_GAP = 5.0
+"""Ratio of neighbours in the sorted products of a candidate that separates its zero rows from the others.
+
+Derived: of numbers that are spread evenly, the j-th smallest and the next differ by it with the probability 5^-j, j ≥ b - 1.
+"""
 NEAR_ZERO = 300.0
-"""Noise units below which a row of an unpolished candidate may be one of its zero rows."""
+"""Noise units below which a row of an unpolished candidate may be one of its zero rows.
+
+Heuristic: fifty zero tests, for candidates of a float32 descent and of null vectors of b - 1 rows.
+"""
+TYPICAL = 0.75
+"""Quantile of the products of a candidate with all rows that stands for a typical non-zero one.
+
+Derived: about half of the rows are zero, so it is the median of the others.
+"""
+FEW_ZEROS_APART = 10.0
+"""Multiple of `NEAR_ZERO` above which the next row sets fewer than b - 1 zero rows apart from all others.
+
+Heuristic: a mixture of inputs with few common zeros shows them as clearly as that, a mere candidate does not.
+"""
+DRAWS_PER_DIMENSION = 150
+"""Submatrices drawn in a null space, for each of its dimensions.
+
+Heuristic: enough for up to five dimensions to be searched through; it bounds the time.
+"""
+GRAM_RIDGE = 1e-15
+"""Share of its trace that is added to a Gram matrix before it is inverted.
+
+Derived: the rounding of float64; one refinement from the rows themselves takes it back.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Directions:
     """Polished directions, on the host."""
 
@@ -63,7 +104,7 @@ class Directions:
     """(k,) radians, see `Factors.angle_noise`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NullSpace:
     """The null spaces of the zero rows of k candidates, as far as `NULL_BLOCK` vectors show them."""
 
@@ -88,8 +129,8 @@ def polish(
         return _collect(space, xp.ones_like(space.S)[None, :])
     length = xp.linalg.vector_norm(candidates, axis=1)
     candidates = xp.take(candidates, xp.nonzero(xp.isfinite(length) & (length > 0))[0], axis=0)
-    widths: tuple[int, ...] = (int(1.25 * space.batch_size) + 2, space.batch_size + 1)
-    if space.batch_size > THOROUGH and not pool.effort:
+    widths: tuple[int, ...] = (nearest_rows(space.batch_size), space.batch_size + 1)
+    if space.batch_size > SMALL_BATCH and not pool.effort:
         widths = widths[:1]
     q, null_spaces = _snap(space, _promising(space, candidates, pool), widths, margin=margin)
     resolved = [_resolve(space, null, rng) for null in null_spaces[:MAX_RESOLVED]]
@@ -133,7 +174,7 @@ def null_space(space: RowSpace, order: Array, counts: Array) -> NullSpace:
     rows = gather(xp, space.U, order) * xp.astype(used, xp.float64)[:, :, None]
     transposed = xp.matrix_transpose(rows)
     H = transposed @ rows
-    ridge = 1e-15 * xp.sum(rows * rows, axis=(1, 2)) + 1e-300
+    ridge = GRAM_RIDGE * xp.sum(rows * rows, axis=(1, 2)) + TINIEST
     H = H + ridge[:, None, None] * space.device.eye(b)[None, :, :]
     width = min(NULL_BLOCK, b)
     start = space.device.normal(np.random.default_rng(b), (b, width))
@@ -160,9 +201,8 @@ def _snap(
     b, live = space.batch_size, space.U.shape[0]
     unique: list[Array] = [space.device.zeros((0, b))]
     mixed: list[Array] = []
-    step = max(1, BLOCK_NUMBERS // (live * b))
-    for start in range(0, candidates.shape[0], step):
-        q = candidates[start : min(start + step, candidates.shape[0]), :]
+    for part in blocks(candidates.shape[0], live * b):
+        q = candidates[part, :]
         for width in widths:
             # Many rows average the noise; a direction with few zeros needs the second try.
             snapped, spaces, failed = _snap_block(space, q, width, margin=margin)
@@ -197,13 +237,12 @@ def _snap_block(
         possible = _nearly_null(null, sigmas)
         zero_counts, same = _compare_rows(space, units, order, counts)
         next_counts = xp.sum(xp.astype(units < sigmas[:, None], xp.int64), axis=1)
-        pulled = _pulled_aside(space, units)
         alive = to_host(possible & (next_counts >= xp.minimum(counts, xp.full_like(counts, needed))))
         settled = same | (nullity > 1) | (round_number == ROUNDS - 1)
         for index in np.flatnonzero(alive & settled):
             if nullity[index] > 1:
                 mixed.append(_whole_null_space(space, order[index, :], int(counts[index])))
-            elif nullity[index] == 1 and zero_counts[index] >= needed and not pulled[index]:
+            elif nullity[index] == 1 and zero_counts[index] >= needed:
                 unique.append(q[index : index + 1, :])
             else:
                 failed.append(int(remaining[index]))
@@ -234,7 +273,7 @@ def _zero_test(xp: Any, units: Array, round_number: int) -> Array:
     The first null vectors amplify noise: let them see rows that are only nearly zero, but where noise is large not so
     many that most are not.
     """
-    typical = xp.sort(units, axis=1)[:, int(0.75 * units.shape[1])]
+    typical = xp.sort(units, axis=1)[:, int(TYPICAL * units.shape[1])]
     if round_number >= len(WIDE_SIGMAS):
         return xp.full_like(typical, ZERO_SIGMAS)
     return xp.clip(FEW_TO_BE_SEEN * typical, ZERO_SIGMAS, WIDE_SIGMAS[round_number])
@@ -251,17 +290,6 @@ def _nearly_null(null: NullSpace, sigmas: Array) -> Array:
     if null.energy.shape[1] == 1:
         return within
     return within | ((sigmas > ZERO_SIGMAS) & (first < NEARLY_NULL * null.energy[:, 1]))
-
-
-def _pulled_aside(space: RowSpace, units: Array) -> HostArray:
-    """(k,) bool: whether a foreign row among the zero rows has pushed true zeros, in noise `units`, past the test.
-
-    Values that are not zero are spread evenly on the scale of the noise; those pushed aside crowd at the threshold.
-    """
-    xp = space.xp
-    edges = [factor * ZERO_SIGMAS for factor in (1, 2, 3)]
-    below = [xp.sum(xp.astype(units < edge, xp.int64), axis=1) for edge in edges]
-    return to_host(below[1] - below[0] > CROWDED * (below[2] - below[1]) + 2 * CROWDED)
 
 
 def _compare_rows(space: RowSpace, units: Array, order: Array, counts: Array) -> tuple[HostArray, HostArray]:
@@ -291,12 +319,10 @@ def _first_rows(space: RowSpace, q: Array, width: int) -> tuple[Array, Array]:
     place = xp.arange(1, live, device=space.device.handle)[None, :]
     possible = (place >= b - 1) & (place <= near[:, None])
     gaps = xp.where(possible, ratio, xp.zeros_like(ratio))
-    counts = xp.where(
-        xp.max(gaps, axis=1) > CLEAR_GAP, xp.argmax(gaps, axis=1) + 1, xp.full_like(near, width)
-    )
+    counts = xp.where(xp.max(gaps, axis=1) > ROW_GAP, xp.argmax(gaps, axis=1) + 1, xp.full_like(near, width))
     # Fewer zeros than b - 1 mean a mixture to be resolved, if they stand apart as clearly.
     following = xp.take_along_axis(ordered, xp.clip(near, 0, live - 1)[:, None], axis=1)[:, 0]
-    apart = (near < b - 1) & (near >= max(1, b // 2)) & (following > 10 * NEAR_ZERO)
+    apart = (near < b - 1) & (near >= max(1, b // 2)) & (following > FEW_ZEROS_APART * NEAR_ZERO)
     counts = xp.where(apart, near, counts)
     return order[:, : int(xp.max(counts))], counts
 
@@ -332,28 +358,31 @@ def _resolve(space: RowSpace, null: Array, rng: np.random.Generator) -> Array:
     null = null / xp.linalg.vector_norm(null / space.S, axis=1, keepdims=True)
     rows = space.U @ null.T
     length = xp.linalg.vector_norm(rows, axis=1)
-    active = xp.nonzero(length > 5 * ZERO_SIGMAS)[0]
+    active = xp.nonzero(length > WELL_ABOVE_ZERO * ZERO_SIGMAS)[0]
     count = active.shape[0]
     if count < r:
         return nothing
     rows = xp.take(rows, active, axis=0) / xp.take(length, active)[:, None]
-    subsets = np.arange(count)[:, None] if r == 2 else draw_subsets(np.zeros(count), r - 1, 150 * r, rng)
+    subsets = (
+        np.arange(count)[:, None]
+        if r == 2
+        else draw_subsets(np.zeros(count), r - 1, DRAWS_PER_DIMENSION * r, rng)
+    )
     vectors = null_vectors(xp, gather(xp, rows, device.integers(subsets)))
-    vectors = xp.take(vectors, xp.nonzero(xp.linalg.vector_norm(vectors, axis=1) > 0.5)[0], axis=0)
+    vectors = xp.take(vectors, solved(xp, vectors), axis=0)
     q = vectors @ null
     units = xp.abs(q @ xp.take(space.U, active, axis=0).T) / space.noise_norm(q)[:, None]
-    zeros = to_host(xp.sum(xp.astype(units < 5 * ZERO_SIGMAS, xp.int64), axis=1))
+    zeros = to_host(xp.sum(xp.astype(units < WELL_ABOVE_ZERO * ZERO_SIGMAS, xp.int64), axis=1))
     best = np.argsort(-zeros, kind="stable")
     best = best[zeros[best] >= r + 1]
-    chosen = best[distinct(to_host(vectors)[best], PARALLEL, 3 * r)]
+    chosen = best[distinct(to_host(vectors)[best], SAME_VECTOR, 3 * r)]
     return xp.take(q, device.integers(chosen), axis=0)
 
 
 def _extended(space: RowSpace, q: Array) -> Array:
     """Directions `q` (k, b) with every zero row that noise may have turned them away from, block by block."""
-    step = max(1, BLOCK_NUMBERS // (space.U.shape[0] * space.batch_size))
-    blocks = [q[start : min(start + step, q.shape[0]), :] for start in range(0, q.shape[0], step)]
-    return space.xp.concat([_extended_block(space, block) for block in blocks], axis=0) if blocks else q
+    parts = list(blocks(q.shape[0], space.U.shape[0] * space.batch_size))
+    return space.xp.concat([_extended_block(space, q[part, :]) for part in parts], axis=0) if parts else q
 
 
 def _extended_block(space: RowSpace, q: Array) -> Array:

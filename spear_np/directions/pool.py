@@ -10,41 +10,83 @@ from typing import Any
 
 import numpy as np
 
-HostArray = np.ndarray[Any, Any]
+from ..backend import HostArray
 
+SMALL_BATCH = 24
+"""Batch size up to which a round can afford to try everything: second tries in the polish, all pairs, a turn of sampling.
+
+Heuristic: pairs grow with the square of the batch and submatrices exponentially; larger batches try what is suspicious.
+"""
 KEEP_PER_DIRECTION = 4
-"""Candidates kept beside the basis, per direction wanted."""
-SURE = 0.97
-"""Agreement with the layer from which a pattern counts as one that an input can produce."""
-MUCH, LITTLE = 0.2, 0.05
-"""Shares of the missing directions: a round that finds more needs less effort, one that finds less needs more."""
-LONE = 0.5
-"""What it costs a direction to rest on a single row, in shares of the rows."""
-POSSIBLE = 0.5
-"""What a pattern that an input can produce is worth: more than the zeros of faint gradients that noise hides."""
+"""Candidates kept beside the basis, per direction wanted.
+
+Heuristic: more only cost time; the second stage looks at few.
+"""
+KEEP_AT_LEAST = 64
+"""Candidates kept beside the basis, whatever its size.
+
+Heuristic: as `KEEP_PER_DIRECTION`.
+"""
+SURE_FIT = 0.97
+"""Share of the units from which the fit of a pattern counts it as one that an input can produce.
+
+Measured: true patterns of fresh networks are fitted to .98 and more, half of the sums of two directions to .83 to .89
+(`python -m benchmarks.thresholds --fits`).
+"""
+MUCH_NEWS = 0.2
+"""Share of the missing directions from which a round lowers the effort of the next.
+
+Heuristic: a batch is then whole within a few rounds.
+"""
+LITTLE_NEWS = 0.05
+"""Share of the missing directions below which a round raises the effort of the next.
+
+Heuristic: at less than one in twenty a longer descent pays.
+"""
+SINGLE_ROW_PENALTY = 0.5
+"""What it costs a direction to rest on a single row, in shares of the rows.
+
+Heuristic: more than inputs usually differ in their zeros.
+"""
+FEASIBLE_BONUS = 0.5
+"""Ranking bonus for a direction whose on/off pattern some input can produce.
+
+Heuristic: more than the zeros of faint gradients that noise hides, usually less than half of the rows.
+"""
 MOSTLY = 0.5
-"""Share of the directions whose zeros the layer must leave unexplained before they are put down to another cause."""
+"""Share of the directions whose zeros the layer must leave unexplained before they are put down to another cause.
+
+Heuristic: the majority; a few are a matter of faint gradients.
+"""
 PENALTY = 0.05
-"""What one failed check costs, in shares of the rows."""
+"""What one failed check costs, in shares of the rows.
+
+Heuristic: a few failures outweigh the usual difference in zeros.
+"""
+SAME_POSITION = 1 - 1e-12
+"""Cosine from which a direction of the basis is the one that it was.
+
+Derived: rounding of float64, by some margin.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidates:
     """Polished directions with what the layer says of them, on the host; fields as in `Pool`."""
 
     q: HostArray
     zero_mask: HostArray
     angle: HostArray
-    agreement: HostArray
+    pattern_fit: HostArray
     coordinates: HostArray
-    lone: HostArray
+    rests_on_one_row: HostArray
 
 
 COLUMNS = (*(field.name for field in fields(Candidates)), "penalty")
 """What a pool knows of each candidate."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pool:
     """Distinct polished directions and the sparsest independent choice among them.
 
@@ -59,11 +101,11 @@ class Pool:
     """(p,) radians: how far noise may have turned the direction; closer ones are the same."""
     penalty: HostArray
     """(p,) int: how often a failed check blamed this direction."""
-    agreement: HostArray
+    pattern_fit: HostArray
     """(p,): share of the live units on which some input of the layer produces the pattern; 1 if unknown."""
     coordinates: HostArray
     """(p, b): estimated coordinates in V of the input behind the direction; zeros if unknown."""
-    lone: HostArray
+    rests_on_one_row: HostArray
     """(p,) bool: whether the direction rests on a single row, as combinations of several inputs' directions do."""
     stale: int = 0
     """Rounds in a row that did not change the basis."""
@@ -80,9 +122,9 @@ class Pool:
             zero_mask=np.empty((0, live), dtype=bool),
             angle=np.empty(0),
             penalty=np.empty(0, dtype=np.int64),
-            agreement=np.empty(0),
+            pattern_fit=np.empty(0),
             coordinates=np.empty((0, batch_size)),
-            lone=np.empty(0, dtype=bool),
+            rests_on_one_row=np.empty(0, dtype=bool),
         )
 
     @property
@@ -102,7 +144,7 @@ class Pool:
         vectors = self.basis_vectors
         if not len(before) or not len(vectors):
             return np.arange(len(vectors))
-        return np.flatnonzero(np.max(np.abs(vectors @ before.T), axis=1) < 1 - 1e-12)
+        return np.flatnonzero(np.max(np.abs(vectors @ before.T), axis=1) < SAME_POSITION)
 
     @property
     def complete(self) -> bool:
@@ -131,22 +173,22 @@ class Pool:
         """Count rounds without news; `news` is the number of directions that came into the basis."""
         missing = self.q.shape[1] - len(self.basis) + news
         effort = self.effort
-        if news >= MUCH * missing:
+        if news >= MUCH_NEWS * missing:
             effort = max(0, effort - 1)
-        elif news < LITTLE * missing:
+        elif news < LITTLE_NEWS * missing:
             effort += 1
         return replace(self, stale=0 if news else self.stale + 1, effort=effort)
 
     def redundant(self, q: HostArray, zero_count: HostArray) -> HostArray:
         """(k,) bool: which candidates `q` (k, b) could not change the basis."""
-        chosen = self.solid
+        chosen = self.trusted
         return covered(q, zero_count, self.q[chosen], self.zero_count[chosen], self.angle[chosen])
 
     @property
-    def possible(self) -> HostArray:
+    def pattern_feasible(self) -> HostArray:
         """(p,) bool: directions that nothing of their own speaks against: not the layer, no lone row."""
-        possible: HostArray = (self.agreement >= SURE) & ~self.lone
-        return possible
+        feasible: HostArray = (self.pattern_fit >= SURE_FIT) & ~self.rests_on_one_row
+        return feasible
 
     @property
     def unexplained(self) -> float:
@@ -156,19 +198,19 @@ class Pool:
         directions are a matter of faint gradients.
         """
         chosen = list(self.basis)
-        strange = (self.agreement[chosen] < SURE) & ~self.lone[chosen]
+        strange = (self.pattern_fit[chosen] < SURE_FIT) & ~self.rests_on_one_row[chosen]
         share = float(np.mean(strange)) if chosen else 0.0
         return share if share > MOSTLY else 0.0
 
     @property
-    def solid(self) -> list[int]:
+    def trusted(self) -> list[int]:
         """Members of the basis that nothing speaks against, no failed check of a whole choice either."""
-        return [i for i in self.basis if self.possible[i] and not self.penalty[i]]
+        return [i for i in self.basis if self.pattern_feasible[i] and not self.penalty[i]]
 
     @property
-    def standing(self) -> list[int]:
+    def trusted_without_signs(self) -> list[int]:
         """Members of the basis that stand on their zeros, whatever the layer says: no lone row, no failed check."""
-        return [i for i in self.basis if not self.lone[i] and not self.penalty[i]]
+        return [i for i in self.basis if not self.rests_on_one_row[i] and not self.penalty[i]]
 
     def with_basis(self, basis: tuple[int, ...]) -> Pool:
         """Return the same candidates with another choice of basis."""
@@ -192,15 +234,18 @@ class Pool:
 
     def _rebuilt(self) -> Pool:
         """Choose the basis anew and forget the least sparse candidates beyond the number kept."""
-        # Zeros and agreement with the layer weigh alike; above `SURE` a pattern counts as possible.
-        agreement = np.where(self.agreement >= SURE, 1.0 + POSSIBLE, self.agreement)
+        # Zeros and agreement with the layer weigh alike; above `SURE_FIT` a pattern counts as possible.
+        fit = np.where(self.pattern_fit >= SURE_FIT, 1.0 + FEASIBLE_BONUS, self.pattern_fit)
         merit = (
-            self.zero_count / self.zero_mask.shape[1] + agreement - PENALTY * self.penalty - LONE * self.lone
+            self.zero_count / self.zero_mask.shape[1]
+            + fit
+            - PENALTY * self.penalty
+            - SINGLE_ROW_PENALTY * self.rests_on_one_row
         )
         order = np.argsort(-merit, kind="stable")
         basis = greedy_basis(self.q[order], self.angle[order])
         chosen = [int(order[i]) for i in basis]
-        limit = KEEP_PER_DIRECTION * self.q.shape[1] + 64
+        limit = KEEP_PER_DIRECTION * self.q.shape[1] + KEEP_AT_LEAST
         others = [int(i) for i in order if int(i) not in set(chosen)][:limit]
         kept = np.asarray(chosen + others, dtype=np.int64)
         return replace(self._taken(kept), basis=tuple(range(len(chosen))))

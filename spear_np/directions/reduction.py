@@ -10,21 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import TINIEST, Array, HostArray, blocks, to_host
 from ..factors.row_space import RowSpace
-from ..factors.zero import ZERO_SIGMAS
-from .pool import Pool
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
+from ..factors.zero import WELL_ABOVE_ZERO, ZERO_SIGMAS
+from .pool import SMALL_BATCH, Pool
 
 MIN_VOTES = 4
-"""Rows that must agree on a ratio: chance agreement of so many, within noise, is not seen."""
-ALL_PAIRS = 24
-"""Size of the basis up to which all pairs are tried."""
-NEARLY_POSSIBLE = 0.9
-"""Agreement with the layer from which a direction of a large batch may combine as few as two inputs."""
-BLOCK_NUMBERS = 4_000_000
+"""Rows that must agree on a ratio.
+
+Derived: four of ℓ evenly spread ratios agree to ε by chance with a probability of about ℓ^4 ε³ / 24, 7e-8 at ℓ = 200, ε = 1e-5.
+"""
+NEARLY_FEASIBLE = 0.9
+"""Fit of a pattern from which a direction of a large batch may combine as few as two inputs.
+
+Measured: half of the sums of two directions are fitted to .83 to .89, of three to .76 to .81
+(`python -m benchmarks.thresholds --fits`).
+"""
 
 
 def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
@@ -38,11 +39,11 @@ def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
     """
     xp, device = space.xp, space.device
     basis = np.asarray(pool.basis, dtype=np.int64)
-    if len(basis) > ALL_PAIRS:
+    if len(basis) > SMALL_BATCH:
         # Without W nothing is known of patterns; a combination of many inputs has none that comes near a possible one.
-        solid = np.isin(basis[fresh], pool.solid)
+        solid = np.isin(basis[fresh], pool.trusted)
         unknown = ~np.any(pool.coordinates[basis[fresh]], axis=1)
-        fresh = fresh[unknown | (~solid & (pool.agreement[basis[fresh]] > NEARLY_POSSIBLE))]
+        fresh = fresh[unknown | (~solid & (pool.pattern_fit[basis[fresh]] > NEARLY_FEASIBLE))]
     if len(basis) < 2 or not len(fresh):
         return device.zeros((0, space.batch_size))
     vectors = pool.q[basis] / to_host(space.noise_norm(device.float64(pool.q[basis])))[:, None]
@@ -50,9 +51,8 @@ def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
     products = q @ space.U.T  # in noise units
     live = products.shape[1]
     found: list[Array] = []
-    step = max(1, BLOCK_NUMBERS // (len(basis) * live))
-    for start in range(0, len(fresh), step):
-        first = device.integers(fresh[start : start + step])
+    for part in blocks(len(fresh), len(basis) * live):
+        first = device.integers(fresh[part])
         ratio, votes = _best_ratio(xp, xp.take(products, first, axis=0)[:, None, :], products[None, :, :])
         others = device.integers(np.arange(len(basis)))
         pick = xp.nonzero((votes >= MIN_VOTES) & (first[:, None] != others[None, :]))
@@ -69,14 +69,14 @@ def _best_ratio(xp: Any, v: Array, w: Array) -> tuple[Array, Array]:
     `v` and `w` broadcast against each other, in noise units. Only rows on which both stand out vote: where one of
     them is zero the ratio says nothing.
     """
-    level = 5 * ZERO_SIGMAS
+    level = WELL_ABOVE_ZERO * ZERO_SIGMAS
     both = (xp.abs(v) > level) & (xp.abs(w) > level)
     one = xp.ones_like(v * w)
-    far = 1e300
+    far = 1 / TINIEST
     ratios = xp.sort(xp.where(both, -v / xp.where(xp.abs(w) > level, w, one), one * far), axis=-1)
     # `MIN_VOTES` neighbours in sorted order that agree: the centre of the closest such group.
     low, high = ratios[..., : 1 - MIN_VOTES], ratios[..., MIN_VOTES - 1 :]
-    agreement = (high - low) / (xp.abs(high) + xp.abs(low) + 1e-300)
+    agreement = (high - low) / (xp.abs(high) + xp.abs(low) + TINIEST)
     spread = xp.where(high < far, agreement, xp.full_like(agreement, 2.0))
     place = xp.argmin(spread, axis=-1, keepdims=True)
     ratio = (xp.take_along_axis(low, place, axis=-1) + xp.take_along_axis(high, place, axis=-1)) / 2

@@ -15,24 +15,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..backend import inverse_or_pseudoinverse, solve_or_nan
+from ..backend import TINIEST, Array, blocks, inverse_or_pseudoinverse, solve_or_nan
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from .disaggregate import Disaggregation, disaggregate
 from .support import restricted, zero_support
 
-Array = Any
-
 STEPS = 4
-"""Gauss-Newton steps, each with the support that the signs before it tell."""
+"""Gauss-Newton steps, each with the support that the signs before it tell.
+
+Heuristic: convergence is quadratic, and a step that does not lower f is not taken.
+"""
 CONJUGATE_STEPS = 30
+"""Steps of conjugate gradients for one Gauss-Newton step, at most.
+
+Heuristic: `CONVERGED` is reached before.
+"""
 CONVERGED = 1e-3
-"""Share of the slope at which the linear system of a step counts as solved."""
+"""Share of the slope at which the linear system of a step counts as solved.
+
+Heuristic: the next Gauss-Newton step mends what is left.
+"""
 COVARIANCE_NUMBERS = 40_000_000
-"""Entries of the inverse covariances of all rows (320 MB) beyond which each column is fitted by itself."""
-BLOCK_NUMBERS = 8_000_000
-RIDGE = 1e-10
-"""Regularisation of the columns' systems, in units of their mean diagonal."""
+"""Entries of the inverse covariances of all rows beyond which each column is fitted by itself.
+
+Heuristic: 320 MB; columns by themselves are less accurate, see tests/test_refine.py.
+"""
+SYSTEM_RIDGE = 1e-10
+"""Regularisation of the columns' systems, in units of their mean diagonal.
+
+Heuristic: far above the rounding of float64, far below what the system holds.
+"""
 
 
 def refined(factors: Factors, choice: Disaggregation) -> Disaggregation:
@@ -41,11 +54,11 @@ def refined(factors: Factors, choice: Disaggregation) -> Disaggregation:
     A step is taken only if it lowers f at the support it was made for.
     """
     space, xp = factors.space, factors.space.xp
-    if not space.noisy or choice.agreement is None or space.batch_size == 1:
+    if not space.noisy or choice.sign_agreement is None or space.batch_size == 1:
         return choice
     rows = space.U * space.S
     for _ in range(STEPS):
-        off = space.live_of(zero_support(factors, choice.q, choice.dual))
+        off = space.live_of(zero_support(factors, choice.q, choice.input_coords))
         Y = gauss_newton_step(space, rows, (choice.q / space.S).T, xp.astype(off, xp.float64))
         if Y is None:
             break
@@ -101,13 +114,12 @@ def _preconditioner(space: RowSpace, on: Array, off: Array) -> Callable[[Array],
     """What solves the system of each column of E (b, b) by itself, for columns of Y of length one."""
     xp, b = space.xp, on.shape[1]
     eye = space.device.eye(b)
-    step = max(1, BLOCK_NUMBERS // (on.shape[0] * b))
-    blocks = [xp.matrix_transpose(off[:, start : min(start + step, b)]) for start in range(0, b, step)]
-    system = xp.concat([on.T[None, :, :] @ (on[None, :, :] * zeros[:, :, None]) for zeros in blocks], axis=0)
+    some = [xp.matrix_transpose(off[:, part]) for part in blocks(b, on.shape[0] * b)]
+    system = xp.concat([on.T[None, :, :] @ (on[None, :, :] * zeros[:, :, None]) for zeros in some], axis=0)
     # A column has no share of itself to be solved for.
     mixed = (1 - eye)[:, :, None] * (1 - eye)[:, None, :]
     size = xp.sum(xp.linalg.diagonal(system), axis=1) / b
-    ridge = (RIDGE * size + 1e-300)[:, None, None] * eye[None, :, :]
+    ridge = (SYSTEM_RIDGE * size + TINIEST)[:, None, None] * eye[None, :, :]
     inverse = inverse_or_pseudoinverse(
         xp, system * mixed + ridge + eye[:, :, None] * eye[:, None, :] * size[:, None, None]
     )

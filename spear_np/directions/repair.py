@@ -6,11 +6,9 @@ An input may be right although its own direction is wrong or missing: ``c_i`` de
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
@@ -18,13 +16,16 @@ from .disaggregate import Disaggregation, bias_direction, disaggregate
 from .polish import null_space
 from .pool import Pool
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 REALIGNMENTS = 10
-"""Steps of a realignment, at most."""
+"""Steps of a realignment, at most.
+
+Heuristic: it ends when λ no longer grows, mostly after a few.
+"""
 MOST_REALIGNED = 32
-"""Directions that are realigned together, those that disagree most."""
+"""Directions that are realigned together, those that disagree most.
+
+Heuristic: it bounds the time of a step.
+"""
 
 
 def repair_candidates(factors: Factors, pool: Pool, choice: Disaggregation | None) -> Array:
@@ -33,10 +34,10 @@ def repair_candidates(factors: Factors, pool: Pool, choice: Disaggregation | Non
     nothing = space.device.zeros((0, space.batch_size))
     if factors.layer is None or not factors.signs_known:
         return nothing
-    if choice is not None and choice.agreement is not None:
-        wrong = np.flatnonzero(to_host(choice.agreement) < 1.0)
+    if choice is not None and choice.sign_agreement is not None:
+        wrong = np.flatnonzero(to_host(choice.sign_agreement) < 1.0)
         return _by_layer(
-            space, factors.layer, space.xp.take(choice.dual, space.device.integers(wrong), axis=0)
+            space, factors.layer, space.xp.take(choice.input_coords, space.device.integers(wrong), axis=0)
         )[0]
     if len(pool.basis) == space.batch_size - 1 and factors.bias_grad is not None:
         return _by_layer(space, factors.layer, _last_input(factors, pool))[0]
@@ -51,12 +52,12 @@ def realigned(factors: Factors, choice: Disaggregation) -> Disaggregation:
     """
     space, layer = factors.space, factors.layer
     for _ in range(REALIGNMENTS):
-        if layer is None or choice.agreement is None or choice.mean_agreement() == 1.0:
+        if layer is None or choice.sign_agreement is None or choice.mean_agreement() == 1.0:
             break
-        agreement = to_host(choice.agreement)
+        agreement = to_host(choice.sign_agreement)
         wrong = np.flatnonzero(agreement < 1.0)
         wrong = wrong[np.argsort(agreement[wrong], kind="stable")][:MOST_REALIGNED]
-        dual = space.xp.take(choice.dual, space.device.integers(wrong), axis=0)
+        dual = space.xp.take(choice.input_coords, space.device.integers(wrong), axis=0)
         q, usable = _by_layer(space, layer, dual)
         better = None
         for count in {1, len(usable)}:
@@ -80,13 +81,13 @@ def _replaced(space: RowSpace, q: Array, rows: Array, which: HostArray) -> Array
 def _by_layer(space: RowSpace, layer: Layer, coordinates: Array) -> tuple[Array, HostArray]:
     """Directions (k', b) of the inputs at `coordinates` (k, b) in V by the units they leave off, and which they are."""
     xp = space.xp
-    z = space.live_of(layer.preactivations(coordinates)).T
-    counts = xp.sum(xp.astype(z < 0, xp.int64), axis=1)
+    depth = layer.depth(space.live_of(layer.preactivations(coordinates))).T
+    counts = xp.sum(xp.astype(depth > 0, xp.int64), axis=1)
     usable = np.flatnonzero(to_host(counts) >= space.batch_size - 1)
     if not len(usable):
         return space.device.zeros((0, space.batch_size)), usable
     chosen = space.device.integers(usable)
-    order = xp.argsort(xp.take(z, chosen, axis=0), axis=1)
+    order = xp.argsort(-xp.take(depth, chosen, axis=0), axis=1)
     return null_space(space, order, xp.take(counts, chosen)).basis[:, 0, :], usable
 
 
@@ -95,13 +96,13 @@ def units_off_last(factors: Factors, pool: Pool) -> int | None:
     space, layer = factors.space, factors.layer
     if layer is None or not factors.signs_known or factors.bias_grad is None:
         return None
-    if len(pool.basis) != space.batch_size - 1 or len(pool.solid) < len(pool.basis):
+    if len(pool.basis) != space.batch_size - 1 or len(pool.trusted) < len(pool.basis):
         return None
     coordinates = _last_input(factors, pool)
     if not coordinates.shape[0]:
         return None
-    z = space.live_of(layer.preactivations(coordinates))
-    return int(space.xp.sum(space.xp.astype(z < 0, space.xp.int64)))
+    depth = layer.depth(space.live_of(layer.preactivations(coordinates)))
+    return int(space.xp.sum(space.xp.astype(depth > 0, space.xp.int64)))
 
 
 def _last_input(factors: Factors, pool: Pool) -> Array:

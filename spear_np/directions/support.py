@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..backend import Device
+from ..backend import Array, Device
 from ..factors.factorize import Factors
 from ..factors.zero import ZERO_SIGMAS
-
-Array = Any
 
 
 def zero_support(factors: Factors, q: Array, dual: Array) -> Array:

@@ -9,32 +9,55 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from ..backend import gather, solve_or_nan, to_host
+from ..backend import TINIEST, Array, HostArray, blocks, gather, solve_or_nan, to_host
 from ..factors.row_space import RowSpace
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 NUMERICALLY_NOTHING = 1e-12
-"""Eigenvalue of a Gram matrix of orthonormal columns that float64 cannot tell from zero, with some margin."""
+"""Eigenvalue of a Gram matrix of orthonormal columns that float64 cannot tell from zero.
+
+Derived: the rounding of sums of some thousand products, with some margin.
+"""
 GRAM_ERROR = 1e-15
-"""Error of a leverage computed from the inverse of a Gram matrix, in units of the norm of that inverse."""
+"""Error of a leverage computed from the inverse of a Gram matrix, in units of the norm of that inverse.
+
+Derived: a few roundings of float64.
+"""
+GRAM_MARGIN = 100.0
+"""Multiple of that error beyond which a leverage is known.
+
+Heuristic: what is not known is computed again from singular values; it only costs time.
+"""
 SVD_ERROR = 1e-14
-"""Singular value, relative to the largest, that float64 cannot tell from zero, with some margin."""
+"""Singular value, relative to the largest, that float64 cannot tell from zero.
+
+Derived: backward stability of the SVD, with some margin.
+"""
 UNSEEN = 1e-12
-"""Squared share of an input, relative to all of it, that does not count as reached by an open direction."""
+"""Squared share of an input, relative to all of it, that does not count as reached by an open direction.
+
+Derived: a millionth of the input, a hundredth of `EXACT_TOLERANCE`.
+"""
 OPEN_ENERGY = 4.0
-"""Mean square of the products of a direction with many rows, in noise units, that does not stand out of the noise."""
-BLOCK_NUMBERS = 8_000_000
+"""Mean square of the products of a direction with many rows, in noise units, that does not stand out of the noise.
+
+Heuristic: noise has one; the mean square of ten products exceeds four with a probability of 2e-5.
+"""
 SPARE = 2
-"""Zero rows beyond b - 1 that a direction needs to be relied on before the batch is whole."""
+"""Zero rows beyond b - 1 that a direction needs to be relied on before the batch is whole.
+
+Heuristic: among thousands of null vectors one further row agrees by chance, two hardly do.
+"""
+DISPENSABLE = 0.5
+"""Leverage of a zero row below which the rank survives its loss.
+
+Derived: one of 1 / 2 leaves half of what holds the direction that the row pulls at, far from nothing.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Uniqueness:
     """What the zero rows of each of k directions determine."""
 
@@ -66,9 +89,7 @@ def uniqueness(space: RowSpace, directions: Array, inputs: Array, off: Array) ->
         # Each live row alone is a multiple of the input.
         return Uniqueness(np.ones(1, dtype=bool), np.asarray([live - 1]), np.zeros((1, 1)))
     unique, redundancy, mixing = [], [], []
-    step = max(1, BLOCK_NUMBERS // (live * b))
-    for start in range(0, k, step):
-        part = slice(start, min(start + step, k))
+    for part in blocks(k, live * b):
         block = _uniqueness_block(space, directions[part, :], inputs, off_live[part, :])
         unique.append(block[0])
         redundancy.append(block[1])
@@ -76,7 +97,7 @@ def uniqueness(space: RowSpace, directions: Array, inputs: Array, off: Array) ->
     return Uniqueness(np.concatenate(unique), np.concatenate(redundancy), np.concatenate(mixing, axis=0).T)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Response:
     """How k directions answer to their zero rows, in the coordinates y = q / S, where noise is the same all round.
 
@@ -127,7 +148,7 @@ def _concluded(
     count = xp.maximum(count, xp.ones_like(count))
     noise_energy = OPEN_ENERGY * xp.astype(count, xp.float64)
     response = respond(space, q, rows, noise_energy, inputs)
-    dispensable = (response.leverage < 0.5) | ~used | (response.left > noise_energy[:, None])
+    dispensable = (response.leverage < DISPENSABLE) | ~used | (response.left > noise_energy[:, None])
     spared = xp.all(dispensable, axis=1)
     ordered = xp.flip(xp.sort(response.leverage, axis=1), axis=1)
     # Removing rows cannot lower the rank while their leverages sum to less than one.
@@ -167,10 +188,10 @@ def _by_gram(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs
     pulled = rows @ inverse  # H⁻¹ u_j, what row j alone could turn
     leverage = xp.clip(xp.sum(pulled * rows, axis=2), 0.0, 1.0)
     pulled = pulled / space.S
-    strength = leverage / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(leverage, 1e-300))
+    strength = leverage / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(leverage, TINIEST))
     left, error = strength * (1 - leverage), (GRAM_ERROR * size)[:, None]
-    known = 1 - leverage > 100 * error
-    sure = (leverage < 0.5) | known | (left + 100 * strength * error < noise_energy[:, None])
+    known = 1 - leverage > GRAM_MARGIN * error
+    sure = (leverage < DISPENSABLE) | known | (left + GRAM_MARGIN * strength * error < noise_energy[:, None])
     mixing = xp.sum((inputs @ inverse) * inputs, axis=2)
     return _Response(
         leverage=leverage,
@@ -209,7 +230,7 @@ def _by_svd(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs:
     leverage = xp.linalg.diagonal(hat)
     own = space.device.eye(hat.shape[1])[None, :, :]
     pulled = (left * inverse[:, None, :]) @ right
-    strength = 1 / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(leverage, 1e-300))
+    strength = 1 / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(leverage, TINIEST))
     others = xp.sum((hat * (1 - own)) ** 2, axis=2) * strength
     seen = inputs * space.S
     shares = (seen[None, :, :] @ complement) @ xp.matrix_transpose(right)
@@ -254,7 +275,7 @@ def _removable(space: RowSpace, q: Array, rows: Array) -> int:
     return min(spare, rows.shape[0] - (space.batch_size - 1)) if safe else 0
 
 
-def lone_rows(space: RowSpace, q: Array, zero_mask: HostArray) -> HostArray:
+def single_row_support(space: RowSpace, q: Array, zero_mask: HostArray) -> HostArray:
     """(k,) bool: which directions `q` (k, b) with zeros `zero_mask` (k, ℓ) may rest on a single row."""
     if not len(zero_mask) or space.batch_size == 1:
         return np.zeros(len(zero_mask), dtype=bool)

@@ -13,10 +13,9 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import erf, to_host
+from ..backend import Array, erf, to_host
 from ..errors import InputError
 
-Array = Any
 Function = Callable[[Any, Array, Mapping[str, Any]], tuple[Array, Array]]
 """(namespace, pre-activations, parameters) → values and slopes."""
 

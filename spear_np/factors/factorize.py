@@ -12,12 +12,12 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import Device, to_host, triangular_factor
+from ..backend import TINIEST, Array, Device, to_host, triangular_factor
 from ..errors import InputError
 from .gradients import LayerGradients, fits_precision, narrower_precisions
 from .layer import Layer
 from .rank import (
-    CLEAR_GAP,
+    RANK_GAP,
     Spectrum,
     additive_rank,
     excess_over_noise,
@@ -31,23 +31,53 @@ from .rank import (
 from .row_space import RowSpace
 from .zero import ZERO_SIGMAS
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 ROUNDING_SAFETY = 3.0
-"""Rounding errors follow the size of the entries, so a direction that sees the large ones sees more noise than
-the average residual tells; measured factors stay below 3 on images."""
+"""Factor on the noise of rounding: it follows the size of the entries, so a direction that sees the large ones sees more than
+the average residual tells.
+
+Measured: factors stay below 3 on images.
+"""
 LARGEST = 1e100
-"""Magnitude that no array may reach, nor its inverse."""
+"""Magnitude that no array may reach, nor its inverse.
+
+Derived: products of three such numbers stay in the range of float64.
+"""
 BEYOND_DOUBT = 100.0
-"""Drop in the singular values that leaves hardly another rank to consider."""
+"""Drop in the singular values that leaves hardly another rank to consider.
+
+Heuristic: far above any drop that noise shows; it only saves time, see `LARGE_LAYER`.
+"""
 LARGE_LAYER = 1000
 """Units from which a second decomposition takes so long that it is not tried for the sake of another rank beside one
-that is beyond doubt."""
+that is beyond doubt.
+
+Heuristic: an SVD of that size takes about a second.
+"""
 STANDS_OUT = 2.0
-"""Multiple of what independent noise shows at most from which a singular value may be that of an input."""
+"""Multiple of what independent noise shows at most from which a singular value may be that of an input.
+
+Heuristic: half-way between noise that is not quite independent and an input that would be noticed.
+"""
 ARITHMETIC = 6 * float(np.finfo(np.float64).eps)
-"""Relative error of our own float64 products, the lowest noise a row can have."""
+"""Relative error of our own float64 products, the lowest noise a row can have.
+
+Derived: six standard deviations of one rounding.
+"""
+LIVE_SIGMAS = 8.0
+"""Standard deviations, in each of b coordinates, by which the norm of a live row exceeds its noise.
+
+Heuristic: above `ZERO_SIGMAS`, so that a live row is likely to have a gradient in some column.
+"""
+PRIOR_WEIGHT = 10.0
+"""Times that the median ratio to the noise model counts as seen in the noise of a row.
+
+Heuristic: rows with few degrees of freedom lean on it, those with hundreds hardly notice.
+"""
+LEAST_VALUE = 1e-15
+"""Share of the largest singular value that replaces those of zero.
+
+Derived: below the rounding of float64 nothing is known of them, and nothing may be divided by zero.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +101,7 @@ _Reading = tuple[Spectrum, Array, Array, Any]
 """Spectrum, whitened rows, noise model (m,), SVD."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Accumulated:
     """What one pass over the columns leaves: nothing in it grows with n."""
 
@@ -194,12 +224,12 @@ def _row_space(
     to_basis = left / (values * model[:, None])
     # The rows in units of their measured noise; those that hold nothing but noise are left out.
     rows = coordinates / noise[:, None]
-    live = xp.nonzero(xp.linalg.vector_norm(rows, axis=1) > 8 * math.sqrt(b))[0]
+    live = xp.nonzero(xp.linalg.vector_norm(rows, axis=1) > LIVE_SIGMAS * math.sqrt(b))[0]
     if live.shape[0] < b:
         return replace(spectrum, rank=None)
     U, S, rotation = xp.linalg.svd(xp.take(rows, live, axis=0), full_matrices=False)
     # A batch size beyond the numerical rank leaves singular values of zero: nothing may be divided by them.
-    S = xp.maximum(S, 1e-15 * S[0] * xp.ones_like(S))
+    S = xp.maximum(S, LEAST_VALUE * S[0] * xp.ones_like(S))
     relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
     return RowSpace(
         device=device,
@@ -215,7 +245,7 @@ def _row_space(
         to_basis=to_basis @ rotation.T,
         coordinates=coordinates @ rotation.T,
         relative_noise=float(np.median(to_host(relative))),
-        omission=_omission(readings, spectrum, b, n, noise, live),
+        hidden_input_factor=_omission(readings, spectrum, b, n, noise, live),
     )
 
 
@@ -276,7 +306,7 @@ def _decompose(
         return [(nothing, R.T, xp.ones_like(row_norm), None)], []
     unit = gradients.unit_roundoff / math.sqrt(n)
     ones = xp.ones_like(row_norm)
-    model = xp.where(row_norm > 0, xp.maximum(row_norm, ones * (largest * 1e-300)) * unit, ones)
+    model = xp.where(row_norm > 0, xp.maximum(row_norm, ones * (largest * TINIEST)) * unit, ones)
     A = R.T / model[:, None]
     svd = xp.linalg.svd(A, full_matrices=False)
     values = to_host(svd.S)
@@ -284,35 +314,35 @@ def _decompose(
     rank = rounding_rank(values, live, n, accumulated.used_features)
     spectrum = spectrum_at(values, rank, rounding=True)
     if rank is not None and spectrum.gap > BEYOND_DOUBT and m > LARGE_LAYER:
-        return [(replace(spectrum, plausible=(rank, rank), shown=rank), A, model, svd)], []
+        return [(replace(spectrum, plausible=(rank, rank), rank_at_least=rank), A, model, svd)], []
     uniform = ones * (largest * unit)
     A_uniform = R.T / uniform[:, None]
     svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
     uniform_values = to_host(svd_uniform.S)
     random = additive_rank(uniform_values, live, accumulated.used_features)
     by_gap = gap_rank(uniform_values, gradients.unit_roundoff)
-    clear = spectrum.rank is not None and spectrum.gap > CLEAR_GAP
+    clear = spectrum.rank is not None and spectrum.gap > RANK_GAP
     readings: list[_Reading] = [(spectrum, A, model, svd)] if clear else []
     doubted: list[_Reading] = [] if clear else [(spectrum, A, model, svd)]
     for other in sorted({b for b in (by_gap, random) if b is not None}):
         of_noise = spectrum_at(uniform_values, other, rounding=False)
         if other != random or not in_all_rows(uniform_values, other, to_host(row_norm / uniform), n):
             of_noise = replace(
-                of_noise, noise_known=False, excess=excess_over_noise(uniform_values, other, live, n)
+                of_noise, noise_known=False, noise_excess=excess_over_noise(uniform_values, other, live, n)
             )
         if not clear or other != spectrum.rank:
             readings.append((of_noise, A_uniform, uniform, svd_uniform))
     readings = readings or [(spectrum, A, model, svd)]
     interval = plausible_ranks(*(reading[0] for reading in readings))
     by_rounding = readings[0][0].rank if readings[0][0].rounding else None
-    told: list[_Reading] = []
+    known: list[_Reading] = []
     for left, (reading, rows, noise, decomposition) in zip(
         reversed(range(len(readings))), readings, strict=True
     ):
         shown = max(by_rounding or 0, reading.rank or 0)
-        known = replace(reading, plausible=interval, alternatives=left, shown=shown)
-        told.append((known, rows, noise, decomposition))
-    return told, doubted
+        told = replace(reading, plausible=interval, alternatives=left, rank_at_least=shown)
+        known.append((told, rows, noise, decomposition))
+    return known, doubted
 
 
 def _row_noise(
@@ -327,10 +357,9 @@ def _row_noise(
     measured = residual / math.sqrt(max(dof, 1))
     ratios = to_host(measured / model)
     typical = float(np.median(ratios[to_host(row_norm) > 0])) if dof > 0 else 1.0
-    prior = 10.0
-    noise = xp.sqrt((dof * measured**2 + prior * (typical * model) ** 2) / (dof + prior))
+    noise = xp.sqrt((dof * measured**2 + PRIOR_WEIGHT * (typical * model) ** 2) / (dof + PRIOR_WEIGHT))
     # Noise of no known kind may be as coherent as its largest singular value.
-    noise = (ROUNDING_SAFETY if spectrum.rounding else spectrum.excess) * noise
+    noise = (ROUNDING_SAFETY if spectrum.rounding else spectrum.noise_excess) * noise
     # Rounding is a function of the entry: over constant regions of the inputs it does not average out but points
     # along the row space, where the residual cannot see it. At worst it is the unit roundoff times the row.
     coherent = max(1.0, 2 * typical) * unit_roundoff / ZERO_SIGMAS if spectrum.rounding else 0.0

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
+import array_api_compat
+
+from ..backend import Array
 from .activation import Activation
 
-Array = Any
+
+def depth(z: Array, ceiling: float) -> Array:
+    """How far pre-activations `z` of a ReLU are below zero or above its `ceiling`; negative where it is on."""
+    xp = array_api_compat.array_namespace(z)
+    return -z if math.isinf(ceiling) else xp.maximum(-z, z - ceiling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,10 @@ class Layer:
     def has_ceiling(self) -> bool:
         """Whether there is one."""
         return math.isfinite(self.ceiling)
+
+    def depth(self, z: Array) -> Array:
+        """How far pre-activations `z` are inside what lets no gradient through; negative where it does."""
+        return depth(z, self.ceiling)
 
     def states(self, z: Array, doubt: Array | float = 0.0) -> tuple[Array, Array]:
         """Where pre-activations `z`, known up to `doubt`, surely pass a gradient on, and where they surely do not."""

@@ -7,22 +7,66 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-HostArray = np.ndarray[Any, Any]
+from ..backend import TINIEST, HostArray
 
 ROUNDING_LEVEL = 8.0
-"""Noise up to this multiple of the unit roundoff is taken for accumulated rounding."""
+"""Noise up to this multiple of the unit roundoff is taken for accumulated rounding.
+
+Heuristic: sums over a batch in float32 accumulate to a few roundoffs.
+"""
 WIDE_GAP = 5.0
-"""Drop in the singular values that tells the rank whatever the noise is."""
+"""Drop in the singular values that tells the rank whatever the noise is.
+
+Heuristic: clear of `RANK_GAP`, and below what quantised, pruned and several-step updates show behind their rank.
+"""
 LEFT_OVER = 4
-"""Singular values below the rank without which nothing can be said of what they are."""
+"""Fewest singular values that must remain below the rank for noise to be recognisable.
+
+Heuristic: fewer pass for the spectrum of noise whatever they are.
+"""
 LEAST_NOISE = 0.5
-"""Share of what equal noise in all entries gives every row at least that the weakest row must hold."""
-CLEAR_GAP = 3.0
-"""Drop in the singular values that noise alone does not show; a rank without it is doubted."""
+"""The weakest non-zero row must hold at least this share of the norm that equal noise would give it.
+
+Derived: the norm of n independent entries fluctuates by 1 / √(2n), far less than a half for any n that can be inverted.
+"""
+RANK_GAP = 3.0
+"""Drop in the singular values that noise alone does not show; a rank without it is doubted.
+
+Heuristic: neighbours in the bulk of a Gaussian spectrum differ by far less.
+"""
+MOST_OF_SPECTRUM = 0.75
+"""Largest share of the singular values that may be signal where the noise is of unknown size.
+
+Heuristic: a quarter of the spectrum must be left to tell the noise by.
+"""
+EDGE_ABOVE_NOISE = 1.1
+"""Multiple of the expected edge up to which the first singular value below the rank is noise.
+
+Derived: the largest one fluctuates about the edge by a relative n^(-2/3) (Tracy and Widom 1994), 2 % at n = 350.
+"""
+EDGE_BELOW_SIGNAL = 1.3
+"""Multiple of the expected edge from which the last singular value above the rank is signal.
+
+Heuristic: as far from the edge again as `EDGE_ABOVE_NOISE`, and clear of what an input that drowns would show.
+"""
+SPREAD_DOWN_TO = 0.1
+"""Share of the largest singular value down to which a spectrum is held against that of a Gaussian matrix.
+
+Derived: the few smallest of a nearly square matrix fluctuate by their own size.
+"""
+SPREAD_TOLERANCE = (0.25, 0.02)
+"""Largest difference from it, relative to each singular value and to the largest one.
+
+Heuristic: well above the fluctuation at some hundred rows; spectra that merely decay miss it by far.
+"""
+OWN_ERROR = 10 * float(np.finfo(np.float64).eps)
+"""Error of a computed singular value, as a share of the largest.
+
+Derived: backward stability of the SVD, with a small factor for its dimension.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,12 +83,12 @@ class Spectrum:
     """Whether rounding alone explains the noise."""
     noise_known: bool = True
     """Whether what lies below the rank looks like rounding or independent noise; else the rank rests on a gap alone."""
-    excess: float = 1.0
+    noise_excess: float = 1.0
     """How many times larger than independent noise allows the first singular value below the rank is, where the noise is
     of no known kind."""
     alternatives: int = 0
     """How many other readings of the singular values are left to try if this one leads nowhere."""
-    shown: int = 0
+    rank_at_least: int = 0
     """Largest rank that this reading and that by rounding show."""
     plausible: tuple[int, int] | None = None
     """Smallest and largest rank that the singular values allow; None without any."""
@@ -56,7 +100,7 @@ def plausible_ranks(*readings: Spectrum) -> tuple[int, int] | None:
     for spectrum in readings:
         if spectrum.rank:
             below = [*spectrum.singular_values, 0.0][spectrum.rank]
-            clear = sum(value > CLEAR_GAP * below for value in spectrum.singular_values[: spectrum.rank])
+            clear = sum(value > RANK_GAP * below for value in spectrum.singular_values[: spectrum.rank])
             ranks += [max(1, clear), spectrum.rank]
     return (min(ranks), max(ranks)) if ranks else None
 
@@ -77,7 +121,7 @@ def rounding_rank(values: HostArray, m: int, n: int, used_features: int) -> int 
     columns (the background of images) are rounded alike, which adds up to √(m n) at worst. What exceeds both is
     signal. None: no rank gap.
     """
-    own_error = 10 * float(np.finfo(np.float64).eps) * float(values[0])
+    own_error = OWN_ERROR * float(values[0])
     level = max(ROUNDING_LEVEL * (math.sqrt(m) + math.sqrt(n)), math.sqrt(m * n)) + own_error
     rank = int(np.sum(values[: min(m, len(values))] > level))
     return rank if rank < min(m, used_features) else None
@@ -91,11 +135,11 @@ def additive_rank(values: HostArray, m: int, n: int) -> int | None:
     them where those of a random matrix of that shape are. A spectrum that merely decays passes the first two.
     """
     size = min(m, n, len(values))
-    for b in range(1, min(int(0.75 * size), size - LEFT_OVER) + 1):
+    for b in range(1, min(int(MOST_OF_SPECTRUM * size), size - LEFT_OVER) + 1):
         edge = noise_edge(values[:size], b, m, n)
         if (
-            values[b] <= 1.1 * edge
-            and values[b - 1] > 1.3 * edge
+            values[b] <= EDGE_ABOVE_NOISE * edge
+            and values[b - 1] > EDGE_BELOW_SIGNAL * edge
             and _looks_random(values[b:size], m - b, n - b)
         ):
             return b
@@ -110,13 +154,13 @@ def gap_rank(values: HostArray, floor: float) -> int | None:
     Quantisation, weights after several steps, entries set to zero: what they leave is neither rounding of the entries
     nor independent, but still far below the last signal.
     """
-    most = max(0, min(int(0.75 * len(values)), len(values) - LEFT_OVER))
-    ratios = values[:most] / np.maximum(values[1 : most + 1], max(floor, 1e-300) * values[0])
+    most = max(0, min(int(MOST_OF_SPECTRUM * len(values)), len(values) - LEFT_OVER))
+    ratios = values[:most] / np.maximum(values[1 : most + 1], max(floor, TINIEST) * values[0])
     if not len(ratios):
         return None
     b = int(np.argmax(ratios))
     others = np.delete(ratios, b)
-    single = np.all(others < ratios[b] / 2) and np.all(ratios[b + 1 :] < CLEAR_GAP)
+    single = np.all(others < ratios[b] / 2) and np.all(ratios[b + 1 :] < RANK_GAP)
     return b + 1 if ratios[b] > WIDE_GAP and single else None
 
 
@@ -125,9 +169,9 @@ def _looks_random(values: HostArray, m: int, n: int) -> bool:
     noise = np.random.default_rng(0).standard_normal((m, n))
     expected = np.linalg.svd(noise, compute_uv=False)
     expected *= np.linalg.norm(values) / np.linalg.norm(expected)
-    # The few smallest of a nearly square matrix fluctuate by their own size: compare down to a tenth.
-    solid = expected > 0.1 * expected[0]
-    return bool(np.all(np.abs(values[solid] - expected[solid]) < 0.25 * expected[solid] + 0.02 * expected[0]))
+    large = expected > SPREAD_DOWN_TO * expected[0]
+    limit = SPREAD_TOLERANCE[0] * expected + SPREAD_TOLERANCE[1] * expected[0]
+    return bool(np.all((np.abs(values - expected) < limit)[large]))
 
 
 def noise_edge(values: HostArray, rank: int, m: int, n: int) -> float:

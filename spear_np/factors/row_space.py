@@ -12,14 +12,30 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..backend import Device, scatter_columns
+from ..backend import Array, Device, scatter_columns
 from .rank import Spectrum
 from .zero import is_zero
 
-Array = Any
-
 NOISY_FROM = 1e-5
-"""Relative noise from which it is more than rounding to float32: it hides gradients, and averaging over it gains accuracy."""
+"""Relative noise from which it is more than rounding to float32: it hides gradients, and averaging over it gains accuracy.
+
+Derived: float32 rounds to 6e-8 and a sum of a thousand products to some 2e-6; the next precision, float16, to 5e-4.
+"""
+ANGLE_SIGMAS = 10.0
+"""Standard deviations by which noise may turn a direction in each of its b coordinates.
+
+Heuristic: a generous bound; two directions of inputs are rarely closer than a hundred times that.
+"""
+SMALLEST_ANGLE = 1e-6
+"""Radians below which two directions count as the same, whatever the noise.
+
+Derived: the cosine of such an angle differs from one by 5e-13, a few thousand roundings of float64.
+"""
+LARGEST_ANGLE = 0.1
+"""Radians above which two directions count as different, whatever the noise.
+
+Heuristic: directions of different inputs are nearly orthogonal in these coordinates.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +69,7 @@ class RowSpace:
     """(m, b): weight_grad · V, the rows before whitening."""
     relative_noise: float
     """Median over live rows of η divided by the row's root mean square: dimensionless."""
-    omission: float
+    hidden_input_factor: float
     """Factor by which error bounds grow because an input may be hidden below the rank; 1 if none can be."""
 
     @property
@@ -89,8 +105,10 @@ class RowSpace:
     def angle_noise(self, q: Array) -> Array:
         """(k,): how far, in radians, noise may turn the directions `q` (k, b), a generous estimate."""
         xp = self.xp
-        angle = 10 * math.sqrt(self.batch_size) * self.noise_norm(q) / xp.linalg.vector_norm(q, axis=-1)
-        return xp.clip(angle, 1e-6, 0.1)
+        angle = (
+            ANGLE_SIGMAS * math.sqrt(self.batch_size) * self.noise_norm(q) / xp.linalg.vector_norm(q, axis=-1)
+        )
+        return xp.clip(angle, SMALLEST_ANGLE, LARGEST_ANGLE)
 
     def live_of(self, rows: Array) -> Array:
         """Those of `rows` (m, …) that are live: (ℓ, …)."""

@@ -3,42 +3,96 @@
 Pre-activations of every input lie in the span of the columns of ``M = W V`` and the bias. A direction fixes the
 pattern of its input (on where ∂L/∂Z is not zero), so the input's coordinates can be estimated from the pattern by
 logistic regression, and a pattern that no input produces gives itself away by the rows on which the fit disagrees.
+
+With a ceiling (ReLU6) a unit is on in two half-spaces, z > 0 and ceiling - z > 0, and one without gradient lies outside one
+of them. Which one is not told: those that are on say where the input is, and that tells. Where hardly a unit reaches the
+ceiling the second half-space only misleads the ridge: each pattern is fitted with it and without, and the better fit counts.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..backend import inverse_or_pseudoinverse, to_host
+from ..backend import TINIEST, Array, HostArray, inverse_or_pseudoinverse, to_host
 from .factorize import Factors
 from .row_space import RowSpace
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 FIT_STEPS = 60
-RIDGE = 1e-3
+"""Accelerated gradient steps of a logistic regression.
+
+Heuristic: the agreement of true patterns no longer grows beyond it.
+"""
+FIT_RIDGE = 1e-3
+"""Penalty on the coefficients of a logistic regression, in units of the number of rows.
+
+Heuristic: small beside the curvature of 1/4, large enough for patterns that can be separated to have one fit.
+"""
 PRIOR_RIDGE = 1.0
+"""Variance of what a soft pattern adds to pre-activations of mean square one.
+
+Heuristic: as much as the pre-activations themselves.
+"""
+SIDINGS = 4
+"""Times that units without gradient are put on the side of the ceiling where the fit before sees them.
+
+Heuristic: fits of true patterns grow no more beyond it.
+"""
+CONDITION = 1e-10
+"""Ratio of the diagonal of R from which units depend on each other, and the layer tells nothing.
+
+Heuristic: far below what independent units show, far above the rounding of float64.
+"""
+LEAST_EIGENVALUE = 1e-12
+"""Share of the largest eigenvalue that replaces smaller ones of a covariance.
+
+Derived: rounding of float64, by some margin.
+"""
+LARGEST_LOGIT = 30.0
+"""Exponent beyond which a logistic slope counts as zero.
+
+Derived: exp(-30) is below the rounding of float32.
+"""
+WARM_START = 1.5
+"""Multiple of the projection of a pattern from which its regression starts.
+
+Heuristic: only the number of steps depends on it.
+"""
 
 
-@dataclass(frozen=True)
-class SignModel:
-    """The space of pre-activations on the live rows, prepared once for each layer; float64 on the device.
+@dataclass(frozen=True, eq=False)
+class HalfSpaces:
+    """What must be positive where units are on: h = ℓ rows z, or 2ℓ with those of ceiling - z below them.
 
-    ℓ live rows, r = b + 1 (b if the layer has no bias).
+    r = b + 1, or b without a bias and a ceiling.
     """
 
     basis: Array
-    """(ℓ, r): orthonormal basis of span[M, bias]."""
+    """(h, r): orthonormal basis of the values that inputs and the bias give them."""
     to_coordinates: Array
-    """(b, r): coordinates in V of an input whose pre-activations are ``basis · θ``."""
+    """(b, r): coordinates in V, up to a factor, of an input for which the values are ``basis · θ``."""
+
+
+@dataclass(frozen=True, eq=False)
+class SignModel:
+    """The space of pre-activations on the live rows, prepared once for each layer; float64 on the device.
+
+    ℓ live rows.
+    """
+
+    plain: HalfSpaces
+    """z > 0."""
+    capped: HalfSpaces | None
+    """z > 0 and ceiling - z > 0; None for a plain ReLU."""
     weight_in_basis: Array
     """(ℓ, b): M."""
     bias: Array
     """(ℓ,)."""
+    ceiling: float
+    """Pre-activation above which units are off again; infinite for a plain ReLU."""
     second_moment: Array
     """(b,): prior for the squared coordinates, from the squared singular values of weight_grad."""
     rotation: Array
@@ -55,25 +109,47 @@ def sign_model(factors: Factors) -> SignModel | None:
     space, xp = factors.space, factors.space.xp
     weight = space.live_of(factors.layer.weight_in_basis)
     bias = space.live_of(factors.layer.bias)
-    stacked = _with_bias(xp, weight, bias)
-    if stacked.shape[1] > stacked.shape[0]:
+    ceiling = factors.layer.ceiling
+    plain = _prepared(space, weight, bias, math.inf)
+    if plain is None:
         return None
-    Q, R = xp.linalg.qr(stacked)
-    b = weight.shape[1]
-    diagonal = xp.abs(xp.linalg.diagonal(R))
-    if float(xp.min(diagonal)) <= 1e-10 * float(xp.max(diagonal)):
-        return None
-    inverse = xp.linalg.solve(R, space.device.eye(R.shape[0]))
+    capped = _prepared(space, weight, bias, ceiling) if factors.layer.has_ceiling else None
     # weight_gradᵀ weight_grad = X (DᵀD) Xᵀ: as far as DᵀD is near a multiple of one, its eigenvalues in V are the
     # second moments of the unknown coordinates.
     values, rotation = xp.linalg.svd(space.coordinates, full_matrices=False)[1:]
     moments = values**2 / xp.sum(values**2) * space.shape[1]
-    return SignModel(Q, inverse[:b, :], weight, bias, moments, rotation.T)
+    return SignModel(plain, capped, weight, bias, ceiling, moments, rotation.T)
+
+
+def _prepared(space: RowSpace, weight: Array, bias: Array, ceiling: float) -> HalfSpaces | None:
+    """Orthonormal basis of the half-spaces of a layer (ℓ, b); None if its units are too few or depend on each other."""
+    xp, b = space.xp, weight.shape[1]
+    stacked = _half_spaces(xp, weight, bias, ceiling)
+    if stacked.shape[1] > stacked.shape[0]:
+        return None
+    Q, R = xp.linalg.qr(stacked)
+    diagonal = xp.abs(xp.linalg.diagonal(R))
+    if float(xp.min(diagonal)) <= CONDITION * float(xp.max(diagonal)):
+        return None
+    return HalfSpaces(Q, xp.linalg.solve(R, space.device.eye(R.shape[0]))[:b, :])
 
 
 def _with_bias(xp: Any, weight: Array, bias: Array) -> Array:
     """`weight` (ℓ, b) with `bias` (ℓ,) as a further column if it is not zero."""
     return weight if not bool(xp.any(bias != 0)) else xp.concat([weight, bias[:, None]], axis=1)
+
+
+def _half_spaces(xp: Any, weight: Array, bias: Array, ceiling: float) -> Array:
+    """Rows that are positive where a unit is above zero, (ℓ, b or b + 1), and below them where it is under the `ceiling`."""
+    if math.isinf(ceiling):
+        return _with_bias(xp, weight, bias)
+    return _with_bias(xp, xp.concat([weight, -weight], axis=0), xp.concat([bias, ceiling - bias]))
+
+
+def _inside(values: Array, units: int) -> Array:
+    """(k, ℓ) bool: which of the ℓ `units` are on, by the values (k, h) of their half-spaces."""
+    on = values[:, :units] > 0
+    return on if values.shape[1] == units else on & (values[:, units:] > 0)
 
 
 def smoother(
@@ -96,11 +172,11 @@ def smoother(
         # Covariance given Nᵀ-restriction: N (Nᵀ C⁻¹ N)⁻¹ Nᵀ.
         precision = (complement.T @ (model.rotation / model.second_moment)) @ (model.rotation.T @ complement)
         values, vectors = xp.linalg.eigh(precision)
-        values = xp.maximum(values, 1e-12 * xp.max(values) * xp.ones_like(values))
+        values = xp.maximum(values, LEAST_EIGENVALUE * xp.max(values) * xp.ones_like(values))
         root = model.weight_in_basis @ (complement @ (vectors / xp.sqrt(values)))
     root = xp.concat([root, model.bias[:, None]], axis=1)
     values, turn = xp.linalg.eigh(root.T @ root)
-    values = xp.maximum(values, 1e-12 * xp.max(values) * xp.ones_like(values))
+    values = xp.maximum(values, LEAST_EIGENVALUE * xp.max(values) * xp.ones_like(values))
     energy = values * (root.shape[0] / xp.sum(values))
     return root @ (turn / xp.sqrt(values)), energy / (energy + PRIOR_RIDGE)
 
@@ -113,14 +189,35 @@ def fit_signs(space: RowSpace, model: SignModel, active: Array) -> tuple[HostArr
     agreement : (k,) share of rows on which the fitted pre-activations have the sign of the pattern
     coordinates : (k, b) estimated coordinates in V, up to a positive factor
     """
-    xp = space.xp
     if not active.shape[0]:
         return np.empty(0), np.empty((0, space.batch_size))
+    best = _fit_half_spaces(space, model.plain, active)
+    if model.capped is not None:
+        best = _better(best, _fit_half_spaces(space, model.capped, active))
+    return best
+
+
+def _fit_half_spaces(space: RowSpace, half_spaces: HalfSpaces, active: Array) -> tuple[HostArray, HostArray]:
+    """As `fit_signs`, by some half-spaces."""
+    xp = space.xp
     # A pattern has no more than ℓ bits: float32 is plenty.
-    theta, _ = _logistic(space, space.device.float32(model.basis), None, active)
-    agree = (theta @ space.device.float32(model.basis).T > 0) == active
-    agreement = xp.sum(xp.astype(agree, xp.float64), axis=1) / active.shape[1]
-    return to_host(agreement), to_host(xp.astype(theta, xp.float64) @ model.to_coordinates.T)
+    basis = space.device.float32(half_spaces.basis)
+    theta, _ = _fit(space, basis, None, active)
+    agreement = _share(xp, _inside(theta @ basis.T, active.shape[1]) == active)
+    return agreement, to_host(xp.astype(theta, xp.float64) @ half_spaces.to_coordinates.T)
+
+
+def _share(xp: Any, agree: Array) -> HostArray:
+    """(k,): share of the rows of `agree` (k, ℓ) that are true."""
+    return to_host(xp.sum(xp.astype(agree, xp.float64), axis=1) / agree.shape[1])
+
+
+def _better(
+    one: tuple[HostArray, HostArray], other: tuple[HostArray, HostArray]
+) -> tuple[HostArray, HostArray]:
+    """Of two fits of k patterns, agreement (k,) and coordinates (k, b), those that agree more; `one` if they are even."""
+    wins = other[0] > one[0]
+    return np.where(wins, other[0], one[0]), np.where(wins[:, None], other[1], one[1])
 
 
 def fit_known(space: RowSpace, model: SignModel, complement: Array, dual: Array, active: Array) -> Array:
@@ -129,30 +226,63 @@ def fit_known(space: RowSpace, model: SignModel, complement: Array, dual: Array,
     An input is orthogonal to all directions but its own, so it lies in the span of the `complement` (b, b-f) of all
     of them and its own `dual` vector (a row of (f, b)): far fewer unknowns than its pattern `active` (f, ℓ) has rows.
     """
+    best = _fit_known(space, model, complement, dual, active, math.inf)
+    if model.capped is not None:
+        best = _better(best, _fit_known(space, model, complement, dual, active, model.ceiling))
+    return space.device.float64(best[1])
+
+
+def _fit_known(
+    space: RowSpace, model: SignModel, complement: Array, dual: Array, active: Array, ceiling: float
+) -> tuple[HostArray, HostArray]:
+    """Agreement (f,) and coordinates (f, b) of `fit_known`, by the half-spaces of a `ceiling`."""
     xp = space.xp
-    Q, R = xp.linalg.qr(_with_bias(xp, model.weight_in_basis @ complement, model.bias))
+    Q, R = xp.linalg.qr(_half_spaces(xp, model.weight_in_basis @ complement, model.bias, ceiling))
     own = dual @ model.weight_in_basis.T
+    if math.isfinite(ceiling):
+        own = xp.concat([own, -own], axis=1)
     along = own @ Q
     own = own - along @ Q.T
-    length = xp.linalg.vector_norm(own, axis=1, keepdims=True) + 1e-300
+    length = xp.linalg.vector_norm(own, axis=1, keepdims=True) + TINIEST
     own = own / length
-    theta, share = _logistic(space, space.device.float32(Q), space.device.float32(own), active)
+    basis, single = space.device.float32(Q), space.device.float32(own)
+    theta, share = _fit(space, basis, single, active)
     assert share is not None
+    values = theta @ basis.T + share[:, None] * single
     share = xp.astype(share, xp.float64)[:, None] / length
     theta = xp.astype(theta, xp.float64) - share * along
     free = inverse_or_pseudoinverse(xp, R) @ theta.T
-    return free[: complement.shape[1], :].T @ complement.T + share * dual
+    coordinates = free[: complement.shape[1], :].T @ complement.T + share * dual
+    return _share(xp, _inside(values, active.shape[1]) == active), to_host(coordinates)
 
 
-def _logistic(space: RowSpace, basis: Array, own: Array | None, active: Array) -> tuple[Array, Array | None]:
-    """Ridge-penalised logistic regression of the patterns `active` (k, ℓ), float32.
+def _fit(space: RowSpace, basis: Array, own: Array | None, active: Array) -> tuple[Array, Array | None]:
+    """`_logistic` of the patterns `active` (k, ℓ); two half-spaces a unit in `basis` (h, r) mean that there is a ceiling."""
+    xp, units = space.xp, active.shape[1]
+    if basis.shape[0] == units:
+        return _logistic(space, basis, own, 2 * xp.astype(active, xp.float32) - 1)
+    on = xp.astype(active, xp.float32)
+    theta, share = _logistic(space, basis, own, xp.concat([on, on], axis=1))
+    for _ in range(SIDINGS):
+        values = theta @ basis.T
+        if own is not None and share is not None:
+            values += share[:, None] * own
+        high = xp.astype(values[:, :units] > values[:, units:], xp.float32)
+        # One without gradient is outside one of its half-spaces, and inside the other.
+        above, below = on + (1 - on) * (2 * high - 1), on + (1 - on) * (1 - 2 * high)
+        theta, share = _logistic(space, basis, own, xp.concat([above, below], axis=1))
+    return theta, share
 
-    On the columns of `basis` (ℓ, r), orthonormal, and for each pattern on a further unit vector of its own, a row of
-    `own` (k, ℓ) orthogonal to them. Returns the coefficients (k, r) and those of `own` (k,).
+
+def _logistic(space: RowSpace, basis: Array, own: Array | None, target: Array) -> tuple[Array, Array | None]:
+    """Ridge-penalised logistic regression of the signs `target` (k, h), ±1 or 0 where nothing is known, float32.
+
+    On the columns of `basis` (h, r), orthonormal, and for each pattern on a further unit vector of its own, a row of
+    `own` (k, h) orthogonal to them. Returns the coefficients (k, r) and those of `own` (k,).
 
     Notes
     -----
-    In an orthonormal basis the curvature is at most ℓ/4 + ridge, so plain accelerated gradient steps of that size
+    In an orthonormal basis the curvature is at most h/4 + ridge, so plain accelerated gradient steps of that size
     converge (Nesterov 1983) and the whole block costs two matrix products a step, where Newton's method would
     factorise one matrix for each pattern.
     """
@@ -160,10 +290,9 @@ def _logistic(space: RowSpace, basis: Array, own: Array | None, active: Array) -
     rows = basis.shape[0]
     scale = float(rows) ** 0.5
     transposed = basis.T
-    curvature = rows * (0.25 + RIDGE)
-    target = 2 * xp.astype(active, xp.float32) - 1
-    theta = 1.5 * (target @ basis) / scale
-    share = None if own is None else 1.5 * xp.sum(target * own, axis=1) / scale
+    curvature = rows * (0.25 + FIT_RIDGE)
+    theta = WARM_START * (target @ basis) / scale
+    share = None if own is None else WARM_START * xp.sum(target * own, axis=1) / scale
     momentum: Array = theta
     push: Array = share
     weight = 1.0
@@ -171,13 +300,13 @@ def _logistic(space: RowSpace, basis: Array, own: Array | None, active: Array) -
         z = momentum @ transposed
         if own is not None:
             z += push[:, None] * own
-        slope = target / (1 + xp.exp(xp.clip(scale * target * z, -30.0, 30.0)))
+        slope = target / (1 + xp.exp(xp.clip(scale * target * z, -LARGEST_LOGIT, LARGEST_LOGIT)))
         next_weight = (1 + (1 + 4 * weight**2) ** 0.5) / 2
         inertia = (weight - 1) / next_weight
-        step = momentum + (scale * (slope @ basis) - RIDGE * rows * momentum) / curvature
+        step = momentum + (scale * (slope @ basis) - FIT_RIDGE * rows * momentum) / curvature
         momentum, theta = step + inertia * (step - theta), step
         if own is not None:
-            along = push + (scale * xp.sum(slope * own, axis=1) - RIDGE * rows * push) / curvature
+            along = push + (scale * xp.sum(slope * own, axis=1) - FIT_RIDGE * rows * push) / curvature
             push, share = along + inertia * (along - share), along
         weight = next_weight
     return theta, share

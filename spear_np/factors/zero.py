@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
+from ..backend import Array, HostArray
 
 ZERO_SIGMAS = 6.0
-"""An entry is zero if it is below this many standard deviations of its noise: the one definition of zero."""
-SURELY_NONZERO = 2
-"""Multiple of the zero threshold above which an entry is certainly non-zero, even if the direction is slightly wrong."""
+"""An entry is zero if it is below this many standard deviations of its noise: the one definition of zero.
+
+Derived: Gaussian noise exceeds it once in 5e8 entries, so that no true zero of a batch is lost; a gradient of the size of the
+typical one is taken for zero with the probability of a few thousandths at a relative noise of 1e-3.
+"""
+SURELY_NONZERO = 2.0
+"""Multiple of the zero threshold above which an entry is certainly non-zero, even if the direction is slightly wrong.
+
+Derived: a direction that misses no zero row moves an entry by less than the threshold, and noise by less again.
+"""
 HIDES_NONE = 0.2
-"""Gradients of a column that may be expected to be hidden where none is."""
-NEAR_NOISE = 10
-"""Multiple of the zero test below which gradients tell how many more are hidden in the noise."""
+"""Expected number of gradients that noise hides in a column up to which its zeros are taken for zeros, one and all.
+
+Heuristic: one column in five then has one unit wrong, which an error bound may rest on; less would leave noisy batches without
+bounds.
+"""
+NEAR_NOISE = 10.0
+"""Multiple of the zero test below which gradients tell how many more are hidden in the noise.
+
+Derived: nine times as many are counted as are estimated, a relative error of a third for one hidden gradient.
+"""
+WELL_ABOVE_ZERO = 5.0
+"""Multiple of the zero test from which an entry is large enough for its ratio to another to tell something.
+
+Derived: noise then moves the ratio by less than a thirtieth (1 / 5 of 6 standard deviations).
+"""
 
 
 def is_zero(units: Array) -> Array:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..directions.uniqueness import Uniqueness
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 from .reconstruct import Reconstruction
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 FORWARD_ROUNDING = 2.0**-24
-"""Forward passes accumulate in float32 or better."""
+"""Unit roundoff of the forward pass, at most.
+
+Definition: it accumulates in float32 or better.
+"""
+FORWARD_ERRORS = 4.0
+"""Roundings by which a pre-activation may be off, in units of the norms of weight and input.
+
+Derived: errors of products that are summed in any order grow with the root of their number, less than the norms do.
+"""
 MAX_HIDDEN_ROW = 0.2
-"""The same for an input to be handed out."""
+"""Largest share of the units that an input turns on, without visible gradient, with which it is handed out.
+
+Heuristic: noise hides a few per cent, dropout half.
+"""
 
 
 def noise_bound(
@@ -48,7 +55,7 @@ def noise_bound(
     largest : (m,), optional
         Largest entry of each row of weight_grad that the inputs leave: noise may be in few entries.
     """
-    if space.batch_size == 1 and space.omission > 1:
+    if space.batch_size == 1 and space.hidden_input_factor > 1:
         # Another reading shows a second input: this one may be the mean of both, and no zeros tell.
         return np.full(len(input_max), math.inf)
     power = input_max**2
@@ -61,7 +68,9 @@ def noise_bound(
         noise = np.maximum(noise, largest / ZERO_SIGMAS)
     direct = np.sum((to_host(recovery) * noise) ** 2, axis=1)
     bound: HostArray = np.nan_to_num(
-        ZERO_SIGMAS * space.omission * np.sqrt(mixed + scale + direct), nan=math.inf, posinf=math.inf
+        ZERO_SIGMAS * space.hidden_input_factor * np.sqrt(mixed + scale + direct),
+        nan=math.inf,
+        posinf=math.inf,
     )
     return bound
 
@@ -71,5 +80,5 @@ def preactivation_doubt(
 ) -> Array:
     """(m, k): how far pre-activations may be off by rounding, and by the errors of the inputs, `input_error` (k,) at most."""
     unit = min(space.unit_roundoff, FORWARD_ROUNDING)
-    spread = 4 * unit * batch.input_norm + space.device.float64(input_error)
+    spread = FORWARD_ERRORS * unit * batch.input_norm + space.device.float64(input_error)
     return layer.weight_norm[:, None] * spread[None, :]

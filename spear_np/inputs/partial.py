@@ -11,11 +11,9 @@ Two ways, and for each input the one with the smaller bound:
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..backend import inverse_or_pseudoinverse, scatter_columns, to_host
+from ..backend import Array, HostArray, inverse_or_pseudoinverse, scatter_columns, to_host
 from ..directions.disaggregate import HIDDEN_SHARE
 from ..directions.uniqueness import uniqueness
 from ..factors.factorize import Factors
@@ -23,19 +21,31 @@ from ..factors.row_space import RowSpace
 from .bounds import noise_bound
 from .polytope import PartialInputs, bound_inputs
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 LARGEST_BOUND = 0.3
-"""Bound, as a share of the largest entry of an input, up to which the others count as weak."""
+"""Bound, as a share of the largest entry of an input, up to which the others count as weak.
+
+Definition: as `ROW_TOLERANCE` of a whole batch.
+"""
 LARGEST_LEVERAGE = 0.8
-"""Leverage of a row in the fit by the known columns from which it decides the fit alone."""
+"""Leverage of a row in the fit by the known columns from which it decides the fit alone.
+
+Heuristic: what such a row would leave if it were not fitted is five times what it leaves.
+"""
 LARGEST_PART = 0.5
-"""Share of its energy that a column in the span of the rest may have on one unit."""
+"""Share of its energy that a column in the span of the rest may have on one unit.
+
+Heuristic: inputs turn on many units.
+"""
 LEAST_SHARE = 0.15
-"""Share of the gradients of every unknown combination that must lie on units which an input leaves off."""
+"""Share of the gradients of every unknown combination that must lie on units which an input leaves off.
+
+Heuristic: a half is usual for columns of other inputs.
+"""
 LEAST_AGREEMENT = 0.98
-"""Share of the live units on which an estimate must have the signs of its pattern."""
+"""Share of the live units on which an estimate must have the signs of its pattern.
+
+Heuristic: as `NEAR_AGREEMENT` of a whole batch.
+"""
 
 
 def partial_inputs(factors: Factors, q: Array) -> PartialInputs:
@@ -117,9 +127,8 @@ def _fit(space: RowSpace, bias_grad: Array, columns: Array) -> tuple[Array, Arra
 def _own_share(space: RowSpace, q: Array, columns: Array, dual: Array) -> HostArray:
     """(f,): least share of its energy that a column in the span of the rest has on the units that each input leaves off.
 
-    About a half for columns of other inputs. What lies within the units of one input may be its own: the difference of
-    two inputs with the same pattern, which least squares takes for their mean, is as faint as a faint input. Nothing is
-    known of the rest, and all shares are zero, where a single unit carries most of a combination: inputs turn on many.
+    About a half for columns of other inputs. A residual inside one input's active units may come from a second input with the
+    same pattern, so it is no evidence. Zero if one unit carries most of a residual column.
     """
     xp, (f, b) = space.xp, q.shape
     rest = space.coordinates - columns @ dual

@@ -10,35 +10,47 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..directions.disaggregate import bias_direction
 from ..factors.factorize import Factors
 from ..factors.zero import is_nonzero, is_zero, surely_nonzero, zeros_tell
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
+MOST_UNBOUNDED = 24
+"""Missing directions up to which bounds are computed.
 
-MAX_MISSING = 24
-"""Missing directions up to which bounds are computed: each costs two linear programs an input."""
-MAX_WORK = 2e7
-"""Entries of all linear programs together: beyond (tens of seconds) the last directions get no bound."""
+Heuristic: each costs two linear programs an input, and the box of many dimensions is wide.
+"""
+MAX_WORK = 20_000_000
+"""Entries of all linear programs together, beyond which the last directions get no bound.
+
+Heuristic: tens of seconds.
+"""
 SIGN_SLACK = 1e-6
-"""Relative slack on the signs: rounding of the forward pass."""
+"""Relative slack on the signs.
+
+Derived: rounding of a forward pass in float32, some 16 times.
+"""
 MOVED = 0.2
-"""Slack on the signs, as a share of the typical pre-activation, where noise is more than rounding: the update may be that
-of several steps, in which some units changed sides."""
+"""Slack on the signs, as a share of the typical pre-activation, where noise is more than rounding.
+
+Heuristic: the update may be that of several steps, in which some units changed sides.
+"""
 EMPTY = 2
-"""Status of a linear program that nothing satisfies."""
+"""Status of a linear program that nothing satisfies.
+
+Definition: of `scipy.optimize.linprog`.
+"""
 EVIDENCE = 20
-"""Bits by which the information of a pattern must exceed what tells apart the patterns that the layer can produce in the
-space of the unknown inputs: a pattern of no input fits one of them with a probability of 2^-EVIDENCE."""
+"""Minimum log2 ratio between all patterns with this share of ones and those the layer can produce.
+
+Derived: a pattern of no input fits one of them with a probability of 2^-20, one in a million.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PartialInputs:
     """Bounded estimates of some inputs."""
 
@@ -72,16 +84,15 @@ def bound_inputs(
 
 
 def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInputs | None:
-    """As `bound_inputs`; None if a direction's gradients are those of some input, but its zeros are not.
+    """As `bound_inputs`; None if something else than the layer (dropout) zeroes gradients.
 
-    Then it is not the layer alone that decides which gradients are zero, and where some input does have the zeros of a
-    direction it need not be the one sought.
+    That is so if some input explains the non-zero gradients of a direction but none explains the zeros too.
     """
     f, b = q.shape
     nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, b)), np.empty(0))
     total = bias_direction(factors)
     space, layer = factors.space, factors.layer
-    if layer is None or total is None or not f or b - f > MAX_MISSING:
+    if layer is None or total is None or not f or b - f > MOST_UNBOUNDED:
         return nothing
     y = to_host(q / space.S)
     # Equations of very different size would lose the small ones to the cut-off of least squares.
@@ -96,7 +107,7 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInp
     moved = 0.0 if space.spectrum.rounding else MOVED
     for index in range(min(f, int(MAX_WORK // ((2 * d + 1) * d * len(bias))))):
         others = np.delete(y, index, axis=0)
-        state = told(units[index], ceiling=layer.has_ceiling)
+        state = states_known(units[index], ceiling=layer.has_ceiling)
         pattern = np.where(is_nonzero(units[index]), 1.0, -1.0)[state]
         if _information(pattern) < _pattern_bits(len(pattern), d) + EVIDENCE:
             continue
@@ -124,7 +135,7 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInp
     return PartialInputs(np.asarray(found), np.asarray(centres), bounds)
 
 
-def told(units: HostArray, *, ceiling: bool) -> HostArray:
+def states_known(units: HostArray, *, ceiling: bool) -> HostArray:
     """(ℓ,) bool: units whose state the gradient tells, from its size in noise `units` (ℓ,).
 
     A gradient that stands well out of the noise tells that its unit is on. That a unit without one is off can only be

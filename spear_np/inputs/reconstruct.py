@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from ..backend import inverse_or_pseudoinverse, scatter_columns, solve_or_nan
+from ..backend import Array, blocks, inverse_or_pseudoinverse, scatter_columns, solve_or_nan
 from ..directions.disaggregate import Disaggregation
 from ..directions.support import restricted, zero_support
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 
-Array = Any
 
-BLOCK_NUMBERS = 8_000_000
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reconstruction:
     """Recovered batch and what one pass over weight_grad and weight measured; shapes m, n, k inputs."""
 
     directions: Array
     """(k, b) scaled directions in U-coordinates."""
-    dual: Array
+    input_coords: Array
     """(k, b): coordinates of the inputs in V."""
     output_grad: Array
     """(m, k): ∂L/∂Z, exactly zero where gradient (and layer) say off."""
@@ -57,14 +52,14 @@ def reconstruct(factors: Factors, choice: Disaggregation) -> Reconstruction:
     noise, with the support estimated anew each time.
     """
     space, xp = factors.space, factors.space.xp
-    off = zero_support(factors, choice.q, choice.dual)
+    off = zero_support(factors, choice.q, choice.input_coords)
     output_grad = xp.where(off, 0.0, space.columns(choice.q))
     if space.noisy:
-        fitted = _least_squares_gradients(space, factors.bias_grad, choice.dual, ~off)
+        fitted = _least_squares_gradients(space, factors.bias_grad, choice.input_coords, ~off)
         if bool(xp.all(xp.isfinite(fitted))):  # else inputs depend on each other
             output_grad = fitted
     recovery = least_squares_inputs(space, output_grad)
-    return measure(factors, choice.q, choice.dual, output_grad, recovery)
+    return measure(factors, choice.q, choice.input_coords, output_grad, recovery)
 
 
 def least_squares_inputs(space: RowSpace, output_grad: Array) -> Array:
@@ -90,11 +85,10 @@ def _least_squares_gradients(space: RowSpace, bias_grad: Array | None, dual: Arr
     gram, right = inputs @ inputs.T, rows @ inputs.T
     k = dual.shape[0]
     solved = []
-    step = max(1, BLOCK_NUMBERS // (k * k))
-    for start in range(0, rows.shape[0], step):
-        used = xp.astype(support[start : min(start + step, rows.shape[0]), :], xp.float64)
+    for part in blocks(rows.shape[0], k * k):
+        used = xp.astype(support[part, :], xp.float64)
         system = restricted(space.device, gram, used)
-        target = used * right[start : min(start + step, rows.shape[0]), :]
+        target = used * right[part, :]
         solved.append(solve_or_nan(xp, system, target[:, :, None])[:, :, 0])
     return xp.concat(solved, axis=0)
 
@@ -111,17 +105,17 @@ def measure(
     squares, rest, largest = zeros(k), zeros(m), zeros(m)
     z = None if factors.layer is None else zeros((m, k)) + factors.layer.bias[:, None]
     low, high = zeros(k) + float("inf"), zeros(k) - float("inf")
-    for _, blocks in gradients.blocks(*names, device=space.device):
-        x = recovery @ blocks[0]
+    for _, read in gradients.blocks(*names, device=space.device):
+        x = recovery @ read[0]
         squares = squares + xp.sum(x**2, axis=1)
-        left = blocks[0] - output_grad @ x
+        left = read[0] - output_grad @ x
         rest, largest = rest + xp.sum(left**2, axis=1), xp.maximum(largest, xp.max(xp.abs(left), axis=1))
         low, high = xp.minimum(low, xp.min(x, axis=1)), xp.maximum(high, xp.max(x, axis=1))
         if z is not None:
-            z = z + blocks[1] @ x.T
+            z = z + read[1] @ x.T
     return Reconstruction(
         directions=directions,
-        dual=dual,
+        input_coords=dual,
         output_grad=output_grad,
         deviation=space.deviation(directions),
         recovery=recovery,

@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from ..answer.certificate import Certificate
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..directions.chance import MAX_CHANCE
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 from ..factors.zero import is_zero, surely_nonzero
 from .bounds import MAX_HIDDEN_ROW, preactivation_doubt
-from .polytope import told
+from .polytope import states_known
 from .reconstruct import Reconstruction
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
 DataRange = tuple[float, float]
-SIGNS = (1.0, -1.0)
 LARGEST_NOISE = 0.3
-"""Noise of an input, as a share of its largest entry, up to which its factor can be bounded."""
+"""Noise of an input, as a share of its largest entry, up to which its factor can be bounded.
+
+Definition: as `ROW_TOLERANCE` of a whole batch.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scaling:
     """Factors for k inputs whose scale is unknown; host arrays."""
 
@@ -48,7 +47,7 @@ class Scaling:
     def applied(self, certificate: Certificate, input_max: HostArray) -> Certificate:
         """Return the certificate of the scaled inputs, whose largest entries were `input_max` (k,).
 
-        To the noise of an input comes what its factor leaves open.
+        The new bound is the scaled old bound plus the uncertainty of the factor.
         """
         noise = np.asarray(certificate.error_bound)
         with np.errstate(invalid="ignore"):
@@ -60,7 +59,7 @@ class Scaling:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Allowed:
     """Factors of one sign that the data allows for k inputs; their magnitudes."""
 
@@ -103,7 +102,7 @@ def choose_scale(
     noise = np.asarray(certificate.error_bound, dtype=np.float64)
     # Noise that nothing bounds leaves the factor unbounded too, but not without an estimate.
     known = np.minimum(noise, LARGEST_NOISE * to_host(batch.input_max))
-    by_sign = [_allowed(factors, q, batch, known, data_range, sign) for sign in SIGNS]
+    by_sign = [_allowed(factors, q, batch, known, data_range, sign) for sign in (1.0, -1.0)]
     sign = _chosen_sign(*by_sign)
     allowed, other = _by_row(sign, *by_sign), _by_row(-sign, *by_sign)
     # A pattern that no factor explains gives way to the range.
@@ -169,7 +168,7 @@ def _by_pattern(
     doubt = to_host(preactivation_doubt(space, layer, batch, noise))[live].T
     ends = []
     for row in range(len(units)):
-        known = told(units[row], ceiling=layer.has_ceiling)
+        known = states_known(units[row], ceiling=layer.has_ceiling)
         z, slack, start = slope[row][known], doubt[row][known], bias[known]
         on = surely_nonzero(units[row][known])
         below = _half_line(np.where(on, z, -z) + slack, np.where(on, start, -start))

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..answer.certificate import Certificate
+from ..answer.certificate import Certificate, Evidence
 from ..answer.result import Inversion, Status
-from ..backend import Device, to_host
+from ..backend import Device, HostArray, to_host
 from ..checks.certify import Verdict
 from ..directions.chance import MAX_CHANCE, chances
 from ..directions.disaggregate import Disaggregation
@@ -23,8 +23,6 @@ from ..inputs.partial import partial_inputs
 from ..inputs.reconstruct import reconstruct
 from ..inputs.scale import choose_scale
 from ..loop.options import DataRange
-
-HostArray = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +49,11 @@ def assemble_result(factors: Factors, ending: Ending, data_range: DataRange | No
         reason = f"no complete batch of {b} was found, and weight_grad holds {rank} inputs: nothing bounds what the others add"
         return _nothing(factors, reason, data_range)
     partial = _partial(factors, ending, data_range)
-    return partial if chosen is None or partial.found > chosen.found else chosen
+    if chosen is not None and chosen.found >= partial.found:
+        return chosen
+    if not partial.found and ending.reason is None and ending.verdict is not None:
+        return _nothing(factors, ending.verdict.reason, data_range)
+    return partial
 
 
 def inversion(
@@ -98,11 +100,11 @@ def _nothing(factors: Factors, reason: str, data_range: DataRange | None) -> Inv
 def _accepted(factors: Factors, ending: Ending, data_range: DataRange | None) -> Inversion | None:
     """The inputs of the best complete choice that pass the checks of their own; None without any."""
     verdict, choice = ending.verdict, ending.choice
-    if verdict is None or choice is None or not np.any(verdict.sound):
+    if verdict is None or choice is None or not np.any(verdict.accepted_rows):
         return None
     space, xp = factors.space, factors.space.xp
     batch = reconstruct(factors, choice)
-    keep = np.flatnonzero(verdict.sound)
+    keep = np.flatnonzero(verdict.accepted_rows)
     certificate = verdict.certificate
     if len(keep) < space.batch_size and factors.signs_known:
         keep, certificate = _rebounded(factors, choice, keep, certificate)
@@ -139,7 +141,7 @@ def _rebounded(
     the layer let it.
     """
     q = factors.space.xp.take(choice.q, factors.space.device.integers(keep), axis=0)
-    around = to_host(choice.dual)[keep]
+    around = to_host(choice.input_coords)[keep]
     bounded = polytope.bound_inputs(factors, q, around, lenient=choice.lenient)
     bound = list(certificate.error_bound)
     for which, shift in zip(bounded.which, bounded.error_bound, strict=True):
@@ -150,7 +152,7 @@ def _rebounded(
 def _partial(factors: Factors, ending: Ending, data_range: DataRange | None) -> Inversion:
     """Bound the inputs of the directions found so far by the signs of the layer, as far as that goes."""
     space, xp, b = factors.space, factors.space.xp, factors.space.batch_size
-    q = space.device.float64(ending.fullest.q[ending.fullest.solid])
+    q = space.device.float64(ending.fullest.q[ending.fullest.trusted])
     reason = f"{ending.reason or ''}: {q.shape[0]} of {b} directions found"
     if not 0 < q.shape[0] < b:
         return _nothing(factors, reason, data_range)
@@ -172,6 +174,7 @@ def _partial(factors: Factors, ending: Ending, data_range: DataRange | None) -> 
         sign_agreement=(1.0,) * len(bounded.which),
         false_probability=tuple(float(p) for p in false[sound][bounded.which]),
         error_bound=tuple(float(e) for e in bounded.error_bound),
+        evidence=(Evidence(True, True, True, None, None, None),) * len(bounded.which),
         caveats=(
             "the batch is incomplete: bounds rest on the signs of the layer, or on the others being faint",
         ),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..checks.certify import Verdict, certify
 from ..directions.disaggregate import (
     Disaggregation,
@@ -20,20 +18,28 @@ from ..directions.pool import Candidates, Pool
 from ..directions.reduction import reduce_pairs
 from ..directions.refine import refined
 from ..directions.repair import realigned
-from ..directions.uniqueness import lone_rows
+from ..directions.uniqueness import single_row_support
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_signs
 from ..factors.zero import expected_hidden
 from ..inputs.reconstruct import reconstruct
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 REDUCTIONS = 3
-"""Passes of pairwise reduction after one block of proposals."""
+"""Passes of pairwise reduction after one block of proposals.
+
+Heuristic: mixtures of more than four inputs are rare.
+"""
 MOST_HIDDEN = 0.05
-"""Share of the units on which a direction may disagree with the layer because noise hides its gradients there."""
+"""Share of the units on which a direction may disagree with the layer because noise hides its gradients there.
+
+Heuristic: more would let mixtures pass, see `SURE_FIT`.
+"""
+FORGOTTEN = 0.5
+"""Probability with which a direction that contradicts the layer is forgotten, where no others are left.
+
+Heuristic: some must go, and not the same ones each time.
+"""
 
 
 def add_candidates(
@@ -62,7 +68,7 @@ def _judge(space: RowSpace, model: SignModel | None, found: Directions) -> Candi
         agreement, coordinates = fit_signs(space, model, space.device.booleans(~found.zero_mask))
         if space.noisy:
             agreement = np.minimum(1.0, agreement + _hidden_shares(space, found.q))
-    lone = lone_rows(space, space.device.float64(found.q), found.zero_mask)
+    lone = single_row_support(space, space.device.float64(found.q), found.zero_mask)
     return Candidates(found.q, found.zero_mask, found.angle, agreement, coordinates, lone)
 
 
@@ -111,7 +117,12 @@ def _better(
     # Directions that hardly differ, as of a wrong rank, have inputs that overflow: no check holds then.
     with np.errstate(over="ignore", invalid="ignore"):
         new = certify(factors, challenger, reconstruct(factors, challenger))
-    if champion is None or verdict is None or alike or np.sum(new.sound) > np.sum(verdict.sound):
+    if (
+        champion is None
+        or verdict is None
+        or alike
+        or np.sum(new.accepted_rows) > np.sum(verdict.accepted_rows)
+    ):
         return challenger, new
     return champion, verdict
 
@@ -128,7 +139,7 @@ def demote_failed(pool: Pool, latest: Disaggregation, rng: np.random.Generator, 
     Without it a search can hang on one wrong combination that outranks the directions it is made of. One wrong
     direction makes others contradict the layer: those that nothing else speaks against stay, unless there are no others.
     """
-    if latest.agreement is None:
+    if latest.sign_agreement is None:
         return pool
     if not forget:
         return pool.blame(doubtful(latest, pool))
@@ -136,6 +147,6 @@ def demote_failed(pool: Pool, latest: Disaggregation, rng: np.random.Generator, 
     suspect[contradicting(latest, pool)] = True
     outside = np.ones_like(suspect)
     outside[list(pool.basis)] = False
-    if np.any(suspect & ~pool.possible):
-        return pool.without((suspect | outside) & ~pool.possible)
-    return pool.without(outside | (suspect & (rng.random(len(suspect)) < 0.5)))
+    if np.any(suspect & ~pool.pattern_feasible):
+        return pool.without((suspect | outside) & ~pool.pattern_feasible)
+    return pool.without(outside | (suspect & (rng.random(len(suspect)) < FORGOTTEN)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..answer.result import Inversion, Status
-from ..backend import Device, suitable_threads
+from ..backend import Device, HostArray, suitable_threads
 from ..checks.certify import Verdict
 from ..directions.disaggregate import Disaggregation
 from ..directions.pool import Pool
@@ -29,16 +29,26 @@ from ..search.schedule import Schedule
 from .assemble import Ending, assemble_result, inversion, no_rank_reason
 from .choose import add_candidates, demote_failed, select_directions
 
-HostArray = np.ndarray[Any, Any]
-
 REDRAWN = 20
-"""How often each submatrix of a small layer is drawn on average before the search gives up."""
+"""How often each submatrix of a small layer is drawn on average before the search gives up.
+
+Derived: one of them is then missed with a probability of e^-20.
+"""
 GIVE_UP_AFTER = 100
-"""Rounds after which a complete choice that is not certified will not be bettered: the zeros do not determine it."""
+"""Rounds after which a complete choice that is not certified will not be bettered: the zeros do not determine it.
+
+Heuristic: far more rounds than batches take that are found.
+"""
 FORGET_AFTER = 6
-"""Complete choices that failed, after which all directions that contradict the layer are forgotten."""
+"""Complete choices that failed, after which all directions that contradict the layer are forgotten.
+
+Heuristic: blame of single directions must have had its turns.
+"""
 STALE_ROUNDS = 10
-"""Without activation signs nothing tells when the basis is right: it must have withstood this many rounds."""
+"""Rounds that a basis must have withstood where no activation signs tell when it is right.
+
+Heuristic: a direction that a round finds with a probability of 1 / 2 is missed by ten with 1 / 1000.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +90,7 @@ class LayerState:
         """Whether nothing better can be expected: exact, limited by noise alone, or unopposed for long."""
         if self.verdict is None:
             return False
-        if self.verdict.complete:
-            return self.verdict.checked_signs or self.pool.stale >= STALE_ROUNDS
-        return False
+        return self.verdict.complete if self.verdict.checked_signs else self.pool.stale >= STALE_ROUNDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +130,7 @@ class LayerProblem:
         )
         after = self._chosen(after, rng) if pool.complete else replace(after, latest=None)
         bettered = after.choice is None or after.choice is not state.choice
-        fuller = len(after.pool.solid) > len(state.fullest.solid)
+        fuller = len(after.pool.trusted) > len(state.fullest.trusted)
         return replace(
             after,
             fullest=after.pool if fuller else state.fullest,

@@ -20,7 +20,10 @@ DataRange = tuple[float, float]
 METHODS = ("auto", "chain", "descent", "sampling")
 """Searches by name."""
 LARGEST_END = 1e100
-"""Ends of a range from which products overflow."""
+"""Ends of a range from which products overflow.
+
+Derived: as `LARGEST` of the arrays.
+"""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,9 @@ from ..answer.certificate import Certificate
 from ..answer.result import Inversion, Status
 from ..chain.examine import Examined
 from ..chain.layers import Chain
+from ..checks.certify import ROW_TOLERANCE
 from .labels import labels_of
 from .verify import Verified, data_range, verify
-
-Array = Any
-
-ROW_TOLERANCE = 0.3
-"""Largest error bound, as a share of the data range, with which an input still counts as recovered."""
 
 
 def answer_of(

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..backend import to_host
+from ..backend import Array, HostArray, to_host
 from ..chain.equations import top_of
 from ..chain.layers import Chain
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 CROSS_ENTROPY = "cross_entropy"
 """The loss whose gradient at the output is softmax minus one at the label."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..answer.result import Inversion
-from ..backend import suitable_threads, to_host
+from ..backend import Array, suitable_threads, to_host
 from ..chain.examine import CONSISTENT, Examined, examine, reexamine
 from ..chain.layers import Chain
 from ..chain.sets import Open, open_sets
@@ -18,9 +18,6 @@ from ..search import ChainSearch
 from ..search.levenberg import Levenberg
 from ..search.reflect import Reflect
 from .assemble import answer_of
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 SAME_INPUT = 0.5
 """Product with the dual of a found input, one for that input and zero for every other, from which a candidate is it."""

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..answer.certificate import Certificate, Check
-from ..backend import inverse_or_pseudoinverse, to_host
+from ..backend import Array, HostArray, inverse_or_pseudoinverse, to_host
 from ..chain.equations import forward, membership_scale, ones_deviation
 from ..chain.examine import APART, CONSISTENT, Examined, examine, reexamine
 from ..chain.layers import Chain
+from ..checks.specification import EXACT_TOLERANCE, MAX_RESIDUAL
 from ..factors.zero import ZERO_SIGMAS
 from ..theory import false_member_probability
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
-EXACT_TOLERANCE = 1e-4
-"""Largest error of an `exact` input, as a share of the data range: below one grey level of 8-bit images."""
-MAX_RESIDUAL = 1.5
-"""Root mean square, in units of the noise, of what the batch may leave of the gradients: noise is an upper estimate, so that
-one is already unlikely."""
 MAX_CHANCE = 1e-6
 """Largest probability that an input is a point which meets the equations by chance."""
 MARGIN = 1.5
@@ -118,8 +110,8 @@ def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
     """
     rounding = all(layer.space.spectrum.rounding for layer in chain.layers[: chain.depth + 1])
     floor = LEAST_ROUNDING if rounding else 1.0
-    omission = max(layer.space.omission for layer in chain.layers[: chain.depth + 1])
-    bound: HostArray = ZERO_SIGMAS * omission * deviation * np.maximum(floor, MARGIN * rms)
+    hidden = max(layer.space.hidden_input_factor for layer in chain.layers[: chain.depth + 1])
+    bound: HostArray = ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
     return np.nan_to_num(bound, nan=math.inf)
 
 
@@ -216,7 +208,7 @@ def _checks(
         ),
         Check(
             "rank",
-            float(b - max(first.shown, second.shown)),
+            float(b - max(first.rank_at_least, second.rank_at_least)),
             ">=",
             0.0,
             "inputs sought, beyond the rank that the singular values of both layers show",

@@ -7,14 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..backend import Array
 from ..chain.sets import Open
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 
-Array = Any
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Proposals:
     """A block of candidate directions and what it cost to find them."""
 

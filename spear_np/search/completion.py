@@ -10,35 +10,49 @@ are off in the right cell have the missing direction for a null vector. No spars
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import smallest, to_host
+from ..backend import Array, HostArray, block_length, smallest, to_host
 from ..directions.disaggregate import bias_direction
-from ..directions.null_vectors import distinct, null_vectors_of_rows
+from ..directions.null_vectors import SAME_VECTOR, distinct, null_vectors_of_rows, solved
 from ..directions.polish import NEAR_ZERO
 from ..directions.pool import Pool
 from ..directions.uniqueness import SPARE
 from ..factors.factorize import Factors
+from ..factors.layer import depth
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel
 from . import Proposals
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
+MOST_GUESSED = 12
+"""Missing directions up to which guesses of an input are likely to fall into the right cell.
 
-MAX_MISSING = 12
-"""Missing directions up to which guesses of an input are likely to fall into the right cell."""
+Heuristic: the cells multiply by the units with each further one.
+"""
 GUESSES = 3000
-BLOCK_NUMBERS = 12_000_000
+"""Guesses of one block, at most.
+
+Heuristic: it bounds the time of a turn.
+"""
+FEWEST_GUESSES = 64
+"""Guesses of one block, at least.
+
+Heuristic: as `GUESSES`.
+"""
 SPREADS = (0.5, 1.0, 1.5, 2.5)
-MAX_CANDIDATES = 48
-PARALLEL = 1 - 1e-9
-"""Cosine from which two null vectors are the same."""
+"""Multiples of the prior deviation with which inputs are guessed; one is drawn for each block.
+
+Heuristic: the prior is rough.
+"""
+GUESSED_CANDIDATES = 48
+"""Candidates handed on from one block, those with most rows near zero first.
+
+Heuristic: it bounds the time of their polish.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Completion:
     """Guess missing inputs from the prior of `signs.smoother` and what is known; take the units that they leave off."""
 
@@ -55,25 +69,26 @@ class Completion:
 
     def suits(self, pool: Pool) -> bool:
         """Whether few enough directions are missing."""
-        return 1 <= int(pool.q.shape[1]) - len(pool.solid) <= MAX_MISSING
+        return 1 <= int(pool.q.shape[1]) - len(pool.trusted) <= MOST_GUESSED
 
     def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Return the null vectors that further rows agree with, of one block of guesses."""
         xp, device, b = space.xp, space.device, space.batch_size
         mean, root = self._missing_inputs(space, pool)
-        count = max(64, min(GUESSES, BLOCK_NUMBERS // (b * b)))
+        count = max(FEWEST_GUESSES, min(GUESSES, block_length(b * b)))
         spread = float(rng.choice(SPREADS))
         guesses = mean[None, :] + spread * device.normal(rng, (count, b)) @ root.T
         z = guesses @ self.model.weight_in_basis.T + self.model.bias[None, :]
-        rows = smallest(xp, z, b - 1)
-        off = xp.all(xp.take_along_axis(z, rows, axis=1) < 0, axis=1)
+        shallow = -depth(z, self.model.ceiling)
+        rows = smallest(xp, shallow, b - 1)
+        off = xp.all(xp.take_along_axis(shallow, rows, axis=1) < 0, axis=1)
         rows = xp.take(rows, xp.nonzero(off)[0], axis=0)
         q = null_vectors_of_rows(device, space.U, rows, rng)
-        q = xp.take(q, xp.nonzero(xp.linalg.vector_norm(q, axis=1) > 0.5)[0], axis=0)
+        q = xp.take(q, solved(xp, q), axis=0)
         near = to_host(xp.sum(xp.astype(space.noise_units(q) < NEAR_ZERO, xp.int64), axis=1))
         order = np.argsort(-near, kind="stable")
         order = order[near[order] >= b - 1 + SPARE]
-        chosen = order[distinct(to_host(q)[order], PARALLEL, MAX_CANDIDATES)]
+        chosen = order[distinct(to_host(q)[order], SAME_VECTOR, GUESSED_CANDIDATES)]
         return Proposals(xp.take(q, device.integers(chosen), axis=0), count, self.name)
 
     def forecast(self, space: RowSpace) -> float | None:
@@ -86,7 +101,7 @@ class Completion:
         total = device.float64(self.total)
         prior = (model.rotation * model.second_moment) @ model.rotation.T
         prior = prior / (total @ prior @ total)
-        known = device.float64(pool.q[pool.solid]) / space.S
+        known = device.float64(pool.q[pool.trusted]) / space.S
         equations = xp.concat([known, total[None, :]], axis=0)
         length = xp.linalg.vector_norm(equations, axis=1)
         equations = equations / length[:, None]

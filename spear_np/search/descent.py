@@ -27,19 +27,28 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import inverse_or_pseudoinverse, orthogonal_complement, to_host
-from ..directions.null_vectors import distinct
+from ..backend import Array, HostArray, inverse_or_pseudoinverse, orthogonal_complement, to_host
+from ..directions.null_vectors import distinct, nearest_rows
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_known, smoother
 from . import Proposals
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 TINY = 1e-30
-DISTINCT = 0.9995
-MAX_CANDIDATES = 128
+"""Added to float32 lengths before dividing by them.
+
+Derived: far below any length, and its inverse is a float32 number.
+"""
+CONVERGED_COSINE = 0.9995
+"""Cosine from which two ends of a descent are the same.
+
+Derived: an angle of .03, thirty times the last step.
+"""
+DESCENDED_CANDIDATES = 128
+"""Candidates handed on from one block, those with the clearest zeros first.
+
+Heuristic: it bounds the time of their polish.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,16 +82,103 @@ class Settings:
 
 
 THIN_AT = (0.5, 0.6, 0.75)
-"""Shares of the steps after which starts that have come together are merged."""
+"""Shares of the steps after which starts that have come together are merged.
+
+Heuristic: from half of the steps on, when they shorten; merging itself is measured in docs/ablation.md.
+"""
 THIN_COSINE = 0.98
+"""Cosine from which starts have come together while steps are long.
+
+Heuristic: an angle of .2, the length of a few steps.
+"""
 DROWNED = 1e-3
-"""Noise of all rows together, as a share of the smallest singular value of weight_grad, that drowns small columns."""
+"""Noise of all rows together, as a share of the smallest singular value of weight_grad, that drowns small columns.
+
+Heuristic: zeros of the smallest column are then known to three digits.
+"""
 WIDTHS = (1.0, 0.3)
-"""First and last width of the logarithmic penalty, in means of |U q|."""
+"""First and last width of the logarithmic penalty, in means of |U q|.
+
+Heuristic: from nearly the ℓ1 norm to one that hardly sees rows that are on; the concave norm is measured in docs/ablation.md.
+"""
 MAX_EFFORT = 4
+"""Doublings of the steps of a block, at most.
+
+Heuristic: blocks of 3200 steps.
+"""
+RANDOM_STARTS = 0.15
+"""Share of the blocks that start from random directions instead of rows.
+
+Heuristic: for columns that no row is near to.
+"""
+WITHOUT_DEFLATION = 0.15
+"""Share of the blocks after rounds with little news in which no known direction is relied on.
+
+Heuristic: so that none that is wrong does lasting harm.
+"""
+PARTIAL_DEFLATION = (0.5, 0.7)
+"""Share of the blocks after stale rounds that rely on some known directions only, and the share of these.
+
+Heuristic: as `WITHOUT_DEFLATION`.
+"""
+STALE = 2
+"""Rounds without news after which `PARTIAL_DEFLATION` begins.
+
+Heuristic: as `WITHOUT_DEFLATION`.
+"""
+STARTS_PER_MISSING = 4
+"""Starts of a deflated block for each missing direction.
+
+Heuristic: each start finds a direction in hard batches less often than that.
+"""
+FEWEST_STARTS = 64
+"""Starts of a deflated block, at least.
+
+Heuristic: fewer leave the processor idle.
+"""
+FEW_LEFT = (4, 0.1)
+"""Missing directions, and share of the batch, below which the last few are sought with sharp signs.
+
+Heuristic: the signs of what is known are then nearly all there is.
+"""
+SHARP_SIGNS = (3.0, 30.0)
+"""First and last sharpness of sign weights for the last few columns.
+
+Heuristic: drawn like the others they would starve.
+"""
+SIGN_SHARPNESS = ((0.0, 4.0), (0.0, 10.0), (0.0, 10.0), (1.0, 20.0))
+"""First and last sharpness of sign weights, one pair drawn for each block.
+
+Heuristic: no column is to starve for one choice.
+"""
+FIRST_STEPS = (0.15, 0.3, 0.3)
+"""Lengths of the first steps (radians), one drawn for each block.
+
+Heuristic: as `SIGN_SHARPNESS`.
+"""
+PATTERN_THRESHOLDS = (0.4, 0.5, 0.6, 0.8)
+"""Products, in means of |U q|, above which a unit counts as on; one drawn for each block.
+
+Heuristic: as `SIGN_SHARPNESS`.
+"""
+CONFINED_SHARES = (0.2, 0.35, 0.5)
+"""Shares of the steps spent in the complement of the known inputs, one drawn for each block.
+
+Heuristic: as `SIGN_SHARPNESS`.
+"""
+LARGEST_SIGN_LOGIT = 60.0
+"""Exponent beyond which a sign weight counts as zero.
+
+Derived: exp(60) is a float32 number.
+"""
+DUAL_RIDGE = 1e-12
+"""Added to the Gram matrix of unit vectors before it is solved.
+
+Derived: rounding of float64, by some margin.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weighting:
     """One row weighting: orthonormal weighted rows and the way back."""
 
@@ -133,9 +229,15 @@ class Descent:
         deflated = len(trusted) > 0
         complement, known = (None, None) if not deflated else self._deflation(space, pool, trusted)
         left = b - len(trusted)
-        count = max(64, min(self.settings.starts, 4 * left)) if deflated else self.settings.starts
-        tempering = _temper(rng, self.settings, effort=pool.effort, few=deflated and left < max(4, 0.1 * b))
-        if rng.random() < 0.15:
+        count = (
+            max(FEWEST_STARTS, min(self.settings.starts, STARTS_PER_MISSING * left))
+            if deflated
+            else self.settings.starts
+        )
+        tempering = _temper(
+            rng, self.settings, effort=pool.effort, few=deflated and left < max(FEW_LEFT[0], FEW_LEFT[1] * b)
+        )
+        if rng.random() < RANDOM_STARTS:
             start = space.device.float32(rng.standard_normal((count, b)))
         else:
             picks = rng.integers(0, space.U.shape[0], count)
@@ -161,11 +263,11 @@ class Descent:
         nothing = np.empty(0, dtype=np.int64)
         if self.model is None or not self.settings.deflation:
             return nothing
-        if pool.effort > 1 and rng.random() < 0.15:
+        if pool.effort > 1 and rng.random() < WITHOUT_DEFLATION:
             return nothing
-        trusted = np.asarray(pool.standing if mistrusted else pool.solid, dtype=np.int64)
-        if pool.stale > 2 and rng.random() < 0.5:
-            trusted = trusted[rng.random(len(trusted)) < 0.7]
+        trusted = np.asarray(pool.trusted_without_signs if mistrusted else pool.trusted, dtype=np.int64)
+        if pool.stale > STALE and rng.random() < PARTIAL_DEFLATION[0]:
+            trusted = trusted[rng.random(len(trusted)) < PARTIAL_DEFLATION[1]]
         return trusted[: pool.q.shape[1] - 1]
 
     def _deflation(self, space: RowSpace, pool: Pool, trusted: HostArray) -> tuple[Array, Array]:
@@ -176,7 +278,7 @@ class Descent:
         y = y / xp.linalg.vector_norm(y, axis=1, keepdims=True)
         f = y.shape[0]
         complement = orthogonal_complement(xp, y.T)
-        dual = xp.linalg.solve(y @ y.T + 1e-12 * device.eye(f), y)
+        dual = xp.linalg.solve(y @ y.T + DUAL_RIDGE * device.eye(f), y)
         active = device.booleans(~pool.zero_mask[trusted])
         c = fit_known(space, self.model, complement, dual, active)
         # q · p = y · c for every pair, so in weighted coordinates an input is to_qᵀ (c / S).
@@ -190,10 +292,10 @@ class Descent:
         good = xp.nonzero(xp.all(xp.isfinite(ends), axis=1))[0]
         ends = xp.astype(xp.take(ends, good, axis=0), xp.float64)
         values = xp.sort(xp.abs(ends @ rows.T), axis=1)
-        few = min(int(1.25 * b) + 2, values.shape[1])
+        few = min(nearest_rows(b), values.shape[1])
         sharpness = to_host(xp.mean(values[:, :few], axis=1) / xp.mean(values, axis=1))
         order = np.argsort(sharpness, kind="stable")
-        chosen = order[distinct(to_host(ends)[order], DISTINCT, MAX_CANDIDATES)]
+        chosen = order[distinct(to_host(ends)[order], CONVERGED_COSINE, DESCENDED_CANDIDATES)]
         return xp.take(ends, space.device.integers(chosen), axis=0)
 
 
@@ -250,7 +352,7 @@ def descend(
             z = (pattern @ gather) @ scatter
             kappa = tempering.kappa[0] + (tempering.kappa[1] - tempering.kappa[0]) * done
             z *= kappa / (xp.sqrt(xp.mean(z * z, axis=1, keepdims=True)) + TINY)
-            weights = 1 / (1 + xp.exp(xp.clip(z, -60.0, 60.0)))
+            weights = 1 / (1 + xp.exp(xp.clip(z, -LARGEST_SIGN_LOGIT, LARGEST_SIGN_LOGIT)))
         pull = values / (size + TINY)  # the sign, several times faster than xp.sign
         if settings.concave:
             # The subgradient of Σ log(1 + |v| / width) is sign(v) / (|v| + width), but for a factor.
@@ -305,14 +407,14 @@ def _weighting(space: RowSpace, alpha: float) -> Weighting:
 def _temper(rng: np.random.Generator, settings: Settings, *, effort: int, few: bool) -> Tempering:
     """Draw how to descend; more steps after rounds with little news, sharp signs for the last few columns."""
     highest = min(effort, MAX_EFFORT)
-    kappa = ((0.0, 4.0), (0.0, 10.0), (0.0, 10.0), (1.0, 20.0))[rng.integers(4)]
+    kappa = SIGN_SHARPNESS[rng.integers(len(SIGN_SHARPNESS))]
     return Tempering(
         steps=settings.steps * 2 ** int(rng.integers(highest // 2, highest + 1)),
-        first_step=(0.15, 0.3, 0.3)[rng.integers(3)],
-        kappa=(3.0, 30.0) if few else kappa,
-        tau=(0.4, 0.5, 0.6, 0.8)[rng.integers(4)],
-        confined=(0.2, 0.35, 0.5)[rng.integers(3)],
+        first_step=FIRST_STEPS[rng.integers(len(FIRST_STEPS))],
+        kappa=SHARP_SIGNS if few else kappa,
+        tau=PATTERN_THRESHOLDS[rng.integers(len(PATTERN_THRESHOLDS))],
+        confined=CONFINED_SHARES[rng.integers(len(CONFINED_SHARES))],
         # Directions of inputs that resemble each other are close: after rounds without news only what has
         # converged is merged.
-        thin_cosine=THIN_COSINE if effort < 2 else DISTINCT,
+        thin_cosine=THIN_COSINE if effort < 2 else CONVERGED_COSINE,
     )

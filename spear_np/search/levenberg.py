@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import solve_or_nan, to_host
+from ..backend import Array, HostArray, solve_or_nan, to_host
 from ..chain.sets import Open
 from . import Ends
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 STEPS = 40
 """Most steps from one start; six to thirteen suffice where it ends on an input."""

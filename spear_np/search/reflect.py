@@ -19,13 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Device, to_host
+from ..backend import Array, Device, HostArray, to_host
 from ..chain.sets import Open
 from ..factors.activation import Activation
 from . import Ends
-
-Array = Any
-HostArray = np.ndarray[Any, Any]
 
 RELAXATION = 0.7
 """β; heuristic: 0.5 to 1.2 took the same time to within a third in the benchmarks of the method."""

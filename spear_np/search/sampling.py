@@ -29,33 +29,105 @@ from typing import Any
 import numpy as np
 
 from .. import theory
-from ..backend import orthogonal_complement, to_host
+from ..backend import Array, HostArray, block_length, orthogonal_complement, to_host
 from ..directions.null_vectors import distinct, draw_subsets, null_vectors_of_rows
 from ..directions.pool import Pool, covered
-from ..factors.row_space import RowSpace
+from ..factors.row_space import LARGEST_ANGLE, RowSpace
 from . import Proposals
 
-Array = Any
-HostArray = np.ndarray[Any, Any]
-
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Exponents α of the weighted draws.
+
+Heuristic: the columns that profit least need small ones.
+"""
 EXPONENT_SHARES = (0.05, 0.15, 0.35, 0.2, 0.15, 0.1)
+"""How often each of them is drawn.
+
+Heuristic: 1 to 1.5 is best for most columns.
+"""
 EXPONENTS_PER_BLOCK = 4
-"""Different exponents within one block."""
+"""Different exponents within one block.
+
+Heuristic: as `EXPONENT_SHARES`.
+"""
 RESTRICTED_SHARE = 0.25
-"""Share of the blocks drawn from the zero rows of known directions."""
+"""Share of the blocks drawn from the zero rows of known directions.
+
+Heuristic: they find more, but only what is left there.
+"""
 CHECK_ROWS = 16
-"""Rows looked at before all others."""
-BLOCK_NUMBERS = 6_000_000
-"""Entries of one block of submatrices (48 MB in float64)."""
+"""Rows looked at before all others.
+
+Derived: a direction with half of its rows zero misses all of them with a probability of 2^-16.
+"""
 MAX_SUBMATRICES = 2500
-MAX_CANDIDATES = 64
-"""Candidates handed on from one block, the sparsest first."""
-PARALLEL = 1 - 1e-6
-"""Cosine from which two null vectors are the same."""
+"""Submatrices of one block, at most.
+
+Heuristic: it bounds the time of a round.
+"""
+FEWEST_SUBMATRICES = 64
+"""Submatrices of one block, at least.
+
+Heuristic: as `MAX_SUBMATRICES`.
+"""
+SAMPLED_CANDIDATES = 64
+"""Candidates handed on from one block, the sparsest first.
+
+Heuristic: it bounds the time of their polish.
+"""
+LOOKED_AT = 8
+"""Vectors that are held against each other, for each candidate handed on.
+
+Heuristic: as `SAMPLED_CANDIDATES`.
+"""
+SAME_SAMPLE = 1 - 1e-6
+"""Cosine from which two null vectors of samples are the same.
+
+Derived: an angle of .0014: b - 1 rows alone amplify noise more than all zero rows do, see `SAME_VECTOR`.
+"""
+KNOWN_SHARES = (0.5, 0.8, 1.0)
+"""Shares of the basis that a fit of the rows relies on, one drawn for each block.
+
+Heuristic: so that a wrong direction does no lasting harm.
+"""
+LEAST_LEFT = 1e-12
+"""Share of the norm of a row that is left of it at least when what known columns explain is subtracted.
+
+Derived: rounding of float64, by some margin.
+"""
+AMPLIFICATION = 300.0
+"""Factor by which a null vector of b - 1 rows may amplify their noise.
+
+Heuristic: as `NEAR_ZERO` of the polish.
+"""
+NARROWEST = 1e-6
+"""Product with a unit row below which it counts as zero, whatever the noise.
+
+Derived: as `SMALLEST_ANGLE`.
+"""
+WIDEST = 0.02
+"""Product with a unit row above which it does not count as zero, whatever the noise.
+
+Heuristic: one false row in fifty then agrees by chance, fewer than are asked for.
+"""
+CHANCE_SIGMAS = 4.0
+"""Standard deviations by which further zero rows must exceed their number by chance.
+
+Derived: one of 30,000 false vectors passes, a fraction of one block.
+"""
+MOST_KNOWN = 4
+"""Known directions that a block is restricted to, at most.
+
+Heuristic: each halves the rows that are left.
+"""
+ROWS_TO_SPARE = 8
+"""Rows beyond two for each missing direction that a restricted block must have left.
+
+Derived: half of the rows must be zero for a further direction, and some more than determine it.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Problem:
     """Rows to sample from and the directions already known, in r coordinates."""
 
@@ -89,8 +161,8 @@ class Sampling:
         problem = _restrict(space, pool, known, _unexplained(space, pool, rng))
         vectors, zero_count, examined = self._sample(space, problem, rng)
         news = ~covered(vectors, zero_count, problem.basis, problem.basis_count, problem.basis_angle)
-        fresh = vectors[news][: 8 * MAX_CANDIDATES]
-        fresh = fresh[distinct(fresh, PARALLEL, MAX_CANDIDATES)]
+        fresh = vectors[news][: LOOKED_AT * SAMPLED_CANDIDATES]
+        fresh = fresh[distinct(fresh, SAME_SAMPLE, SAMPLED_CANDIDATES)]
         found = device.float64(fresh) @ problem.complement.T
         if known and found.shape[0]:
             # Any combination with the known directions has the same zeros here: the polish will separate them.
@@ -111,7 +183,7 @@ class Sampling:
         xp, device, rows = space.xp, space.device, problem.rows
         count, r = rows.shape
         every = math.comb(count, r - 1)
-        k = max(64, min(self.submatrices, 4 * every, BLOCK_NUMBERS // (r * max(r, 16))))
+        k = max(FEWEST_SUBMATRICES, min(self.submatrices, 4 * every, block_length(r * max(r, 16))))
         alphas = rng.choice(EXPONENTS, EXPONENTS_PER_BLOCK, replace=False, p=EXPONENT_SHARES)
         share = -(-k // EXPONENTS_PER_BLOCK)
         drawn = [draw_subsets(-alpha * problem.log_norm, r - 1, share, rng) for alpha in alphas]
@@ -120,13 +192,13 @@ class Sampling:
         tolerance = _tolerance(space, vectors @ problem.complement.T)
         check = device.integers(rng.choice(count, min(CHECK_ROWS, count), replace=False))
         first = _count_zeros(xp, vectors, xp.take(rows, check, axis=0), tolerance)
-        solved = xp.linalg.vector_norm(vectors, axis=1) > 0.5
-        keep = xp.nonzero(solved & (first >= min(1, count - r)))[0]
+        there = xp.linalg.vector_norm(vectors, axis=1) > 0.5
+        keep = xp.nonzero(there & (first >= min(1, count - r)))[0]
         vectors, tolerance = xp.take(vectors, keep, axis=0), xp.take(tolerance, keep)
         zeros = to_host(_count_zeros(xp, vectors, rows, tolerance))
         # By chance a false vector agrees with some further rows; ask for more than that.
         chance = to_host(tolerance) * (count - r)
-        enough = np.flatnonzero(zeros >= (r - 1) + 1 + np.ceil(chance + 4 * np.sqrt(chance)))
+        enough = np.flatnonzero(zeros >= (r - 1) + 1 + np.ceil(chance + CHANCE_SIGMAS * np.sqrt(chance)))
         order = enough[np.argsort(-zeros[enough], kind="stable")]
         return to_host(xp.take(vectors, device.integers(order), axis=0)), zeros[order], len(subsets)
 
@@ -143,7 +215,7 @@ def _unexplained(space: RowSpace, pool: Pool, rng: np.random.Generator) -> HostA
     """
     xp = space.xp
     basis = np.asarray(pool.basis, dtype=np.int64)
-    share = rng.choice([0.5, 0.8, 1.0])
+    share = rng.choice(KNOWN_SHARES)
     basis = basis[rng.random(len(basis)) < share][: space.batch_size - 1]
     rows = xp.take(space.coordinates, space.live, axis=0)
     norms = xp.linalg.vector_norm(rows, axis=1)
@@ -152,14 +224,14 @@ def _unexplained(space: RowSpace, pool: Pool, rng: np.random.Generator) -> HostA
         size = xp.linalg.vector_norm(columns, axis=0)
         explained = xp.linalg.qr(columns / xp.where(size > 0, size, xp.ones_like(size))).Q
         left = xp.linalg.vector_norm(rows - explained @ (explained.T @ rows), axis=1)
-        norms = xp.maximum(left, 1e-12 * norms)
+        norms = xp.maximum(left, LEAST_LEFT * norms)
     return to_host(norms)
 
 
 def _restrict(space: RowSpace, pool: Pool, known: list[int], norms: HostArray) -> _Problem:
     """Return the sampling problem on the common zero rows of the directions `known`, in their complement."""
     xp, device = space.xp, space.device
-    chosen = [index for index in pool.solid if index not in known]
+    chosen = [index for index in pool.trusted if index not in known]
     if known:
         complement = orthogonal_complement(xp, device.float64(pool.q[known]).T)
         mask = np.all(pool.zero_mask[known], axis=0)
@@ -176,25 +248,25 @@ def _restrict(space: RowSpace, pool: Pool, known: list[int], norms: HostArray) -
         complement=complement,
         basis=basis / length,
         basis_count=pool.zero_mask[chosen][:, mask].sum(axis=1),
-        basis_angle=np.minimum(pool.angle[chosen] / length[:, 0], 0.1),
+        basis_angle=np.minimum(pool.angle[chosen] / length[:, 0], LARGEST_ANGLE),
     )
 
 
 def _tolerance(space: RowSpace, q: Array) -> Array:
     """(k,): below which a product with a unit row counts as zero, before any polish.
 
-    A null vector of b-1 rows amplifies their noise, here allowed for by a factor of some hundred.
+    A null vector of b-1 rows amplifies their noise.
     """
     xp = space.xp
     typical = float(np.median(to_host(xp.linalg.vector_norm(space.U, axis=1))))
-    return xp.clip(300 * space.noise_norm(q) / typical, 1e-6, 0.02)
+    return xp.clip(AMPLIFICATION * space.noise_norm(q) / typical, NARROWEST, WIDEST)
 
 
 def _choose_known(space: RowSpace, pool: Pool, rng: np.random.Generator) -> list[int]:
     """Some directions of the basis whose common zero rows can still determine the others."""
     basis = list(pool.basis)
     rng.shuffle(basis)
-    wanted = int(rng.integers(1, 5))
+    wanted = int(rng.integers(1, MOST_KNOWN + 1))
     known: list[int] = []
     mask = np.ones(space.U.shape[0], dtype=bool)
     for index in basis:
@@ -203,7 +275,7 @@ def _choose_known(space: RowSpace, pool: Pool, rng: np.random.Generator) -> list
         if len(known) == wanted or left < 2:
             break
         # About half of the rows must stay zero for a further direction, and more than left - 1 of them.
-        if np.count_nonzero(narrower) >= 2 * (left - 1) + 8:
+        if np.count_nonzero(narrower) >= 2 * (left - 1) + ROWS_TO_SPARE:
             known.append(index)
             mask = narrower
     return known

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..directions.pool import Pool
+from ..directions.pool import SMALL_BATCH, Pool
 from ..factors.row_space import RowSpace
 from . import Proposals, Search
 from .completion import Completion
@@ -14,9 +14,15 @@ from .descent import Descent
 from .sampling import Sampling
 
 SAMPLING_SUFFICES = 6
-"""Batch size up to which one block of submatrices nearly always finds everything."""
-SAMPLING_HELPS = 24
-"""Batch size up to which sampling is worth a turn when descent brings no news."""
+"""Batch size up to which one block of submatrices nearly always finds everything.
+
+Derived: five rows are all zero with a probability of 2^-5, in some eighty of 2500 submatrices.
+"""
+TURNS = 3
+"""Stale rounds in which each search has one turn: descent, completion, sampling.
+
+Heuristic: none is to wait long for another.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,10 @@ class Schedule:
 
     def _next(self, space: RowSpace, pool: Pool) -> Search:
         b, live = space.batch_size, space.U.shape[0]
-        if self.completion is not None and pool.stale % 3 == 1 and self.completion.suits(pool):
+        if self.completion is not None and pool.stale % TURNS == 1 and self.completion.suits(pool):
             return self.completion
         if b <= SAMPLING_SUFFICES or live < 2 * b:
-            return self.descent if pool.stale % 4 == 3 and b > 2 else self.sampling
-        if b <= SAMPLING_HELPS and pool.stale % 3 == 2:
+            return self.descent if pool.stale % (TURNS + 1) == TURNS and b > 2 else self.sampling
+        if b <= SMALL_BATCH and pool.stale % TURNS == 2:
             return self.sampling
         return self.descent

@@ -11,7 +11,7 @@ from ._torch_losses import Loss
 from ._torch_trails import UNKNOWN, Call, Trail, Use
 
 BRANCH = "branch"
-"""Stands before a layer that shares its input with others: what comes back from all of them adds up before it."""
+"""Stands before a layer that takes an output as it is, where an activation takes it elsewhere."""
 
 NO_ACTIVATION = Activation("none")
 
@@ -34,7 +34,7 @@ def links(
     """Return what is said of each layer.
 
     A layer follows another only if that holds for each of its calls: call by call and row by row, behind the one
-    activation that the other layer has, and only if no gradient comes back to its input from anywhere else.
+    activation that the other layer has. Others may take the same output: what comes back to it then is a sum.
 
     Parameters
     ----------
@@ -109,8 +109,7 @@ def _obstacles(
         return applied or (BRANCH,)
     if features != shapes[layer][0] or not trail.in_order:
         return trail.passed or ("reshape",)
-    takers = _used(use for use in trail.call.uses if use.applied == trail.activation)
-    return (BRANCH,) if len(takers) > 1 else ()
+    return ()
 
 
 def _used(uses: Iterable[Use]) -> list[Use]:

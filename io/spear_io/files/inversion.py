@@ -8,7 +8,12 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
                                        of sentences), chain (if several layers were used); where the dump says so:
                                        input_shape, input_mean, input_std, client, round, between
         inputs (k, n), output_grad (m, k)
+<<<<<<< HEAD
         zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known
+=======
+        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,)
+        evidence/<fact> (k,)
+>>>>>>> solver
         certificate/<check>            attributes: value (absent if the check could not be made), relation,
                                        threshold, passed (likewise), meaning, order (position when printed)
 """
@@ -18,7 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -46,6 +51,8 @@ FIGURES = {
     "error_bound": np.float64,
 }
 """Per-input figures of the certificate, one number for each row of `inputs`."""
+UNKNOWN = -1
+"""What stands for a fact of an input that could not be looked at; true is 1, false 0."""
 
 
 class InversionWriter:
@@ -167,6 +174,12 @@ def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> 
         values = getattr(certificate, name)
         if values:
             group.create_dataset(name, data=np.asarray(values, dtype=dtype))
+    if certificate.evidence:
+        evidence = group.create_group("evidence", track_order=True)
+        for fact in fields(spear_np.Evidence):
+            values = [getattr(row, fact.name) for row in certificate.evidence]
+            numbers = [UNKNOWN if value is None else int(value) for value in values]
+            evidence.create_dataset(fact.name, data=np.asarray(numbers, dtype=np.int8))
     checks = group.create_group("certificate", track_order=True)
     for order, check in enumerate(certificate.checks):
         attributes = checks.create_group(check.name).attrs
