@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .answer.certificate import Certificate, Check, Evidence
 from .answer.result import Inversion, Progress, Round, Status
+from .check import check
 from .errors import DeviceError, InputError
 from .factors.activation import ACTIVATIONS, Activation
 from .factors.gradients import LayerGradients
@@ -37,6 +38,7 @@ __all__ = [
     "Round",
     "Status",
     "Survey",
+    "check",
     "invert",
     "invert_chain",
     "invert_layer",
