@@ -8,6 +8,12 @@ from ..backend import Array
 from .affine import AffineSet, affine_set
 from .layers import Chain
 
+RADII = (-0.9, 0.3)
+"""Logarithms of the smallest and the largest length of a start, in units of the expected length of an input.
+
+Heuristic: lengths of inputs differ by a factor of two, and the expected one is known to as much.
+"""
+
 
 @dataclass(frozen=True)
 class Open:

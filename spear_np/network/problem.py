@@ -20,19 +20,32 @@ from ..search.reflect import Reflect
 from .assemble import answer_of
 
 SAME_INPUT = 0.5
-"""Product with the dual of a found input, one for that input and zero for every other, from which a candidate is it."""
+"""Product with the dual of a found input from which a candidate is that input.
+
+Derived: it is one for that input and zero for every other.
+"""
 ROOM = {"straight": (0.36, 0.44), "smooth": (0.45, 0.6)}
-"""Shares of m up to which one and two layers behind the first are enough to find inputs quickly, for activations of
-straight pieces and smooth ones. Above, starts that settle get rare: at m = 200 and straight pieces, the steps for each
-input found with one layer rise from 300 at .36 m to 3,000 at .44 m, and with two from 1,000 to 10,000 at .5 m."""
+"""Shares of m up to which one layer behind the first, and two, find inputs quickly, for activations of straight pieces and smooth
+ones.
+
+Measured: at m = 200 and straight pieces the steps for each input found with one layer rise from 300 at .36 m to ten times that
+at .44 m; smooth activations reach further (benchmarks/chain.py).
+"""
 FEW = 1.1
-"""Units with a slope, for each coordinate of an input, below which they may not determine it: one would do if all were
-independent and none were near its kink."""
+"""Units with a slope, for each coordinate of an input, below which they may not determine it.
+
+Derived: one would do if all were independent; a tenth more for those that are nearly dependent.
+"""
 VAGUE = 1e-3
-"""Standard deviation of an input, as a share of its size, from which the backward side is needed: the duals are as uncertain
-as the input, and starts in what they leave open end ten times that far from the next one."""
+"""Standard deviation of an input, as a share of its size, from which the backward side is needed.
+
+Heuristic: the duals are as uncertain as the input, and what they leave open must hold the next one to within `CANDIDATE`.
+"""
 DRY = 400_000
-"""Steps of starts without a new input after which a search gives way to the next."""
+"""Steps of starts without a new input after which a search gives way to the next.
+
+Heuristic: hundred times what an input costs where they come quickly.
+"""
 
 
 @dataclass(frozen=True, eq=False)

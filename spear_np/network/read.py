@@ -12,7 +12,10 @@ from ..factors.gradients import LayerGradients
 from .verify import spare_equations
 
 LEAST_SPARE = 2
-"""Equations beyond the unknowns without which a point that meets them need not be an input."""
+"""Equations beyond the unknowns without which a point that meets them need not be an input.
+
+Definition: one equation may hold by chance; `Check` "chance" then says how probable that is.
+"""
 
 
 @dataclass(frozen=True)

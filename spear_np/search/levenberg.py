@@ -10,25 +10,54 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, HostArray, solve_or_nan, to_host
-from ..chain.sets import Open
+from ..chain.sets import RADII, Open
 from . import Ends
 
-STEPS = 40
-"""Most steps from one start; six to thirteen suffice where it ends on an input."""
+MOST_STEPS = 40
+"""Steps after which a start is given up.
+
+Heuristic: six to thirteen suffice where it ends on an input.
+"""
 CLOSE = 1e-4
-"""Residual, as a share of what activations differ by from input to input, from which the polish takes over."""
+"""Residual, as a share of what activations differ by from input to input, from which the polish takes over.
+
+Heuristic: within reach of float32, and near enough for Gauss-Newton.
+"""
 CANDIDATE = 1e-2
-"""The same, up to which an end is handed to the polish."""
+"""The same, up to which an end is handed to the polish.
+
+Heuristic: other ends lie above it, and the polish refuses what is none.
+"""
 STALLED = 0.9999
-"""Share of the squared residual that a step must leave behind to count as progress."""
+"""Share of the squared residual that a step must leave behind to count as progress.
+
+Heuristic: it only ends a start.
+"""
 DAMPING = 0.1
-"""First damping, in units of the diagonal of JᵀJ; divided by `EASIER` after a good step, multiplied by `HARDER` after a bad."""
+"""First damping, in units of the diagonal of JᵀJ.
+
+Heuristic: it settles within three steps.
+"""
 EASIER = 5.0
+"""What the damping is divided by after a good step.
+
+Heuristic: as usual for Levenberg-Marquardt.
+"""
 HARDER = 4.0
+"""What it is multiplied by after a bad one.
+
+Heuristic: as `EASIER`.
+"""
+EVEN = 0.1
+"""Share of the mean of the diagonal that is added to each of its entries.
+
+Heuristic: keeps directions that no unit sees from running away.
+"""
 GIVE_UP = 1e3
-"""Damping from which steps are too short to lead anywhere."""
-RADII = (-0.9, 0.3)
-"""Logarithms of the smallest and the largest length of a start, in units of the expected length of an input."""
+"""Damping from which steps are too short to lead anywhere.
+
+Heuristic: it only ends a start.
+"""
 
 
 class Levenberg:
@@ -117,12 +146,12 @@ def _descend(left: Open, y: Array) -> tuple[Array, HostArray, int]:
     identity = xp.astype(device.eye(d), xp.float32)[None, :, :]
     total, _, parts, jacobians = _residual(left, y, derivatives=True)
     steps = 0
-    for _ in range(STEPS):
+    for _ in range(MOST_STEPS):
         steps += len(live)
         gram = sum(xp.matrix_transpose(j) @ j for j in jacobians)
         slope = sum((r[:, None, :] @ j)[:, 0, :] for r, j in zip(parts, jacobians, strict=True))
         diagonal = xp.linalg.diagonal(gram)
-        weight = diagonal + 0.1 * xp.mean(diagonal, axis=1, keepdims=True)
+        weight = diagonal + EVEN * xp.mean(diagonal, axis=1, keepdims=True)
         damped = gram + identity * (weight * device.float32(damping)[:, None])[:, None, :]
         step = solve_or_nan(xp, damped, slope[:, :, None])[:, :, 0]
         step = xp.where(xp.isfinite(step), step, xp.zeros_like(step))

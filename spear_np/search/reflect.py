@@ -20,24 +20,40 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, Device, HostArray, to_host
-from ..chain.sets import Open
+from ..chain.sets import RADII, Open
 from ..factors.activation import Activation
 from . import Ends
 
 RELAXATION = 0.7
-"""β; heuristic: 0.5 to 1.2 took the same time to within a third in the benchmarks of the method."""
-STEPS = 25
-"""Steps between two looks at which starts have settled; heuristic: 10 to 50 take the same time."""
+"""β, the share of the way to the reflected point that a step goes.
+
+Heuristic: from 0.5 to 1.2 the time for a batch differs by a third.
+"""
+ROUND_STEPS = 25
+"""Steps between two looks at which starts have settled.
+
+Heuristic: 10 to 50 take the same time.
+"""
 SETTLED = 0.03
-"""Share of its length that a point still moves by when it is polished; heuristic: 0.01 to 0.06 take the same time."""
+"""Share of its length that a point still moves by when it is polished.
+
+Heuristic: 0.01 to 0.06 take the same time.
+"""
 STARTS = 16
-"""Starts at once on a CPU; heuristic: 8 to 32 take the same time."""
+"""Starts at once on a CPU.
+
+Heuristic: 8 to 32 take the same time.
+"""
 PATIENCE = 2000
-"""Steps after which a start is replaced."""
+"""Steps after which a start is replaced.
+
+Heuristic: those that settle do so within some hundred.
+"""
 SAME_PATTERN = 0.05
-"""Share of the units in which the ends of two starts must differ to be polished both."""
-RADII = (-0.9, 0.3)
-"""Logarithms of the smallest and the largest length of a start, in units of the expected length of an input."""
+"""Share of the units in which the ends of two starts must differ to be polished both.
+
+Heuristic: inputs that are nearer to each other are found when the other one is known.
+"""
 
 
 @dataclass(frozen=True)
@@ -125,13 +141,13 @@ class Reflect:
 
     def propose(self, left: Open, memory: Points, rng: np.random.Generator) -> Ends:
         """Go on for some steps and hand out what has settled, most settled first."""
-        points, gap = _steps(left, memory, STEPS)
+        points, gap = _steps(left, memory, ROUND_STEPS)
         settled = np.argsort(gap)[: np.count_nonzero(gap < SETTLED)]
         ends = _distinct(points, settled)
         coordinates = _coordinates(left, points, ends)
         old = np.flatnonzero(points.age >= PATIENCE)
         renewed = _renewed(left, points, np.union1d(ends, old).astype(np.int64), rng)
-        return Ends(coordinates, renewed, STEPS * len(points.age))
+        return Ends(coordinates, renewed, ROUND_STEPS * len(points.age))
 
 
 def _distinct(points: Points, settled: HostArray) -> HostArray:
