@@ -17,7 +17,6 @@ from typing import Any
 
 from .answer.result import Inversion, Progress, Status
 from .backend import device_for
-from .chain.layers import Chain
 from .errors import InputError
 from .factors.activation import Activation
 from .factors.gradients import LayerGradients
@@ -27,7 +26,7 @@ from .loop.budget import Budget
 from .loop.options import DataRange, Options, SearchFactory
 from .loop.run import Run, invert_problem, invert_readings, worth
 from .network.problem import ChainProblem
-from .network.read import read_chain
+from .network.read import Linked, read_chain
 
 CHAIN_SHARE = 0.5
 """Share of the time that the chain has before the zeros of its first layer are tried alone.
@@ -198,11 +197,11 @@ def invert_chain(
     if options.method in ("auto", "chain"):
         run.report("factorize")
         with where.activate():
-            chain = read_chain(layers, where, options.batch_size)
-            if isinstance(chain, Chain):
+            linked = read_chain(layers, where, options.batch_size, names)
+            if isinstance(linked, Linked):
                 share = CHAIN_SHARE if alone and options.method == "auto" else 1.0
                 limited = replace(run, budget=replace(budget, deadline=share * options.time_limit))
-                problem = ChainProblem(chain, tuple(names), loss)
+                problem = ChainProblem(linked.chain, tuple(names), loss, linked.cut)
                 with problem.threads():
                     answer = invert_problem(problem, limited)
                 whole = answer.status in (Status.EXACT, Status.APPROXIMATE)
@@ -214,7 +213,7 @@ def invert_chain(
                     )
                 return max(answer, other, key=worth)
         if options.method == "chain" or not alone:
-            reason = f"these layers are no chain that can be inverted: {chain.reason}"
+            reason = f"these layers are no chain that can be inverted: {linked.reason}"
             failed = inversion(layers[0], where, Status.FAILED, reason, 0, options.data_range)
             return run.signed(failed)
     layers[0].require_zeros()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,6 +90,24 @@ def false_direction_probability(rows: int, redundancy: int, chance: float) -> fl
         return 0.0
     ways = math.lgamma(rows + 1) - math.lgamma(redundancy + 1) - math.lgamma(max(rows - redundancy, 0) + 1)
     return float(min(1.0, math.exp(min(0.0, ways + redundancy * math.log(chance)))))
+
+
+def largest_chain_batch(widths: Sequence[int]) -> int:
+    """Largest batch that a chain decides by counting.
+
+    With b inputs, membership in the layers behind the first gives ``Σ_l (m_l - b + 1)`` equations in b - 1 unknowns. Only as
+    many layers count as make that number largest: one that is narrower than the batch says nothing.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        m_l, output units of the layers, all but the last of the chain.
+    """
+    best = 0
+    for depth in range(1, len(widths) + 1):
+        used = sorted(widths, reverse=True)[:depth]
+        best = max(best, min(sum(width + 1 for width in used) // (depth + 1), min(used)))
+    return best
 
 
 def false_member_probability(units: int, unknowns: int, spare: int, chance: float) -> float:

@@ -456,7 +456,6 @@ def test_inspect_shows_every_layer(spear: Command, many: Path) -> None:
         "60 × 64",
         "float32",
         "weight_grad",
-        "123 k",
         "< 1 s",
         "'conv2d' layer",
         "'gelu'",
@@ -472,7 +471,8 @@ def chained(tmp_path: Path) -> Path:
 
     def layer(m: int, n: int, activation: str | spear_np.Activation, **more: Any) -> LayerArrays:
         gradient = rng.standard_normal((m, 3)) @ rng.standard_normal((3, n))
-        return LayerArrays(gradient, activation=activation, **more)
+        vector = rng.standard_normal(m)
+        return LayerArrays(gradient, vector, rng.standard_normal((m, n)), activation=activation, **more)
 
     layers = {
         "embed": layer(30, 20, "relu"),
@@ -491,17 +491,17 @@ def test_inspect_shows_chains(spear: Command, chained: Path) -> None:
     run = spear("inspect", chained)
     assert (run.status, run.err) == (0, "")
     for fragment in (
-        "chain: embed (relu) → fc1 (leaky_relu(negative_slope=0.2))\n",
-        "chain: fc2 (gelu) → head (none)\n",
+        "chain: embed (relu) → fc1 (leaky_relu(negative_slope=0.2)): decides up to 15 inputs of 'embed'\n",
+        "chain: fc2 (gelu) → head (none): decides up to 10 inputs of 'fc2'\n",
         "(layer_norm, dropout)",
         "loss cross_entropy (mean)",
     ):
         assert fragment in run.out
     for verdict in (
         r"embed .* yes",
-        r"fc1 .* not by itself",
-        r"fc2 .* not by itself",
-        r"head .* not by itself",
+        r"fc1 .* no",
+        r"fc2 .* with those behind it",
+        r"head .* no",
         r"side .* no",
     ):
         assert re.search(rf"^ {verdict} *$", run.out, re.MULTILINE), verdict
@@ -514,7 +514,7 @@ def test_inspect_fits_a_terminal_of_80_columns(
     run = spear("inspect", chained)
     table = [line for line in run.out.splitlines() if line.startswith(" ")]
     assert max(map(len, table)) <= 80
-    for word in ("float64", "weight_grad", "submatrices", "forecast", "not by itself", "leaky_relu("):
+    for word in ("float64", "weight_grad", "published search", "with those behind it", "leaky_relu("):
         assert any(word in line for line in table), word
 
 
@@ -530,7 +530,9 @@ def test_inspect_surveys_every_linear_layer(spear: Command, chained: Path) -> No
     assert all(layer["survey"]["relative_noise"] < 1e-10 for layer in layers.values())
     assert [layer["survey"]["forecast_seconds"] is None for layer in layers.values()] == [False, *[True] * 4]
     assert layers["embed"]["problem"] is None
-    for name in ("fc1", "fc2", "head", "side"):
+    assert layers["fc2"]["problem"] is None
+    assert [layer["alone"] for layer in layers.values()] == [True, *[False] * 4]
+    for name in ("fc1", "head", "side"):
         assert "the inversion of a single layer rests on" in layers[name]["problem"]
 
 

@@ -21,14 +21,18 @@ def answer_of(
     *,
     names: tuple[str, ...] = (),
     loss: str | None = None,
+    cut: str | None = None,
 ) -> Inversion:
-    """Return the inputs that are `known`, one each, with what can be claimed of them."""
+    """Return the inputs that are `known`, one each, with what can be claimed of them.
+
+    `ended` says why the search ended early, `cut` why the chain does.
+    """
     b = chain.batch_size
     if not known:
         return _inversion(
             chain, Status.FAILED, f"{ended or 'nothing was found'}: 0 of {b} inputs", names, found=0
         )
-    verified = verify(chain, known, depth)
+    verified = verify(chain, known, depth, cut)
     keep = [
         row
         for row, bound in enumerate(verified.certificate.error_bound)

@@ -99,6 +99,8 @@ class ChainProblem:
     names: tuple[str, ...] = ()
     """Of the layers, as the caller calls them."""
     loss: str | None = None
+    cut: str | None = None
+    """Why the chain ends before the last layer that was handed over, if it does."""
 
     @property
     def batch_size(self) -> int:
@@ -221,4 +223,7 @@ class ChainProblem:
 
     def answer(self, state: ChainState, ended: str | None) -> Inversion:
         """Return the inputs found, with their certificate."""
-        return answer_of(self.chain, state.known, self.depth, ended, names=self.names, loss=self.loss)
+        named = self.names[: len(self.chain.layers)]
+        return answer_of(
+            self.chain, state.known, self.depth, ended, names=named, loss=self.loss, cut=self.cut
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..backend import Device, suitable_threads
 from ..chain.layers import Chain, chain_of
+from ..errors import InputError
 from ..factors.factorize import Factors, factorize
 from ..factors.gradients import LayerGradients
 from .verify import spare_equations
@@ -25,10 +26,23 @@ class NoChain:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Linked:
+    """A chain, and why it ends before the last of the layers, if it does."""
+
+    chain: Chain
+    cut: str | None
+
+
 def read_chain(
-    layers: Sequence[LayerGradients], device: Device, batch_size: int | None = None
-) -> Chain | NoChain:
+    layers: Sequence[LayerGradients],
+    device: Device,
+    batch_size: int | None = None,
+    names: Sequence[str] = (),
+) -> Linked | NoChain:
     """Factorise `layers`, in forward order, and link as many as say something of the inputs of the first.
+
+    `names` are what messages call them.
 
     Raises
     ------
@@ -45,22 +59,38 @@ def read_chain(
         return NoChain("the rank of its weight_grad cannot be told")
     b = first.space.batch_size
     usable = [first]
+    cut = None
     for number, gradients in enumerate(layers[1:], start=1):
-        if not layers[number - 1].sigma.known or _missing(gradients, activation=False) is not None:
-            break
-        factors = _factors(gradients, device, None)
-        if (factors is None or factors.space.batch_size > b) and b <= min(gradients.shape):
-            # Noise may hide the rank of a deeper layer; whether inputs fit it is found out later.
-            factors = _factors(gradients, device, b)
-        if factors is None or factors.space.batch_size > b:
+        factors = _deeper(layers[number - 1], gradients, device, b)
+        if isinstance(factors, str):
+            cut = f"layer '{names[number] if names else number}' {factors}"
             break
         usable.append(factors)
     chain = chain_of(usable, device)
     if chain.depth == 0:
-        return NoChain(_too_shallow(layers, usable, b))
+        return NoChain(_too_shallow(usable, b, cut))
     if spare_equations(chain, chain.depth) < LEAST_SPARE:
         return NoChain(_too_many(chain))
-    return chain
+    return Linked(chain, cut)
+
+
+def _deeper(before: LayerGradients, gradients: LayerGradients, device: Device, b: int) -> Factors | str:
+    """The factors of a layer behind another of a chain of b inputs, or why the chain ends before it."""
+    if not before.sigma.known:
+        return f"comes behind '{before.sigma}', which is no activation that can be computed"
+    missing = _missing(gradients, activation=False)
+    if missing is not None:
+        return missing
+    try:
+        factors = _factors(gradients, device, None)
+        if (factors is None or factors.space.batch_size > b) and b <= min(gradients.shape):
+            # Noise may hide the rank of a deeper layer; whether inputs fit it is found out later.
+            factors = _factors(gradients, device, b)
+    except InputError as error:
+        return f"cannot be used: {error}"
+    if factors is None or factors.space.batch_size > b:
+        return "has a gradient that does not have the rank of the batch"
+    return factors
 
 
 def _factors(gradients: LayerGradients, device: Device, batch_size: int | None) -> Factors | None:
@@ -80,10 +110,9 @@ def _missing(gradients: LayerGradients, *, activation: bool = True) -> str | Non
     return None
 
 
-def _too_shallow(layers: Sequence[LayerGradients], usable: list[Factors], b: int) -> str:
-    if len(usable) < 2:
-        missing = _missing(layers[1], activation=False)
-        return f"the layer behind it {missing or 'has no gradient whose rank can be told'}"
+def _too_shallow(usable: list[Factors], b: int, cut: str | None) -> str:
+    if len(usable) < 2 and cut is not None:
+        return cut
     rank = usable[1].space.batch_size
     return f"the gradient of the layer behind it has rank {rank}, and so does not show its {b} inputs"
 

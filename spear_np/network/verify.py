@@ -53,7 +53,7 @@ class Verified:
     certificate: Certificate
 
 
-def verify(chain: Chain, known: tuple[Examined, ...], depth: int) -> Verified:
+def verify(chain: Chain, known: tuple[Examined, ...], depth: int, cut: str | None = None) -> Verified:
     """Bound the errors of the `known` inputs, one each, and hold the whole against the gradients of all layers.
 
     Inputs whose bound is too wide for exactness are first refined on all equations, forward and backward.
@@ -100,7 +100,7 @@ def verify(chain: Chain, known: tuple[Examined, ...], depth: int) -> Verified:
         sign_agreement=(math.nan,) * count,
         false_probability=tuple(float(p) for p in chance),
         error_bound=tuple(float(e) for e in bound),
-        caveats=_caveats(chain),
+        caveats=(*_caveats(chain), *(() if cut is None else (f"the chain ends early: {cut}",))),
     )
     return Verified(c, q, columns, certificate)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from spear_np.backend import device_for
 
 from ..files.dump import Layer, Record, open_dump
 from ..files.inversion import InversionWriter
-from ..problems import printable
+from ..problems import FileError, printable
 from ..show.progress import progress_bar
 from ..show.tables import Outcome
 from .interrupt import stop_on_interrupt
@@ -65,15 +65,36 @@ def invert_dump(
                     if stopped():
                         result = _not_begun(layer, search)
                     else:
-                        result = spear_np.invert_layer(
-                            layer.gradients, **vars(search), callback=start_bar(title), stop=stopped
-                        )
+                        result = _inverted(record, layer, search, start_bar(title), stopped)
                     notes = _notes(record, result)
                     out.add(
                         record.name, layer.name, result, notes, display=record.info, between=layer.between
                     )
                     outcomes.append(Outcome(record.name, layer.name, result, notes))
     return outcomes, selection.notes
+
+
+def _inverted(
+    record: Record,
+    layer: Layer,
+    search: Search,
+    callback: Callable[[spear_np.Progress], None] | None,
+    stop: Callable[[], bool],
+) -> spear_np.Inversion:
+    """Invert one layer, with the layers that follow it where the dump says which these are and the method uses them."""
+    options = {**vars(search), "callback": callback, "stop": stop}
+    chain = record.chain_from(layer)
+    if len(chain) == 1 and search.method == "chain":
+        msg = "no layer follows it, as far as the dump says"
+        raise FileError(msg, layer.place, "leave --method out, or convert with --follows if one does")
+    if len(chain) == 1 or search.method not in ("auto", "chain"):
+        return spear_np.invert_layer(layer.gradients, **options)
+    return spear_np.invert_chain(
+        [member.gradients for member in chain],
+        names=[member.name for member in chain],
+        loss=record.info.loss,
+        **options,
+    )
 
 
 def _notes(record: Record, result: spear_np.Inversion) -> tuple[str, ...]:

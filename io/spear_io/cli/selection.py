@@ -50,19 +50,26 @@ def select_layers(dump: Dump, records: Sequence[str] = (), layers: Sequence[str]
         if layers:
             found = [named(record.layers, name, record.place, "layer") for name in dict.fromkeys(layers)]
         else:
-            found = [layer for layer in record.layers if layer.unsuitable is None][:1]
+            found = [layer for layer in record.layers if record.problem_of(layer) is None][:1]
         if not found:
-            why = "; ".join(f"'{printable(layer.name)}' is {layer.unsuitable}" for layer in record.layers)
+            why = "; ".join(
+                f"'{printable(layer.name)}' is {record.problem_of(layer)}" for layer in record.layers
+            )
             notes.append(f"record '{printable(record.name)}' holds no layer that can be inverted: {why}")
             reasons.append(why)
         for layer in found:
-            if layer.unsuitable is not None:
-                msg = f"a layer that cannot be inverted: {layer.unsuitable}"
+            problem = record.problem_of(layer)
+            if problem is not None:
+                msg = f"a layer that cannot be inverted: {problem}"
                 raise FileError(msg, layer.place, "choose another layer with --layer")
             _ = layer.gradients  # validates
             selected.append((record, layer))
     if not selected:
         msg = f"no layer can be inverted: {reasons[0]}"
         more = f" (and {len(reasons) - 1} records alike)" if len(reasons) > 1 else ""
-        raise FileError(msg + more, dump.place, "export a fully connected layer followed by a ReLU")
+        raise FileError(
+            msg + more,
+            dump.place,
+            "export a fully connected layer followed by a ReLU, or one and the layer that follows it",
+        )
     return Selection(tuple(selected), tuple(notes))

@@ -258,6 +258,30 @@ class Record:
                 chains.append(tuple(path))
         return tuple(chains)
 
+    def chain_from(self, layer: Layer) -> tuple[Layer, ...]:
+        """The longest path of layers that feed each other from `layer` on, itself included; of equal ones the first."""
+        tails = [
+            chain[position:]
+            for chain in self.chains
+            for position, member in enumerate(chain)
+            if member.name == layer.name
+        ]
+        return max(tails, key=len, default=(layer,))
+
+    def problem_of(self, layer: Layer) -> str | None:
+        """Why `layer` cannot be inverted, alone or with the layers that follow it; None if nothing speaks against it."""
+        alone = layer.unsuitable
+        if alone is None or layer.kind != "linear" or not layer.activation.known:
+            return alone
+        behind = self.chain_from(layer)[1:2]
+        if not behind or layer.activation.name == "none":
+            return alone
+        for member in (layer, *behind):
+            missing = [name for name in ("weight", "bias_grad") if name not in member.arrays]
+            if missing:
+                return f"{alone}, and for a chain the {' and '.join(missing)} of '{printable(member.name)}' is missing"
+        return None
+
     @cached_property
     def labels(self) -> StoredArray | None:
         """True labels (b,), for reports only."""

@@ -31,6 +31,8 @@ class LayerOverview:
     """Which of weight_grad, bias_grad, weight and bias are there."""
     truth_inputs: int | None
     """Number of true inputs stored for evaluation."""
+    alone: bool
+    """Whether its activation allows it to be inverted without the layers behind it."""
     problem: str | None
     """Why the layer cannot be inverted by itself."""
     survey: spear_np.Survey | None
@@ -65,14 +67,14 @@ def record_overview(record: Record, *, device: str | None = None) -> RecordOverv
         info=record.info,
         labels=record.labels is not None,
         notes=record.notes,
-        layers=tuple(_layer_overview(layer, device) for layer in record.layers),
+        layers=tuple(_layer_overview(record, layer, device) for layer in record.layers),
         chains=tuple(tuple(layer.name for layer in chain) for chain in record.chains),
     )
 
 
-def _layer_overview(layer: Layer, device: str | None) -> LayerOverview:
+def _layer_overview(record: Record, layer: Layer, device: str | None) -> LayerOverview:
     arrays: dict[str, StoredArray] = {}
-    problems = [layer.unsuitable]
+    problems = [record.problem_of(layer)]
     survey = truth = None
     if layer.kind == "linear":
         arrays, truth, gradients = layer.arrays, layer.truth, layer.gradients
@@ -100,6 +102,7 @@ def _layer_overview(layer: Layer, device: str | None) -> LayerOverview:
         precision=None if gradient is None else gradient.precision,
         datasets=tuple(arrays),
         truth_inputs=None if truth is None else truth.shape[0],
+        alone=layer.unsuitable is None,
         problem="; ".join(problem for problem in problems if problem) or None,
         survey=survey,
     )

@@ -149,7 +149,7 @@ def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
         console.print(_stored_table(record))
         console.print(_survey_table(record))
         for chain in record.chains:
-            console.print(f"chain: {_chain_text(record, chain)}", soft_wrap=True)
+            console.print(f"chain: {_chain_text(record, chain)}{_reach(record, chain)}", soft_wrap=True)
         for layer in record.layers:
             if layer.problem:
                 console.print(f"{printable(layer.layer)}: {layer.problem}", soft_wrap=True)
@@ -220,16 +220,12 @@ def _input_from(layer: LayerOverview) -> str:
 
 def _survey_table(record: RecordOverview) -> Table:
     """What the gradient of each layer tells."""
-    chained = {name for chain in record.chains for name in chain}
-    table = _table("layer", ">batch", ">noise", ">gap", ">submatrices", ">forecast", "can be inverted")
+    table = _table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
     for layer in record.layers:
         survey = layer.survey
-        expected = None if survey is None else survey.expected_submatrices
         forecast = None if survey is None else survey.forecast_seconds
         if layer.problem is None:
-            verdict = Text("yes", style="green")
-        elif layer.layer in chained:
-            verdict = Text("not by itself", style="yellow")
+            verdict = Text("yes" if layer.alone else "with those behind it", style="green")
         else:
             verdict = Text("no", style="red")
         table.add_row(
@@ -237,7 +233,6 @@ def _survey_table(record: RecordOverview) -> Table:
             _batch_size(survey),
             _figure(None if survey is None else survey.relative_noise, ".1e"),
             _figure(None if survey is None else survey.gap, ".2g"),
-            "–" if expected is None else "never" if math.isinf(expected) else count(expected),
             "–" if forecast is None else "never" if math.isinf(forecast) else _about(forecast),
             verdict,
         )
@@ -248,6 +243,16 @@ def _chain_text(record: RecordOverview, chain: Sequence[str]) -> str:
     """Return "fc1 (relu) → fc2 (none)"."""
     activations = {layer.layer: layer.activation for layer in record.layers}
     return " → ".join(f"{printable(name)} ({printable(activations[name])})" for name in chain)
+
+
+def _reach(record: RecordOverview, chain: Sequence[str]) -> str:
+    """Return ": decides up to 67 inputs of 'fc1'", by counting equations; nothing where widths are not known."""
+    shapes = {layer.layer: layer.shape for layer in record.layers}
+    widths = [shape[0] for name in chain[:-1] if (shape := shapes[name]) is not None]
+    if len(widths) < len(chain) - 1:
+        return ""
+    largest = spear_np.theory.largest_chain_batch(widths)
+    return f": decides up to {largest} inputs of '{printable(chain[0])}'"
 
 
 def _about(seconds: float) -> str:
