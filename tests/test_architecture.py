@@ -43,6 +43,8 @@ def test_imports_run_one_way() -> None:
         ("spear_np/factors/rank.py", "from ..search import sampling"),
         ("spear_np/directions/pool.py", "from ..inputs import scale"),
         ("spear_np/answer/result.py", "from ..checks import certify"),
+        ("spear_np/loop/run.py", "from ..directions import pool"),
+        ("spear_np/checks/certify.py", "from ..layer import choose"),
         ("spear_np/backend.py", "import spear_io"),
         ("io/spear_io/files/dump.py", "from ..show import tables"),
         ("io/spear_io/convert/names.py", "from ..cli import main"),

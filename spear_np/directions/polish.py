@@ -388,9 +388,8 @@ def _extended(space: RowSpace, q: Array) -> Array:
 def _extended_block(space: RowSpace, q: Array) -> Array:
     """Directions `q` (k, b) with every zero row that noise may have turned them away from.
 
-    Faint gradients are hardly seen on most rows: there a direction may take some of them on without leaving its noise,
-    and miss the few rows that would forbid it because nothing else is left on them. Such a row is off by no more than
-    the noise of the direction itself explains. It is taken for a zero if all others stay zeros with it.
+    A direction may absorb a share of a much fainter input that its noise hides. Few rows contradict this, and they are off by
+    no more than that noise explains; they are added if the others stay zero.
     """
     xp = space.xp
     for _ in range(EXTENSIONS):

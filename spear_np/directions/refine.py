@@ -1,7 +1,8 @@
 """The maximum-likelihood directions, given which gradients are zero.
 
 With every row divided by its noise, weight_grad V = D C + N: N of unit variance, D zero off its support, C the inputs in
-V. Once D is fitted, row a_j leaves what its zero entries t_j = a_j Y, Y = C⁻¹, tell through their covariance K = YᵀY:
+V. With D fitted, what row a_j leaves unexplained follows from its zero entries t_j = a_j Y, Y = C⁻¹, and their covariance
+K = YᵀY:
 
     f(Y) = Σ_j t_j,off (K_off,off)⁻¹ t_j,offᵀ
 

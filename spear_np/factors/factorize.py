@@ -97,8 +97,17 @@ class Factors:
         return self.layer is not None and (self.bias_grad is not None or self.gradients.bias is None)
 
 
-_Reading = tuple[Spectrum, Array, Array, Any]
-"""Spectrum, whitened rows, noise model (m,), SVD."""
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """One reading of the singular values, and the decomposition that it rests on."""
+
+    spectrum: Spectrum
+    rows: Array
+    """weight_grad in the basis of its triangular factor, each row divided by `model`."""
+    model: Array
+    """(m,): noise of one entry of each row, as far as it is known before it is measured."""
+    svd: Any
+    """Singular value decomposition of `rows`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +168,7 @@ def spectrum_of(gradients: LayerGradients, device: Device) -> Spectrum:
     """Singular values and rank of weight_grad alone: what `survey` needs."""
     accumulated = _accumulate(gradients, device, with_weight=False)
     readings, _ = _decompose(accumulated, replace(gradients, precision=accumulated.precision), device)
-    return readings[0][0]
+    return readings[0].spectrum
 
 
 def factorize(
@@ -210,14 +219,14 @@ def _row_space(
     """Row space at the rank of the `chosen` one of all `readings`, or at `batch_size`; its spectrum if it has none."""
     xp = device.xp
     n = gradients.shape[1]
-    spectrum, A, model, svd = chosen
+    spectrum, model, svd = chosen.spectrum, chosen.model, chosen.svd
     b = batch_size if batch_size is not None else spectrum.rank
     if not b or spectrum.rank == 0:
         return spectrum
     b = min(b, int(xp.sum(xp.astype(svd.S > 0, xp.int64))))
     left, values, right = svd.U[:, :b], svd.S[:b], svd.Vh[:b, :].T
-    whitened = A @ right
-    residual = xp.linalg.vector_norm(A - whitened @ right.T, axis=1)
+    whitened = chosen.rows @ right
+    residual = xp.linalg.vector_norm(chosen.rows - whitened @ right.T, axis=1)
     row_norm = xp.linalg.vector_norm(accumulated.R, axis=0)
     noise = _row_noise(residual * model, model, row_norm, n - b, spectrum, gradients.unit_roundoff)
     coordinates = whitened * model[:, None]
@@ -245,28 +254,31 @@ def _row_space(
         to_basis=to_basis @ rotation.T,
         coordinates=coordinates @ rotation.T,
         relative_noise=float(np.median(to_host(relative))),
-        hidden_input_factor=_omission(readings, spectrum, b, n, noise, live),
+        hidden_input_factor=_hidden_input_factor(readings, spectrum, b, n, noise, live),
     )
 
 
-def _omission(readings: list[_Reading], chosen: Spectrum, b: int, n: int, noise: Array, live: Array) -> float:
+def _hidden_input_factor(
+    readings: list[_Reading], chosen: Spectrum, b: int, n: int, noise: Array, live: Array
+) -> float:
     """Factor by which bounds grow, because an input that other readings show below b moves the others beyond `noise` (m,).
 
     At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
     """
     xp = array_api_compat.array_namespace(noise)
-    omission = 1.0
-    for spectrum, _, model, svd in readings:
+    factor = 1.0
+    for reading in readings:
+        spectrum, svd = reading.spectrum, reading.svd
         if b >= (spectrum.rank or 0) or (chosen.rounding and not spectrum.rounding):
             continue  # coherent rounding looks like signal where all rows count alike
         if spectrum is not chosen and (spectrum.rank or 0) > 2 * b > 2:
             continue  # not a few more inputs: noise that this reading does not know
         value = float(svd.S[b])
         if value > STANDS_OUT * noise_edge(to_host(svd.S), b + 1, noise.shape[0], n):
-            omission = max(
-                omission, float(np.median(to_host(xp.take(model / noise, live)))) * value / ZERO_SIGMAS
+            factor = max(
+                factor, float(np.median(to_host(xp.take(reading.model / noise, live)))) * value / ZERO_SIGMAS
             )
-    return omission
+    return factor
 
 
 def _finite_vector(gradients: LayerGradients, name: str, device: Device) -> Array | None:
@@ -297,52 +309,83 @@ def _decompose(
 
     Rounding (noise in proportion to each row) is doubted without a clear gap; equal additive noise, or a gap, come after it.
     """
-    xp, R = device.xp, accumulated.R
     m, n = gradients.shape
-    row_norm = xp.linalg.vector_norm(R, axis=0)
-    largest = float(xp.max(row_norm))
-    if largest == 0:
+    row_norm = device.xp.linalg.vector_norm(accumulated.R, axis=0)
+    if float(device.xp.max(row_norm)) == 0:
         nothing = Spectrum((0.0,) * min(m, n), 0, math.inf, rounding=True)
-        return [(nothing, R.T, xp.ones_like(row_norm), None)], []
-    unit = gradients.unit_roundoff / math.sqrt(n)
+        return [_Reading(nothing, accumulated.R.T, device.xp.ones_like(row_norm), None)], []
+    rounding = _read_rounding(accumulated, gradients, device, row_norm)
+    rank, gap = rounding.spectrum.rank, rounding.spectrum.gap
+    if rank is not None and gap > BEYOND_DOUBT and m > LARGE_LAYER:
+        sure = replace(rounding.spectrum, plausible=(rank, rank), rank_at_least=rank)
+        return [replace(rounding, spectrum=sure)], []
+    clear = rank is not None and gap > RANK_GAP
+    others = [
+        reading
+        for reading in _read_noise(accumulated, gradients, device, row_norm)
+        if not clear or reading.spectrum.rank != rank
+    ]
+    if clear:
+        return _in_order([rounding, *others]), []
+    return _in_order(others or [rounding]), [rounding]
+
+
+def _read_rounding(
+    accumulated: _Accumulated, gradients: LayerGradients, device: Device, row_norm: Array
+) -> _Reading:
+    """As if all noise were rounding: in proportion to each row, of norm `row_norm` (m,)."""
+    xp, n = device.xp, gradients.shape[1]
     ones = xp.ones_like(row_norm)
-    model = xp.where(row_norm > 0, xp.maximum(row_norm, ones * (largest * TINIEST)) * unit, ones)
-    A = R.T / model[:, None]
-    svd = xp.linalg.svd(A, full_matrices=False)
+    unit = gradients.unit_roundoff / math.sqrt(n)
+    least = ones * (float(xp.max(row_norm)) * TINIEST)
+    model = xp.where(row_norm > 0, xp.maximum(row_norm, least) * unit, ones)
+    rows = accumulated.R.T / model[:, None]
+    svd = xp.linalg.svd(rows, full_matrices=False)
     values = to_host(svd.S)
     live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
     rank = rounding_rank(values, live, n, accumulated.used_features)
-    spectrum = spectrum_at(values, rank, rounding=True)
-    if rank is not None and spectrum.gap > BEYOND_DOUBT and m > LARGE_LAYER:
-        return [(replace(spectrum, plausible=(rank, rank), rank_at_least=rank), A, model, svd)], []
-    uniform = ones * (largest * unit)
-    A_uniform = R.T / uniform[:, None]
-    svd_uniform = xp.linalg.svd(A_uniform, full_matrices=False)
-    uniform_values = to_host(svd_uniform.S)
-    random = additive_rank(uniform_values, live, accumulated.used_features)
-    by_gap = gap_rank(uniform_values, gradients.unit_roundoff)
-    clear = spectrum.rank is not None and spectrum.gap > RANK_GAP
-    readings: list[_Reading] = [(spectrum, A, model, svd)] if clear else []
-    doubted: list[_Reading] = [] if clear else [(spectrum, A, model, svd)]
-    for other in sorted({b for b in (by_gap, random) if b is not None}):
-        of_noise = spectrum_at(uniform_values, other, rounding=False)
-        if other != random or not in_all_rows(uniform_values, other, to_host(row_norm / uniform), n):
-            of_noise = replace(
-                of_noise, noise_known=False, noise_excess=excess_over_noise(uniform_values, other, live, n)
-            )
-        if not clear or other != spectrum.rank:
-            readings.append((of_noise, A_uniform, uniform, svd_uniform))
-    readings = readings or [(spectrum, A, model, svd)]
-    interval = plausible_ranks(*(reading[0] for reading in readings))
-    by_rounding = readings[0][0].rank if readings[0][0].rounding else None
-    known: list[_Reading] = []
-    for left, (reading, rows, noise, decomposition) in zip(
-        reversed(range(len(readings))), readings, strict=True
-    ):
-        shown = max(by_rounding or 0, reading.rank or 0)
-        told = replace(reading, plausible=interval, alternatives=left, rank_at_least=shown)
-        known.append((told, rows, noise, decomposition))
-    return known, doubted
+    return _Reading(spectrum_at(values, rank, rounding=True), rows, model, svd)
+
+
+def _read_noise(
+    accumulated: _Accumulated, gradients: LayerGradients, device: Device, row_norm: Array
+) -> list[_Reading]:
+    """As if noise were of one size in all entries, independent or of no known kind; the smaller rank first."""
+    xp, n = device.xp, gradients.shape[1]
+    model = xp.ones_like(row_norm) * (float(xp.max(row_norm)) * gradients.unit_roundoff / math.sqrt(n))
+    rows = accumulated.R.T / model[:, None]
+    svd = xp.linalg.svd(rows, full_matrices=False)
+    values = to_host(svd.S)
+    live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
+    independent = additive_rank(values, live, accumulated.used_features)
+    by_gap = gap_rank(values, gradients.unit_roundoff)
+    readings = []
+    for rank in sorted({b for b in (by_gap, independent) if b is not None}):
+        spectrum = spectrum_at(values, rank, rounding=False)
+        if rank != independent or not in_all_rows(values, rank, to_host(row_norm / model), n):
+            excess = excess_over_noise(values, rank, live, n)
+            spectrum = replace(spectrum, noise_known=False, noise_excess=excess)
+        readings.append(_Reading(spectrum, rows, model, svd))
+    return readings
+
+
+def _in_order(readings: list[_Reading]) -> list[_Reading]:
+    """The readings, each knowing how many follow and what all of them together allow."""
+    first = readings[0].spectrum
+    by_rounding = first.rank if first.rounding else None
+    interval = plausible_ranks(*(reading.spectrum for reading in readings))
+    return [
+        replace(
+            reading,
+            spectrum=replace(
+                reading.spectrum,
+                plausible=interval,
+                alternatives=len(readings) - 1 - number,
+                rank_at_least=max(by_rounding or 0, reading.spectrum.rank or 0),
+            ),
+        )
+        for number, reading in enumerate(readings)
+    ]
 
 
 def _row_noise(

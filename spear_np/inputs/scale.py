@@ -200,7 +200,7 @@ def _half_line(slope: HostArray, start: HostArray) -> tuple[HostArray, HostArray
 
 
 def _middle(low: HostArray, high: HostArray) -> HostArray:
-    """Middle of intervals of factors: off by the same ratio at both ends, or half of the upper end where there is none."""
+    """Geometric mean of the ends of intervals of factors; half of the upper end where the lower one is zero."""
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(low > 0, np.sqrt(low) * np.sqrt(high), high / 2))
 
