@@ -500,7 +500,7 @@ def test_inspect_shows_chains(spear: Command, chained: Path) -> None:
     for verdict in (
         r"embed .* yes",
         r"fc1 .* no",
-        r"fc2 .* with those behind it",
+        r"fc2 .* in a chain",
         r"head .* no",
         r"side .* no",
     ):
@@ -514,7 +514,7 @@ def test_inspect_fits_a_terminal_of_80_columns(
     run = spear("inspect", chained)
     table = [line for line in run.out.splitlines() if line.startswith(" ")]
     assert max(map(len, table)) <= 80
-    for word in ("float64", "weight_grad", "published search", "with those behind it", "leaky_relu("):
+    for word in ("float64", "weight_grad", "published search", "in a chain", "leaky_relu("):
         assert any(word in line for line in table), word
 
 

@@ -225,7 +225,7 @@ def _survey_table(record: RecordOverview) -> Table:
         survey = layer.survey
         forecast = None if survey is None else survey.forecast_seconds
         if layer.problem is None:
-            verdict = Text("yes" if layer.alone else "with those behind it", style="green")
+            verdict = Text("yes" if layer.alone else "in a chain", style="green")
         else:
             verdict = Text("no", style="red")
         table.add_row(
