@@ -130,12 +130,12 @@ def examine(chain: Chain, c: Array, depth: int, known: Array | None = None) -> E
     c, covariance, ahead = polish(chain, c, depth, known)
     if c.shape[0] == 1 and ahead[0] <= CONSISTENT:
         c, covariance, ahead = _across_kinks(chain, c, covariance, ahead, depth, known)
-    passed = forward(chain, c, len(chain.layers) - 2, derivatives=False)
+    passed = forward(chain, c, len(chain.layers) - 2, derivatives=False, noisy=depth)
     doubt = _of_units(chain.layers[0].to_units, covariance)
     side = _best_side(chain, c, passed, doubt)
     if c.shape[0] == 1 and ahead[0] <= CONSISTENT:
         # Rounding may have put a unit on the other side of its kink than it is on here.
-        for other in _other_slopes(chain, passed):
+        for other in _other_slopes(chain, c, passed):
             if side.residual[0] <= CONSISTENT:
                 break
             side = min(side, _best_side(chain, c, other, doubt), key=lambda one: float(one.residual[0]))
@@ -165,11 +165,13 @@ def _best_side(chain: Chain, c: Array, passed: Forward, doubt: Array) -> _Side:
     """The column of ∂L/∂Z that fits the gradient of the first layer best, scaled to p · c = 1."""
     xp = chain.xp
     q, best, second = null_vectors(chain, backward_map(chain, passed))
-    own = xp.sum(chain.layers[0].dual(columns_of(chain, passed, q)[0]) * c, axis=1)
-    q = q / xp.where(own != 0, own, xp.ones_like(own))[:, None]
-    residual = to_host(backward_side(chain, c, q, passed, doubt=doubt).residual)
+    columns = columns_of(chain, passed, q)
+    own = xp.sum(chain.layers[0].dual(columns[0]) * c, axis=1)
+    own = xp.where(own != 0, own, xp.ones_like(own))[:, None]
+    q, columns = q / own, [column / own for column in columns]
+    residual = to_host(backward_side(chain, c, q, passed, columns=columns, doubt=doubt).residual)
     apart = to_host(second) / np.maximum(to_host(best), np.finfo(np.float64).tiny)
-    return _Side(q, columns_of(chain, passed, q), _rms(residual, c.shape[1] + q.shape[1]), apart)
+    return _Side(q, columns, _rms(residual, c.shape[1] + q.shape[1]), apart)
 
 
 def _duals(chain: Chain, columns: list[Array]) -> tuple[Array, ...]:
@@ -178,14 +180,15 @@ def _duals(chain: Chain, columns: list[Array]) -> tuple[Array, ...]:
     return tuple(chain.layers[number].dual(columns[number]) for number in range(count))
 
 
-def _other_slopes(chain: Chain, passed: Forward) -> Iterator[Forward]:
+def _other_slopes(chain: Chain, c: Array, passed: Forward) -> Iterator[Forward]:
     """Yield the pass of one input with the slopes of units next to a kink taken from its other side.
 
     Every choice for the `MOST_AT_KINKS` units that are nearest to a kink, in units of the doubt of their pre-activations.
     """
     near: list[tuple[float, int, int, float]] = []
+    doubts = forward(chain, c, len(passed.z) - 1, derivatives=False).doubt
     for number, z in enumerate(passed.z):
-        host, doubt = to_host(z)[0], np.sqrt(to_host(passed.doubt[number])[0])
+        host, doubt = to_host(z)[0], np.sqrt(to_host(doubts[number])[0])
         for kink in chain.layers[number].sigma.kinks:
             distance = np.abs(host - kink) / np.maximum(doubt, np.finfo(np.float64).tiny)
             near += [
@@ -204,7 +207,7 @@ def _other_slopes(chain: Chain, passed: Forward) -> Iterator[Forward]:
 
 def _slope_at(chain: Chain, number: int, unit: int, z: float) -> float:
     """The slope of one unit of a layer at the pre-activation `z`."""
-    units = chain.layers[number].space.shape[0]
+    units = chain.layers[number].units
     everywhere = chain.device.float64(np.full((1, units), z))
     return float(to_host(chain.layers[number].sigma.value_and_slope(everywhere)[1])[0, unit])
 
@@ -216,7 +219,7 @@ def reexamine(chain: Chain, seen: Examined, depth: int) -> Examined:
     allowed for.
     """
     better = refine(chain, seen.c, seen.q, depth)
-    passed = forward(chain, better.c, len(chain.layers) - 2, derivatives=False)
+    passed = forward(chain, better.c, len(chain.layers) - 2, derivatives=False, noisy=0)
     columns = columns_of(chain, passed, better.q)
     residual = to_host(better.residual)
     size = chain.layers[0].space.shape[0] + 1

@@ -21,15 +21,15 @@ from ..factors.activation import Activation
 from ..factors.factorize import Factors
 from ..factors.gradients import UNIT_ROUNDOFF, LayerGradients
 from ..factors.layer import Layer
-from ..factors.row_space import RowSpace
 
 
 @dataclass(frozen=True)
 class ChainLayer:
     """One layer of a chain; all arrays float64 on the device. Shapes: m output units, n input features, r its rank."""
 
-    space: RowSpace
-    """What weight_grad tells."""
+    space: Any
+    """The `RowSpace` of weight_grad; like everything below that follows from it, None for a layer that is not factorised and
+    only passes on what the others say."""
     layer: Layer
     """W and the bias in the basis V."""
     gradients: LayerGradients
@@ -46,8 +46,13 @@ class ChainLayer:
 
     @property
     def rank(self) -> int:
-        """r."""
-        return self.space.batch_size
+        """r; zero for a layer that is not factorised."""
+        return 0 if self.space is None else int(self.space.batch_size)
+
+    @property
+    def units(self) -> int:
+        """m."""
+        return self.gradients.shape[0]
 
     @property
     def sigma(self) -> Activation:
@@ -58,6 +63,11 @@ class ChainLayer:
     def bias(self) -> Array:
         """(m,)."""
         return self.layer.bias
+
+    @cached_property
+    def weight_squares(self) -> Array:
+        """(m, n): squares of W, which pass variances on."""
+        return self.weight**2
 
     @property
     def columns(self) -> Array:
@@ -170,8 +180,21 @@ def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
     )
 
 
-def chain_of(factors: Sequence[Factors], device: Device) -> Chain:
-    """Return the chain of these layers, in forward order."""
-    layers = tuple(chain_layer(one, first=number == 0) for number, one in enumerate(factors))
-    precise = all(str(one.gradients.weight.dtype).endswith("float64") for one in factors)
+def passing_layer(gradients: LayerGradients, device: Device) -> ChainLayer:
+    """Return a layer that only passes on what others say: W, its bias and σ, without factors."""
+    parts = [block for _, (block,) in gradients.blocks("weight", device=device)]
+    weight = device.xp.concat(parts, axis=1)
+    norm = device.xp.linalg.vector_norm(weight, axis=1)
+    bias = gradients.vector("bias", device=device)
+    layer = Layer(device.zeros((gradients.shape[0], 0)), norm, bias, gradients.sigma)
+    return ChainLayer(None, layer, gradients, None, None, None, None, weight)
+
+
+def chain_of(given: Sequence[Factors | LayerGradients], device: Device) -> Chain:
+    """Return the chain of these layers, in forward order; those without factors pass on what the others say."""
+    layers = tuple(
+        chain_layer(one, first=number == 0) if isinstance(one, Factors) else passing_layer(one, device)
+        for number, one in enumerate(given)
+    )
+    precise = all(str(layer.gradients.weight.dtype).endswith("float64") for layer in layers)
     return Chain(layers, device, UNIT_ROUNDOFF["float64" if precise else "float32"])

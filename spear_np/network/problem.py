@@ -129,7 +129,7 @@ class ChainProblem:
     def _depth(self, missing: int, turn: int) -> int:
         """How many layers behind the first take part: more where little room is left, and one more each time all fail."""
         kind = "straight" if self.chain.layers[0].sigma.piecewise_linear else "smooth"
-        share = missing / self.chain.layers[0].space.shape[0]
+        share = missing / self.chain.layers[0].units
         wanted = 1 + sum(share > room for room in ROOM[kind]) + turn // len(self._searches())
         return max(1, min(wanted, self.chain.depth))
 

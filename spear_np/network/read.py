@@ -12,6 +12,11 @@ from ..factors.factorize import Factors, factorize
 from ..factors.gradients import LayerGradients
 from .verify import spare_equations
 
+ENOUGH = 0.8
+"""Equations beyond the unknowns, for each input, from which no further layer is factorised.
+
+Derived: as many as at the lower of the two shares of `ROOM`, up to which one layer behind the first finds inputs quickly.
+"""
 LEAST_SPARE = 2
 """Equations beyond the unknowns without which a point that meets them need not be an input.
 
@@ -58,29 +63,42 @@ def read_chain(
     if first is None:
         return NoChain("the rank of its weight_grad cannot be told")
     b = first.space.batch_size
-    usable = [first]
+    usable: list[Factors | LayerGradients] = [first]
     cut = None
+    spare = 1 - b
     for number, gradients in enumerate(layers[1:], start=1):
-        factors = _deeper(layers[number - 1], gradients, device, b)
+        last = number == len(layers) - 1
+        factors = _deeper(layers[number - 1], gradients, device, b, passing=spare >= ENOUGH * b and not last)
         if isinstance(factors, str):
             cut = f"layer '{names[number] if names else number}' {factors}"
             break
         usable.append(factors)
+        if isinstance(factors, Factors) and factors.space.batch_size == b:
+            spare += gradients.shape[1] - b + 1
+    if not isinstance(usable[-1], Factors):  # what is behind the last gradient that is used passes nothing on
+        usable = [one for one in usable if isinstance(one, Factors)]
     chain = chain_of(usable, device)
     if chain.depth == 0:
-        return NoChain(_too_shallow(usable, b, cut))
+        return NoChain(_too_shallow(chain, cut))
     if spare_equations(chain, chain.depth) < LEAST_SPARE:
         return NoChain(_too_many(chain))
     return Linked(chain, cut)
 
 
-def _deeper(before: LayerGradients, gradients: LayerGradients, device: Device, b: int) -> Factors | str:
-    """The factors of a layer behind another of a chain of b inputs, or why the chain ends before it."""
+def _deeper(
+    before: LayerGradients, gradients: LayerGradients, device: Device, b: int, *, passing: bool
+) -> Factors | LayerGradients | str:
+    """The factors of a layer behind another of a chain of b inputs, or why the chain ends before it.
+
+    A layer that only has to pass on what others say is not factorised, and comes as it is.
+    """
     if not before.sigma.known:
         return f"comes behind '{before.sigma}', which is no activation that can be computed"
     missing = _missing(gradients, activation=False)
     if missing is not None:
         return missing
+    if passing:
+        return gradients
     try:
         factors = _factors(gradients, device, None)
         if (factors is None or factors.space.batch_size > b) and b <= min(gradients.shape):
@@ -110,11 +128,11 @@ def _missing(gradients: LayerGradients, *, activation: bool = True) -> str | Non
     return None
 
 
-def _too_shallow(usable: list[Factors], b: int, cut: str | None) -> str:
-    if len(usable) < 2 and cut is not None:
+def _too_shallow(chain: Chain, cut: str | None) -> str:
+    if len(chain.layers) < 2 and cut is not None:
         return cut
-    rank = usable[1].space.batch_size
-    return f"the gradient of the layer behind it has rank {rank}, and so does not show its {b} inputs"
+    rank = chain.layers[1].rank
+    return f"the gradient of the layer behind it has rank {rank}, and so does not show its {chain.batch_size} inputs"
 
 
 def _too_many(chain: Chain) -> str:
