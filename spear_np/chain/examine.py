@@ -49,6 +49,11 @@ AT_REST = 1e-3
 Measured: actual noise is up to twenty times smaller than its upper estimate, and 0.05 left rows of b = 90 and 100 at m = 200
 behind their bounds (benchmarks/chain.py).
 """
+OWN_ROUNDING = float(np.finfo(np.float64).eps)
+"""Relative error of an entry by our own arithmetic: steps within it are no progress.
+
+Derived: one rounding in float64.
+"""
 CONSISTENT = 3.0
 """Root mean square of the equations, in standard deviations, up to which they hold.
 
@@ -306,6 +311,7 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
     """
     xp, ones = chain.xp, chain.layers[0].ones
     b = c.shape[1]
+    rest = _rest(chain, c)
     moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
         passed = forward(chain, c, depth - 1)
@@ -328,7 +334,7 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
             c = c - step
             count = sum(int(block.residual.shape[1]) for block in blocks)
             moved = to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / count))
-            if np.all(moved <= AT_REST) or (length is not None and np.any(moved > SLOW * length)):
+            if np.all(moved <= rest) or (length is not None and np.any(moved > SLOW * length)):
                 break
             length = moved
             passed = forward(chain, c, depth - 1, derivatives=False)
@@ -341,9 +347,20 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
             blocks = [
                 System(residual, block.jacobian) for residual, block in zip(residuals, blocks, strict=True)
             ]
-        if np.all(moved <= AT_REST):
+        if np.all(moved <= rest):
             break
-    return c, inverse, np.where(moved <= AT_REST, _membership_rms(chain, c, depth), math.inf)
+    return c, inverse, np.where(moved <= rest, _membership_rms(chain, c, depth), math.inf)
+
+
+def _rest(chain: Chain, c: Array) -> HostArray:
+    """(k,): length of a step, as in `AT_REST`, from which the inputs at `c` (k, b) are at rest.
+
+    Not less than our own rounding of their entries, which is about the noise where gradients are in float64.
+    """
+    first = chain.layers[0]
+    entry = chain.xp.linalg.vector_norm(c, axis=1) / math.sqrt(first.space.shape[1])
+    own: HostArray = OWN_ROUNDING * to_host(entry / first.spread(c))
+    return np.maximum(AT_REST, own)
 
 
 def _orthogonal(chain: Chain, c: Array, known: Array) -> System:
@@ -380,6 +397,7 @@ class Refined:
 def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     """Gauss-Newton on all equations, forward and backward, from `c` (k, b) and `q` (k, t)."""
     xp, b = chain.xp, c.shape[1]
+    rest = _rest(chain, c)
     inverse = None
     moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
@@ -397,10 +415,10 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
         step = step / length
         inverse = inverse / (length[:, :, None] * length[:, None, :])
         c, q = c - step[:, :b], q - step[:, b:]
-        if np.all(moved <= AT_REST):
+        if np.all(moved <= rest):
             break
     assert inverse is not None
     residual = system(chain, c, q, depth).residual
-    at_rest = moved <= AT_REST
+    at_rest = moved <= rest
     deviation = np.where(at_rest, input_deviation(chain, c, inverse[:, :b, :b]), math.inf)
     return Refined(c, q, residual, deviation, at_rest)
