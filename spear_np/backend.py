@@ -272,3 +272,14 @@ def scatter_columns(values: Array, indices: Array, size: int) -> Array:
     taken = xp.take(values, place, axis=1)
     present = xp.take(indices, place) == every
     return xp.where(present[None, :], taken, xp.zeros_like(taken))
+
+
+def replace_rows(values: Array, rows: Array, new: Array) -> Array:
+    """`values` (k, d) with the rows of `new` (r, d) at the ascending places `rows` (r,)."""
+    if rows.shape[0] == values.shape[0]:
+        return new
+    xp = array_api_compat.array_namespace(values)
+    every = xp.arange(values.shape[0], dtype=rows.dtype, device=array_api_compat.device(values))
+    place = xp.clip(xp.searchsorted(rows, every), 0, rows.shape[0] - 1)
+    present = xp.take(rows, place) == every
+    return xp.where(present[:, None], xp.take(new, place, axis=0), values)

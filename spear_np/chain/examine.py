@@ -349,7 +349,23 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
             ]
         if np.all(moved <= rest):
             break
-    return c, inverse, np.where(moved <= rest, _membership_rms(chain, c, depth), math.inf)
+    gram = sum(xp.matrix_transpose(block.jacobian) @ block.jacobian for block in blocks)
+    gram = gram + weight[:, None, None] * (ones[:, None] * ones[None, :])[None, :, :]
+    return c, _covariance(xp, gram), np.where(moved <= rest, _membership_rms(chain, c, depth), math.inf)
+
+
+def _covariance(xp: Any, gram: Array) -> Array:
+    """(k, u, u): inverse of the normal equations `gram`; zero where these leave a direction open.
+
+    An eigenvalue below the rounding of the largest is no smaller than that rounding once it is computed: where noise is as
+    small, it would pass for a direction that is known well enough.
+    """
+    size = int(gram.shape[1])
+    identity = xp.broadcast_to(xp.eye(size, dtype=gram.dtype, device=array_api_compat.device(gram))[None, :, :], gram.shape)
+    inverse = solve_or_nan(xp, gram, identity)
+    condition = xp.linalg.matrix_norm(gram) * xp.linalg.matrix_norm(inverse)
+    known = condition < 1 / (size * OWN_ROUNDING)  # false for NaN
+    return xp.where(known[:, None, None], inverse, xp.zeros_like(inverse))
 
 
 def _rest(chain: Chain, c: Array) -> HostArray:
@@ -398,7 +414,7 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     """Gauss-Newton on all equations, forward and backward, from `c` (k, b) and `q` (k, t)."""
     xp, b = chain.xp, c.shape[1]
     rest = _rest(chain, c)
-    inverse = None
+    gram, length = None, None
     moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
         at = system(chain, c, q, depth)
@@ -413,12 +429,13 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
         step = (inverse @ right[:, :, None])[:, :, 0]
         moved = to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / int(at.residual.shape[1])))
         step = step / length
-        inverse = inverse / (length[:, :, None] * length[:, None, :])
         c, q = c - step[:, :b], q - step[:, b:]
         if np.all(moved <= rest):
             break
-    assert inverse is not None
+    assert gram is not None
+    assert length is not None
+    covariance = _covariance(xp, gram) / (length[:, :, None] * length[:, None, :])
     residual = system(chain, c, q, depth).residual
     at_rest = moved <= rest
-    deviation = np.where(at_rest, input_deviation(chain, c, inverse[:, :b, :b]), math.inf)
+    deviation = np.where(at_rest, input_deviation(chain, c, covariance[:, :b, :b]), math.inf)
     return Refined(c, q, residual, deviation, at_rest)
