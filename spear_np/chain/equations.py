@@ -65,8 +65,18 @@ class System:
     """(k, e, u): derivatives by the u unknowns."""
 
 
-def forward(chain: Chain, c: Array, depth: int, *, derivatives: bool = True) -> Forward:
-    """Pass the inputs with coordinates `c` (k, b) through the layers 0 … `depth`."""
+def forward(
+    chain: Chain,
+    c: Array,
+    depth: int,
+    *,
+    derivatives: bool = True,
+    slopes: tuple[Array, ...] | None = None,
+) -> Forward:
+    """Pass the inputs with coordinates `c` (k, b) through the layers 0 … `depth`.
+
+    `slopes`, one (k, m) a layer, stand for σ' where other derivatives than those at `c` are wanted.
+    """
     xp, layers = chain.xp, chain.layers
     first = layers[0]
     z = c @ first.to_units.T
@@ -77,7 +87,7 @@ def forward(chain: Chain, c: Array, depth: int, *, derivatives: bool = True) -> 
     doubt = norms**2 * (spread**2 + (unit * size) ** 2)[:, None]
     by_c = xp.broadcast_to(first.to_units[None, :, :], (c.shape[0], *first.to_units.shape))
     zs: list[Array] = []
-    slopes: list[Array] = []
+    taken: list[Array] = []
     outputs: list[Array] = []
     jacobians: list[Array] = []
     doubts: list[Array] = []
@@ -88,10 +98,11 @@ def forward(chain: Chain, c: Array, depth: int, *, derivatives: bool = True) -> 
             doubt = variances[-1] @ squares.T + unit**2 * (outputs[-1] ** 2 @ squares.T)
             z = outputs[-1] @ layer.weight.T + layer.bias
             if derivatives:
-                by_c = layer.weight[None, :, :] @ (slopes[-1][:, :, None] * jacobians[-1])
+                by_c = layer.weight[None, :, :] @ (taken[-1][:, :, None] * jacobians[-1])
         a, slope = layer.sigma.value_and_slope(z)
+        slope = slope if slopes is None else slopes[number]
         zs.append(z)
-        slopes.append(slope)
+        taken.append(slope)
         outputs.append(a)
         doubts.append(doubt)
         if derivatives:
@@ -99,7 +110,7 @@ def forward(chain: Chain, c: Array, depth: int, *, derivatives: bool = True) -> 
         variances.append(slope**2 * doubt + (unit * a) ** 2)
     return Forward(
         tuple(zs),
-        tuple(slopes),
+        tuple(taken),
         tuple(outputs),
         tuple(jacobians),
         tuple(doubts),
@@ -203,13 +214,18 @@ def outside_columns(chain: Chain, columns: Array) -> Array:
     return columns - U[None, :, :] @ (xp.matrix_transpose(U)[None, :, :] @ columns)
 
 
-def system(chain: Chain, c: Array, q: Array, depth: int) -> System:
-    """All equations of k inputs at `c` (k, b) and `q` (k, t): membership up to layer `depth`, and the backward side."""
+def system(
+    chain: Chain, c: Array, q: Array, depth: int, *, slopes: tuple[Array, ...] | None = None
+) -> System:
+    """All equations of k inputs at `c` (k, b) and `q` (k, t): membership up to layer `depth`, and the backward side.
+
+    `slopes` as in `forward`.
+    """
     xp = chain.xp
     first = chain.layers[0]
     k, b = c.shape
     t = q.shape[1]
-    passed = forward(chain, c, len(chain.layers) - 2)
+    passed = forward(chain, c, len(chain.layers) - 2, slopes=slopes)
     blocks = [membership(chain, passed, number) for number in range(1, depth + 1)]
     none = xp.zeros((k, 1, t), dtype=c.dtype, device=chain.device.handle)
     total = ones_deviation(chain, first, c, None)
