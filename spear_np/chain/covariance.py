@@ -7,7 +7,7 @@ import math
 import array_api_compat
 import numpy as np
 
-from ..backend import Array, HostArray, solve_or_nan, to_host
+from ..backend import Array, HostArray, to_host
 from .equations import Forward
 from .layers import Chain
 
@@ -16,26 +16,6 @@ AT_KINK = 6.0
 
 Definition: as many as in `ZERO_SIGMAS`.
 """
-OWN_ROUNDING = float(np.finfo(np.float64).eps)
-"""Relative error of an entry by our own arithmetic: steps within it are no progress, and what is determined no better is open.
-
-Derived: one rounding in float64.
-"""
-
-
-def covariance_of(gram: Array) -> Array:
-    """(k, u, u): inverse of the normal equations `gram`; zero where these leave a direction open.
-
-    An eigenvalue below the rounding of the largest is no smaller than that rounding once it is computed: where noise is as
-    small, it would pass for a direction that is known well enough.
-    """
-    xp = array_api_compat.array_namespace(gram)
-    size = int(gram.shape[1])
-    identity = xp.eye(size, dtype=gram.dtype, device=array_api_compat.device(gram))
-    inverse = solve_or_nan(xp, gram, xp.broadcast_to(identity[None, :, :], gram.shape))
-    condition = xp.linalg.matrix_norm(gram) * xp.linalg.matrix_norm(inverse)
-    determined = condition < 1 / (size * OWN_ROUNDING)  # false for NaN
-    return xp.where(determined[:, None, None], inverse, xp.zeros_like(inverse))
 
 
 def flatter_slopes(chain: Chain, passed: Forward, covariance: Array) -> tuple[Array, ...] | None:

@@ -10,9 +10,10 @@ Shapes: k inputs, b coordinates, m units of layer 0, t numbers at the top.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from ..backend import Array
+from ..backend import OWN_ROUNDING, Array, inverse_or_zero
 from .layers import Chain, ChainLayer
 
 ROUNDING_SHARE = 2.0
@@ -198,14 +199,34 @@ def null_vectors(chain: Chain, through: Array) -> tuple[Array, Array, Array]:
     length = xp.sqrt(xp.linalg.diagonal(gram))
     length = xp.where(length > 0, length, xp.ones_like(length))
     columns = columns / length[:, None, :]
-    outside = outside_columns(chain, columns)
-    R = xp.linalg.qr(outside).R
+    inside = xp.matrix_transpose(columns) @ columns
+    if bool(xp.any(xp.all(inverse_or_zero(xp, inside) == 0, axis=(1, 2)))):
+        y, best, second = _best_in_range(chain, columns)
+        return y / length, best, second
+    R = xp.linalg.qr(outside_columns(chain, columns)).R
     _, values, right = xp.linalg.svd(R)
     total = xp.linalg.vector_norm(columns @ xp.matrix_transpose(right), axis=1)
-    q = right[:, -1, :] / length
     share = values / xp.where(total > 0, total, xp.ones_like(total))
     second = share[:, -2] if share.shape[1] > 1 else xp.ones_like(share[:, -1])
-    return q, share[:, -1], second
+    return right[:, -1, :] / length, share[:, -1], second
+
+
+def _best_in_range(chain: Chain, columns: Array) -> tuple[Array, Array, Array]:
+    """As `null_vectors`, for `columns` (k, m, t) that depend on each other: of what makes no difference, the part that is zero.
+
+    Units that are off in a narrow layer pass nothing on, so that several q have the same columns.
+    """
+    xp = chain.xp
+    t = int(columns.shape[2])
+    Q, values, turn = xp.linalg.svd(columns, full_matrices=False)
+    lost = values <= t * OWN_ROUNDING * values[:, :1]
+    # What is lost must not be taken for a column that fits: it counts as one that does not fit at all.
+    penalty = xp.astype(lost, Q.dtype)[:, :, None] * chain.device.eye(t)[None, :, :]
+    kept = xp.where(lost[:, None, :], xp.zeros_like(Q), Q)
+    R = xp.linalg.qr(xp.concat([outside_columns(chain, kept), penalty], axis=1)).R
+    _, share, right = xp.linalg.svd(R)
+    y = right[:, -1, :] / xp.where(lost, xp.full_like(values, math.inf), values)
+    return (y[:, None, :] @ turn)[:, 0, :], share[:, -1], share[:, -2]
 
 
 def outside_columns(chain: Chain, columns: Array) -> Array:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, HostArray, solve_or_nan, to_host
-from .covariance import AT_KINK, OWN_ROUNDING, covariance_of, flatter_slopes, input_deviation, variance_of
+from ..backend import OWN_ROUNDING, Array, HostArray, inverse_or_zero, solve_or_nan, to_host
+from .covariance import AT_KINK, flatter_slopes, input_deviation, variance_of
 from .equations import (
     Forward,
     System,
@@ -313,14 +313,15 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
 
 
 def _determined(chain: Chain, c: Array, depth: int, known: Array | None) -> Array:
-    """(k, b, b): covariance of the coordinates at the end `c` of a polish."""
+    """(k, b, b): covariance of the coordinates at the end `c` of a polish; zero where they are not determined."""
+    xp = chain.xp
     passed = forward(chain, c, depth - 1)
-    covariance = covariance_of(_normal(chain, _equations(chain, c, passed, depth, known))[0])
+    covariance = inverse_or_zero(xp, _normal(chain, _equations(chain, c, passed, depth, known))[0])
     slopes = flatter_slopes(chain, passed, covariance)
     if slopes is None:
         return covariance
     passed = forward(chain, c, depth - 1, slopes=slopes)
-    return covariance_of(_normal(chain, _equations(chain, c, passed, depth, known))[0])
+    return inverse_or_zero(xp, _normal(chain, _equations(chain, c, passed, depth, known))[0])
 
 
 def _equations(
@@ -429,4 +430,4 @@ def _scaled_normal(xp: Any, jacobian: Array) -> tuple[Array, Array, Array]:
 def _scaled_covariance(xp: Any, jacobian: Array) -> Array:
     """(k, u, u): covariance of unknowns of any size."""
     gram, _, length = _scaled_normal(xp, jacobian)
-    return covariance_of(gram) / (length[:, :, None] * length[:, None, :])
+    return inverse_or_zero(xp, gram) / (length[:, :, None] * length[:, None, :])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..backend import Device, suitable_threads
+from ..chain.equations import top_of
 from ..chain.layers import Chain, chain_of
 from ..factors.factorize import Factors, factorize
 from ..factors.gradients import LayerGradients
@@ -55,12 +56,23 @@ def read_chain(
         if factors is None or factors.space.batch_size > b:
             break
         usable.append(factors)
-    chain = chain_of(usable, device)
+    chain = _without_bottlenecks(chain_of(usable, device))
     if chain.depth == 0:
         return NoChain(_too_shallow(layers, usable, b))
     if spare_equations(chain, chain.depth) < LEAST_SPARE:
         return NoChain(_too_many(chain))
     return chain
+
+
+def _without_bottlenecks(chain: Chain) -> Chain:
+    """The chain as far as its layers pass back all that the last one can tell: none with fewer units than that has numbers."""
+    layers = chain.layers
+    while len(layers) > 2:
+        numbers = top_of(replace(chain, layers=layers))[0].shape[1]
+        if numbers <= min(layer.space.shape[0] for layer in layers[1:]):
+            break
+        layers = layers[:-1]
+    return replace(chain, layers=layers)
 
 
 def _factors(gradients: LayerGradients, device: Device, batch_size: int | None) -> Factors | None:
