@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from ..backend import Device, suitable_threads
 from ..chain.equations import top_of
 from ..chain.layers import Chain, chain_of
+from ..errors import InputError
+from ..factors.activation import NO_ACTIVATION
 from ..factors.factorize import Factors, factorize
 from ..factors.gradients import LayerGradients
 from .verify import spare_equations
@@ -34,22 +36,30 @@ def read_chain(
     Raises
     ------
     InputError
-        If an array of the first layer holds NaN or infinity, or `batch_size` is impossible for its shape.
+        If an array holds NaN or infinity or leaves no room for arithmetic, or `batch_size` is impossible for its shape.
     """
     if len(layers) < 2:
         return NoChain("there is no layer behind it")
     missing = _missing(layers[0])
     if missing is not None:
         return NoChain(f"the first layer {missing}")
+    if layers[0].sigma.name == NO_ACTIVATION[0]:
+        return NoChain("no activation follows the first layer, so that mixtures of inputs fit the layer behind it as well")
     first = _factors(layers[0], device, batch_size)
     if first is None:
         return NoChain("the rank of its weight_grad cannot be told")
     b = first.space.batch_size
     usable = [first]
     for number, gradients in enumerate(layers[1:], start=1):
-        if not layers[number - 1].sigma.known or _missing(gradients, activation=False) is not None:
+        before = layers[number - 1]
+        linked = before.sigma.known and (number == 1 or before.sigma.name != NO_ACTIVATION[0])
+        if not linked or _missing(gradients, before) is not None:
             break
-        factors = _factors(gradients, device, None)
+        try:
+            factors = _factors(gradients, device, None)
+        except InputError as error:
+            msg = f"layer {number} of the chain, counted from 0: {error}"
+            raise InputError(msg) from error
         if (factors is None or factors.space.batch_size > b) and b <= min(gradients.shape):
             # Noise may hide the rank of a deeper layer; whether inputs fit it is found out later.
             factors = _factors(gradients, device, b)
@@ -82,19 +92,21 @@ def _factors(gradients: LayerGradients, device: Device, batch_size: int | None) 
     return factors if isinstance(factors, Factors) else None
 
 
-def _missing(gradients: LayerGradients, *, activation: bool = True) -> str | None:
-    """What keeps a layer from being part of a chain."""
+def _missing(gradients: LayerGradients, before: LayerGradients | None = None) -> str | None:
+    """What keeps a layer from being part of a chain: as the first of them, or behind the one `before` it."""
     for name in ("weight", "bias_grad"):
         if getattr(gradients, name) is None:
             return f"has no {name}"
-    if activation and not gradients.sigma.known:
+    if before is not None and gradients.shape[1] != before.shape[0]:
+        return f"takes {gradients.shape[1]} features, but {before.shape[0]} units lead to it"
+    if before is None and not gradients.sigma.known:
         return f"is followed by '{gradients.sigma}', which is no activation that can be computed"
     return None
 
 
 def _too_shallow(layers: Sequence[LayerGradients], usable: list[Factors], b: int) -> str:
     if len(usable) < 2:
-        missing = _missing(layers[1], activation=False)
+        missing = _missing(layers[1], layers[0])
         return f"the layer behind it {missing or 'has no gradient whose rank can be told'}"
     rank = usable[1].space.batch_size
     return f"the gradient of the layer behind it has rank {rank}, and so does not show its {b} inputs"

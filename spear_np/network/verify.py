@@ -123,7 +123,8 @@ def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
     rounding = all(layer.space.spectrum.rounding for layer in chain.layers[: chain.depth + 1])
     floor = LEAST_ROUNDING if rounding else 1.0
     hidden = max(layer.space.hidden_input_factor for layer in chain.layers[: chain.depth + 1])
-    bound: HostArray = ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
+    with np.errstate(over="ignore"):
+        bound: HostArray = ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
     return np.nan_to_num(bound, nan=math.inf)
 
 
@@ -153,7 +154,7 @@ def _residuals(chain: Chain, c: Array, depth: int) -> tuple[float, float]:
     errors of the inputs, passed on, stand out of the noise.
     """
     xp = chain.xp
-    passed = forward(chain, c, depth, derivatives=False)
+    passed = forward(chain, c, depth - 1, derivatives=False)
     weight, bias = 0.0, 0.0
     for number, layer in enumerate(chain.layers[: depth + 1]):
         space = layer.space
