@@ -90,6 +90,11 @@ TINIEST = 1e-300
 
 Derived: its inverse, and its product with any number of this package, stay in the range of float64.
 """
+OWN_ROUNDING = float(np.finfo(np.float64).eps)
+"""Relative error of a number by our own arithmetic: smaller steps are no progress, and smaller parts of a sum are lost.
+
+Derived: one rounding in float64.
+"""
 
 
 def block_length(entries: int) -> int:
@@ -241,6 +246,20 @@ def inverse_or_pseudoinverse(xp: ModuleType, matrix: Array) -> Array:
     return xp.linalg.pinv(matrix)
 
 
+def inverse_or_zero(xp: ModuleType, gram: Array) -> Array:
+    """Inverse of a stack (k, u, u) of float64 normal equations; zero for those that leave a direction open.
+
+    An eigenvalue below the rounding of the largest is no smaller than that rounding once it is computed: its inverse would
+    pass for something that is known.
+    """
+    size = int(gram.shape[1])
+    identity = xp.eye(size, dtype=gram.dtype, device=array_api_compat.device(gram))
+    inverse = solve_or_nan(xp, gram, xp.broadcast_to(identity[None, :, :], gram.shape))
+    condition = xp.linalg.matrix_norm(gram) * xp.linalg.matrix_norm(inverse)
+    determined = condition < 1 / (size * OWN_ROUNDING)  # false for NaN
+    return xp.where(determined[:, None, None], inverse, xp.zeros_like(inverse))
+
+
 def orthogonal_complement(xp: ModuleType, vectors: Array) -> Array:
     """(b, b-f): orthonormal basis, as columns, of what is orthogonal to the independent columns `vectors` (b, f)."""
     return xp.linalg.qr(vectors, mode="complete").Q[:, vectors.shape[1] :]
@@ -272,3 +291,14 @@ def scatter_columns(values: Array, indices: Array, size: int) -> Array:
     taken = xp.take(values, place, axis=1)
     present = xp.take(indices, place) == every
     return xp.where(present[None, :], taken, xp.zeros_like(taken))
+
+
+def replace_rows(values: Array, rows: Array, new: Array) -> Array:
+    """`values` (k, d) with the rows of `new` (r, d) at the ascending places `rows` (r,)."""
+    if rows.shape[0] == values.shape[0]:
+        return new
+    xp = array_api_compat.array_namespace(values)
+    every = xp.arange(values.shape[0], dtype=rows.dtype, device=array_api_compat.device(values))
+    place = xp.clip(xp.searchsorted(rows, every), 0, rows.shape[0] - 1)
+    present = xp.take(rows, place) == every
+    return xp.where(present[:, None], xp.take(new, place, axis=0), values)

@@ -190,6 +190,9 @@ def invert_chain(
     Other options, answer and errors are those of `invert`.
     """
     options = Options(batch_size, data_range, method, seed, time_limit, max_proposals)
+    if not layers:
+        msg = "`layers` is empty: expected the layer whose inputs are sought, and those that follow it"
+        raise InputError(msg)
     where = device_for(device, layers[0].weight_grad)
     budget = Budget(options.time_limit, options.max_proposals, stop or (lambda: False))
     run = Run(options, budget, callback or (lambda _: None))

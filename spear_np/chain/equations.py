@@ -10,9 +10,10 @@ Shapes: k inputs, b coordinates, m units of layer 0, t numbers at the top.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from ..backend import Array
+from ..backend import OWN_ROUNDING, Array, inverse_or_zero
 from .layers import Chain, ChainLayer
 
 ROUNDING_SHARE = 2.0
@@ -72,11 +73,18 @@ class System:
 
 
 def forward(
-    chain: Chain, c: Array, depth: int, *, derivatives: bool = True, noisy: int | None = None
+    chain: Chain,
+    c: Array,
+    depth: int,
+    *,
+    derivatives: bool = True,
+    noisy: int | None = None,
+    slopes: tuple[Array, ...] | None = None,
 ) -> Forward:
     """Pass the inputs with coordinates `c` (k, b) through the layers 0 … `depth`.
 
-    Variances are passed through the first `noisy` layers alone, if given: they cost as much as the pass itself.
+    Variances are passed through the first `noisy` layers alone, if given: they cost as much as the pass itself. `slopes`, one
+    (k, m) a layer, stand for σ' where other derivatives than those at `c` are wanted.
     """
     xp, layers = chain.xp, chain.layers
     first = layers[0]
@@ -88,7 +96,7 @@ def forward(
     doubt = norms**2 * (spread**2 + (unit * size) ** 2)[:, None]
     by_c = xp.broadcast_to(first.to_units[None, :, :], (c.shape[0], *first.to_units.shape))
     zs: list[Array] = []
-    slopes: list[Array] = []
+    taken: list[Array] = []
     outputs: list[Array] = []
     jacobians: list[Array] = []
     doubts: list[Array] = []
@@ -99,10 +107,11 @@ def forward(
                 doubt = (variances[-1] + unit**2 * outputs[-1] ** 2) @ layer.weight_squares.T
             z = outputs[-1] @ layer.weight.T + layer.bias
             if derivatives:
-                by_c = layer.weight[None, :, :] @ (slopes[-1][:, :, None] * jacobians[-1])
+                by_c = layer.weight[None, :, :] @ (taken[-1][:, :, None] * jacobians[-1])
         a, slope = layer.sigma.value_and_slope(z)
+        slope = slope if slopes is None else slopes[number]
         zs.append(z)
-        slopes.append(slope)
+        taken.append(slope)
         outputs.append(a)
         if noisy is None or number < noisy:
             doubts.append(doubt)
@@ -111,7 +120,7 @@ def forward(
             jacobians.append(by_c)
     return Forward(
         tuple(zs),
-        tuple(slopes),
+        tuple(taken),
         tuple(outputs),
         tuple(jacobians),
         tuple(doubts),
@@ -199,14 +208,34 @@ def null_vectors(chain: Chain, through: Array) -> tuple[Array, Array, Array]:
     length = xp.sqrt(xp.linalg.diagonal(gram))
     length = xp.where(length > 0, length, xp.ones_like(length))
     columns = columns / length[:, None, :]
-    outside = outside_columns(chain, columns)
-    R = xp.linalg.qr(outside).R
+    inside = xp.matrix_transpose(columns) @ columns
+    if bool(xp.any(xp.all(inverse_or_zero(xp, inside) == 0, axis=(1, 2)))):
+        y, best, second = _best_in_range(chain, columns)
+        return y / length, best, second
+    R = xp.linalg.qr(outside_columns(chain, columns)).R
     _, values, right = xp.linalg.svd(R)
     total = xp.linalg.vector_norm(columns @ xp.matrix_transpose(right), axis=1)
-    q = right[:, -1, :] / length
     share = values / xp.where(total > 0, total, xp.ones_like(total))
     second = share[:, -2] if share.shape[1] > 1 else xp.ones_like(share[:, -1])
-    return q, share[:, -1], second
+    return right[:, -1, :] / length, share[:, -1], second
+
+
+def _best_in_range(chain: Chain, columns: Array) -> tuple[Array, Array, Array]:
+    """As `null_vectors`, for `columns` (k, m, t) that depend on each other: of what makes no difference, the part that is zero.
+
+    Units that are off in a narrow layer pass nothing on, so that several q have the same columns.
+    """
+    xp = chain.xp
+    t = int(columns.shape[2])
+    Q, values, turn = xp.linalg.svd(columns, full_matrices=False)
+    lost = values <= t * OWN_ROUNDING * values[:, :1]
+    # What is lost must not be taken for a column that fits: it counts as one that does not fit at all.
+    penalty = xp.astype(lost, Q.dtype)[:, :, None] * chain.device.eye(t)[None, :, :]
+    kept = xp.where(lost[:, None, :], xp.zeros_like(Q), Q)
+    R = xp.linalg.qr(xp.concat([outside_columns(chain, kept), penalty], axis=1)).R
+    _, share, right = xp.linalg.svd(R)
+    y = right[:, -1, :] / xp.where(lost, xp.full_like(values, math.inf), values)
+    return (y[:, None, :] @ turn)[:, 0, :], share[:, -1], share[:, -2]
 
 
 def outside_columns(chain: Chain, columns: Array) -> Array:
@@ -215,13 +244,18 @@ def outside_columns(chain: Chain, columns: Array) -> Array:
     return columns - U[None, :, :] @ (xp.matrix_transpose(U)[None, :, :] @ columns)
 
 
-def system(chain: Chain, c: Array, q: Array, depth: int) -> System:
-    """All equations of k inputs at `c` (k, b) and `q` (k, t): membership up to layer `depth`, and the backward side."""
+def system(
+    chain: Chain, c: Array, q: Array, depth: int, *, slopes: tuple[Array, ...] | None = None
+) -> System:
+    """All equations of k inputs at `c` (k, b) and `q` (k, t): membership up to layer `depth`, and the backward side.
+
+    `slopes` as in `forward`.
+    """
     xp = chain.xp
     first = chain.layers[0]
     k, b = c.shape
     t = q.shape[1]
-    passed = forward(chain, c, len(chain.layers) - 2)
+    passed = forward(chain, c, len(chain.layers) - 2, slopes=slopes)
     blocks = [membership(chain, passed, number) for number in range(1, depth + 1)]
     none = xp.zeros((k, 1, t), dtype=c.dtype, device=chain.device.handle)
     total = ones_deviation(chain, first, c, None)

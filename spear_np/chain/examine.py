@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from ..backend import Array, HostArray, solve_or_nan, to_host
+from ..backend import OWN_ROUNDING, Array, HostArray, inverse_or_zero, solve_or_nan, to_host
+from .covariance import AT_KINK, flatter_slopes, input_deviation, variance_of
 from .equations import (
     Forward,
     System,
@@ -54,11 +54,6 @@ CONSISTENT = 3.0
 
 Derived: noise is an upper estimate, so that true inputs stay below one on average; three leaves room for rounding that is not
 independent.
-"""
-AT_KINK = 6.0
-"""Standard deviations of a pre-activation within which it may be on either side of a kink.
-
-Definition: as many as in `ZERO_SIGMAS`.
 """
 MOST_AT_KINKS = 4
 """Units at kinks for which both sides are tried, in all combinations.
@@ -131,7 +126,7 @@ def examine(chain: Chain, c: Array, depth: int, known: Array | None = None) -> E
     if c.shape[0] == 1 and ahead[0] <= CONSISTENT:
         c, covariance, ahead = _across_kinks(chain, c, covariance, ahead, depth, known)
     passed = forward(chain, c, len(chain.layers) - 2, derivatives=False, noisy=depth)
-    doubt = _of_units(chain.layers[0].to_units, covariance)
+    doubt = variance_of(chain.layers[0].to_units, covariance)
     side = _best_side(chain, c, passed, doubt)
     if c.shape[0] == 1 and ahead[0] <= CONSISTENT:
         # Rounding may have put a unit on the other side of its kink than it is on here.
@@ -237,29 +232,6 @@ def reexamine(chain: Chain, seen: Examined, depth: int) -> Examined:
     )
 
 
-def input_deviation(chain: Chain, c: Array, covariance: Array) -> HostArray:
-    """(k,): standard deviation of the least certain entry of the inputs at `c` (k, b), known with this `covariance`.
-
-    What noise adds outside the row space of weight_grad counts too.
-    """
-    xp, first = chain.xp, chain.layers[0]
-    basis = first.basis
-    within = []
-    for row in range(c.shape[0]):
-        turned = basis @ xp.astype(covariance[row, :, :], basis.dtype)
-        within.append(xp.max(xp.sum(turned * basis, axis=1)))
-    variance = to_host(xp.stack(within)) + to_host(first.spread(c)) ** 2
-    open_ = to_host(xp.all(covariance == 0, axis=(1, 2)))
-    deviation: HostArray = np.where(open_ | (variance < 0), math.inf, np.sqrt(np.abs(variance)))
-    return np.nan_to_num(deviation, nan=math.inf)
-
-
-def _of_units(rows: Array, covariance: Array) -> Array:
-    """(k, m): variance of ``rows c`` for `rows` (m, b) and the `covariance` (k, b, b) of c."""
-    xp = array_api_compat.array_namespace(rows)
-    return xp.sum((rows[None, :, :] @ covariance) * rows[None, :, :], axis=2)
-
-
 def _rms(residual: HostArray, unknowns: int) -> HostArray:
     """(k,): root mean square for each degree of freedom that `unknowns` leave of `residual` (k, e)."""
     left = max(residual.shape[1] - unknowns, 1)
@@ -309,16 +281,12 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
     """
     xp, ones = chain.xp, chain.layers[0].ones
     b = c.shape[1]
+    rest = _rest(chain, c)
     moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
         passed = forward(chain, c, depth - 1)
-        blocks = [membership(chain, passed, number) for number in range(1, depth + 1)]
-        if known is not None:
-            blocks.append(_orthogonal(chain, c, known))
-        gram = sum(_gram(xp, block.jacobian) for block in blocks)
-        # The condition weighs as much as all other directions together: exact as far as it matters.
-        weight = xp.sum(xp.linalg.diagonal(gram), axis=1) / (ones @ ones)
-        gram = gram + weight[:, None, None] * (ones[:, None] * ones[None, :])[None, :, :]
+        blocks = _equations(chain, c, passed, depth, known)
+        gram, weight = _normal(chain, blocks, rough=True)
         identity = xp.broadcast_to(chain.device.eye(b)[None, :, :], gram.shape)
         inverse = solve_or_nan(xp, gram, identity)
         inverse = xp.where(xp.isfinite(inverse), inverse, xp.zeros_like(inverse))
@@ -331,22 +299,64 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
             c = c - step
             count = sum(int(block.residual.shape[1]) for block in blocks)
             moved = to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / count))
-            if np.all(moved <= AT_REST) or (length is not None and np.any(moved > SLOW * length)):
+            if np.all(moved <= rest) or (length is not None and np.any(moved > SLOW * length)):
                 break
             length = moved
             passed = forward(chain, c, depth - 1, derivatives=False)
-            residuals = [
-                membership(chain, passed, number, derivatives=False).residual
-                for number in range(1, depth + 1)
-            ]
-            if known is not None:
-                residuals.append(_orthogonal(chain, c, known).residual)
+            moved_to = _equations(chain, c, passed, depth, known, derivatives=False)
             blocks = [
-                System(residual, block.jacobian) for residual, block in zip(residuals, blocks, strict=True)
+                System(new.residual, block.jacobian) for new, block in zip(moved_to, blocks, strict=True)
             ]
-        if np.all(moved <= AT_REST):
+        if np.all(moved <= rest):
             break
-    return c, inverse, np.where(moved <= AT_REST, _membership_rms(chain, c, depth), math.inf)
+    ahead = np.where(moved <= rest, _membership_rms(chain, c, depth), math.inf)
+    if not np.any(ahead <= CONSISTENT):
+        return c, xp.zeros_like(inverse), ahead
+    return c, _determined(chain, c, depth, known), ahead
+
+
+def _determined(chain: Chain, c: Array, depth: int, known: Array | None) -> Array:
+    """(k, b, b): covariance of the coordinates at the end `c` of a polish; zero where they are not determined."""
+    xp = chain.xp
+    passed = forward(chain, c, depth - 1)
+    covariance = inverse_or_zero(xp, _normal(chain, _equations(chain, c, passed, depth, known))[0])
+    slopes = flatter_slopes(chain, passed, covariance)
+    if slopes is None:
+        return covariance
+    passed = forward(chain, c, depth - 1, slopes=slopes)
+    return inverse_or_zero(xp, _normal(chain, _equations(chain, c, passed, depth, known))[0])
+
+
+def _equations(
+    chain: Chain, c: Array, passed: Forward, depth: int, known: Array | None, *, derivatives: bool = True
+) -> list[System]:
+    """The equations of a polish: membership up to layer `depth`, and orthogonality to the duals `known`."""
+    blocks = [membership(chain, passed, number, derivatives=derivatives) for number in range(1, depth + 1)]
+    return blocks if known is None else [*blocks, _orthogonal(chain, c, known)]
+
+
+def _normal(chain: Chain, blocks: list[System], *, rough: bool = False) -> tuple[Array, Array]:
+    """The normal equations (k, b, b) of a polish, in float32 where they are large and `rough`, and the weight (k,) of s · c = 1.
+
+    The condition weighs as much as all other directions together: exact as far as it matters.
+    """
+    xp, ones = chain.xp, chain.layers[0].ones
+    gram = _gram(xp, blocks[0].jacobian, rough=rough)
+    for block in blocks[1:]:
+        gram = gram + _gram(xp, block.jacobian, rough=rough)
+    weight = xp.sum(xp.linalg.diagonal(gram), axis=1) / (ones @ ones)
+    return gram + weight[:, None, None] * (ones[:, None] * ones[None, :])[None, :, :], weight
+
+
+def _rest(chain: Chain, c: Array) -> HostArray:
+    """(k,): length of a step, as in `AT_REST`, from which the inputs at `c` (k, b) are at rest.
+
+    Not less than our own rounding of their entries, which is about the noise where gradients are in float64.
+    """
+    first = chain.layers[0]
+    entry = chain.xp.linalg.vector_norm(c, axis=1) / math.sqrt(first.space.shape[1])
+    own: HostArray = OWN_ROUNDING * to_host(entry / first.spread(c))
+    return np.maximum(AT_REST, own)
 
 
 def _orthogonal(chain: Chain, c: Array, known: Array) -> System:
@@ -356,9 +366,9 @@ def _orthogonal(chain: Chain, c: Array, known: Array) -> System:
     return System((c @ known.T) / deviation, known[None, :, :] / deviation[:, :, None])
 
 
-def _gram(xp: Any, jacobian: Array) -> Array:
-    """(k, u, u): JᵀJ, in float32 where it is large."""
-    if jacobian.shape[2] >= LARGE_GRAM:
+def _gram(xp: Any, jacobian: Array, *, rough: bool) -> Array:
+    """(k, u, u): JᵀJ, in float32 where it is large and `rough`."""
+    if rough and jacobian.shape[2] >= LARGE_GRAM:
         single = xp.astype(jacobian, xp.float32)
         return xp.astype(xp.matrix_transpose(single) @ single, xp.float64)
     return xp.matrix_transpose(jacobian) @ jacobian
@@ -383,14 +393,11 @@ class Refined:
 def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     """Gauss-Newton on all equations, forward and backward, from `c` (k, b) and `q` (k, t)."""
     xp, b = chain.xp, c.shape[1]
-    inverse = None
+    rest = _rest(chain, c)
     moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
         at = system(chain, c, q, depth)
-        length = xp.linalg.vector_norm(at.jacobian, axis=1)
-        length = xp.where(length > 0, length, xp.ones_like(length))
-        jacobian = at.jacobian / length[:, None, :]
-        gram = xp.matrix_transpose(jacobian) @ jacobian
+        gram, jacobian, length = _scaled_normal(xp, at.jacobian)
         identity = xp.broadcast_to(chain.device.eye(gram.shape[1])[None, :, :], gram.shape)
         inverse = solve_or_nan(xp, gram, identity)
         inverse = xp.where(xp.isfinite(inverse), inverse, xp.zeros_like(inverse))
@@ -398,12 +405,32 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
         step = (inverse @ right[:, :, None])[:, :, 0]
         moved = to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / int(at.residual.shape[1])))
         step = step / length
-        inverse = inverse / (length[:, :, None] * length[:, None, :])
         c, q = c - step[:, :b], q - step[:, b:]
-        if np.all(moved <= AT_REST):
+        if np.all(moved <= rest):
             break
-    assert inverse is not None
-    residual = system(chain, c, q, depth).residual
-    at_rest = moved <= AT_REST
-    deviation = np.where(at_rest, input_deviation(chain, c, inverse[:, :b, :b]), math.inf)
-    return Refined(c, q, residual, deviation, at_rest)
+    at = system(chain, c, q, depth)
+    at_rest = moved <= rest
+    deviation = np.full(c.shape[0], math.inf)
+    if np.any(at_rest):
+        passed = forward(chain, c, len(chain.layers) - 2)
+        covariance = _scaled_covariance(xp, at.jacobian)[:, :b, :b]
+        slopes = flatter_slopes(chain, passed, covariance)
+        if slopes is not None:
+            jacobian = system(chain, c, q, depth, slopes=slopes).jacobian
+            covariance = _scaled_covariance(xp, jacobian)[:, :b, :b]
+        deviation = np.where(at_rest, input_deviation(chain, c, covariance), math.inf)
+    return Refined(c, q, at.residual, deviation, at_rest)
+
+
+def _scaled_normal(xp: Any, jacobian: Array) -> tuple[Array, Array, Array]:
+    """Normal equations (k, u, u) of unknowns that count alike, the Jacobian for these, and the lengths (k, u) of its columns."""
+    length = xp.linalg.vector_norm(jacobian, axis=1)
+    length = xp.where(length > 0, length, xp.ones_like(length))
+    jacobian = jacobian / length[:, None, :]
+    return xp.matrix_transpose(jacobian) @ jacobian, jacobian, length
+
+
+def _scaled_covariance(xp: Any, jacobian: Array) -> Array:
+    """(k, u, u): covariance of unknowns of any size."""
+    gram, _, length = _scaled_normal(xp, jacobian)
+    return inverse_or_zero(xp, gram) / (length[:, :, None] * length[:, None, :])

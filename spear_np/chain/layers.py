@@ -168,6 +168,7 @@ def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
         basis.append(xp.astype(part, xp.float32) if first else part)
         if not first:
             weight.append(blocks[1])
+    V = xp.concat(basis, axis=0)
     return ChainLayer(
         space=space,
         layer=layer,
@@ -175,9 +176,19 @@ def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
         bias_grad=factors.bias_grad,
         ones=ones,
         to_units=layer.weight_in_basis + layer.bias[:, None] * ones[None, :],
-        basis=xp.concat(basis, axis=0),
+        basis=V if first else _orthonormal(xp, V),
         weight=None if first else xp.concat(weight, axis=1),
     )
+
+
+def _orthonormal(xp: Any, V: Array) -> Array:
+    """`V` (n, r), its strongest columns first, with what products left of those before taken out of every column.
+
+    Weak columns are off by the unit roundoff times the condition of weight_grad. Where that is all the noise there is, a
+    projection on columns that are not quite orthogonal would show it in inputs that have no part in them.
+    """
+    Q, R = xp.linalg.qr(V)
+    return Q * xp.sign(xp.linalg.diagonal(R))[None, :]
 
 
 def passing_layer(gradients: LayerGradients, device: Device) -> ChainLayer:

@@ -185,7 +185,9 @@ class ChainProblem:
         seen = examine(self.chain, candidate, depth, duals if few else None)
         vague = seen.deviation[0] > VAGUE * self._size(seen)
         if (vague or not seen.accepted[0]) and seen.forward_residual[0] <= CONSISTENT:
-            seen = reexamine(self.chain, seen, depth)
+            better = reexamine(self.chain, seen, depth)
+            # Between kinks ∂L/∂Z does not move with its input: it is right, and what is open of the input, others will close.
+            seen = seen if self.chain.straight and seen.accepted[0] and not better.accepted[0] else better
         if not seen.accepted[0]:
             return replace(state, refused=state.refused + 1)
         if duals is not None:

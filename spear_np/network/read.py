@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..backend import Device, suitable_threads
+from ..chain.equations import top_of
 from ..chain.layers import Chain, chain_of
 from ..errors import InputError
+from ..factors.activation import NO_ACTIVATION
 from ..factors.factorize import Factors, factorize
 from ..factors.gradients import LayerGradients
 from .verify import spare_equations
@@ -52,13 +54,17 @@ def read_chain(
     Raises
     ------
     InputError
-        If an array of the first layer holds NaN or infinity, or `batch_size` is impossible for its shape.
+        If an array holds NaN or infinity or leaves no room for arithmetic, or `batch_size` is impossible for its shape.
     """
     if len(layers) < 2:
         return NoChain("there is no layer behind it")
     missing = _missing(layers[0])
     if missing is not None:
         return NoChain(f"the first layer {missing}")
+    if layers[0].sigma.name == NO_ACTIVATION[0]:
+        return NoChain(
+            "no activation follows the first layer, so that mixtures of inputs fit the layer behind it as well"
+        )
     first = _factors(layers[0], device, batch_size)
     if first is None:
         return NoChain("the rank of its weight_grad cannot be told")
@@ -77,7 +83,7 @@ def read_chain(
             spare += gradients.shape[1] - b + 1
     if not isinstance(usable[-1], Factors):  # what is behind the last gradient that is used passes nothing on
         usable = [one for one in usable if isinstance(one, Factors)]
-    chain = chain_of(usable, device)
+    chain = _without_bottlenecks(chain_of(usable, device))
     if chain.depth == 0:
         return NoChain(_too_shallow(chain, cut))
     if spare_equations(chain, chain.depth) < LEAST_SPARE:
@@ -94,7 +100,7 @@ def _deeper(
     """
     if not before.sigma.known:
         return f"comes behind '{before.sigma}', which is no activation that can be computed"
-    missing = _missing(gradients, activation=False)
+    missing = _missing(gradients, before)
     if missing is not None:
         return missing
     if passing:
@@ -111,6 +117,19 @@ def _deeper(
     return factors
 
 
+def _without_bottlenecks(chain: Chain) -> Chain:
+    """The chain as far as its layers pass back all that the last one can tell: none with fewer units than that has numbers."""
+    layers = chain.layers
+    while len(layers) > 2:
+        numbers = top_of(replace(chain, layers=layers))[0].shape[1]
+        if numbers <= min(layer.units for layer in layers[1:]):
+            break
+        layers = layers[:-1]
+        while layers[-1].space is None:
+            layers = layers[:-1]
+    return replace(chain, layers=layers)
+
+
 def _factors(gradients: LayerGradients, device: Device, batch_size: int | None) -> Factors | None:
     m, _ = gradients.shape
     with suitable_threads(device, m * m):
@@ -118,12 +137,14 @@ def _factors(gradients: LayerGradients, device: Device, batch_size: int | None) 
     return factors if isinstance(factors, Factors) else None
 
 
-def _missing(gradients: LayerGradients, *, activation: bool = True) -> str | None:
-    """What keeps a layer from being part of a chain."""
+def _missing(gradients: LayerGradients, before: LayerGradients | None = None) -> str | None:
+    """What keeps a layer from being part of a chain: as the first of them, or behind the one `before` it."""
     for name in ("weight", "bias_grad"):
         if getattr(gradients, name) is None:
             return f"has no {name}"
-    if activation and not gradients.sigma.known:
+    if before is not None and gradients.shape[1] != before.shape[0]:
+        return f"takes {gradients.shape[1]} features, but {before.shape[0]} units lead to it"
+    if before is None and not gradients.sigma.known:
         return f"is followed by '{gradients.sigma}', which is no activation that can be computed"
     return None
 

@@ -72,9 +72,8 @@ def verify(chain: Chain, known: tuple[Examined, ...], depth: int, cut: str | Non
         one = known[row]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             tried = [reexamine(chain, one, depth)]
-            if (
-                chain.straight
-            ):  # else duals carry the errors of their inputs, and bind more tightly than they may
+            # Duals carry the errors of their inputs unless pieces are straight, and bind more tightly than they may.
+            if chain.straight and len(known) > 1:
                 others = xp.concat([other.duals[0] for other in known if other is not one], axis=0)
                 tried.append(examine(chain, one.c, depth, others))
         for better in tried:
@@ -124,7 +123,8 @@ def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
     rounding = all(layer.space.spectrum.rounding for layer in chain.layers[: chain.depth + 1])
     floor = LEAST_ROUNDING if rounding else 1.0
     hidden = max(layer.space.hidden_input_factor for layer in chain.layers[: chain.depth + 1])
-    bound: HostArray = ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
+    with np.errstate(over="ignore"):
+        bound: HostArray = ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
     return np.nan_to_num(bound, nan=math.inf)
 
 
@@ -154,7 +154,7 @@ def _residuals(chain: Chain, c: Array, depth: int) -> tuple[float, float]:
     errors of the inputs, passed on, stand out of the noise.
     """
     xp = chain.xp
-    passed = forward(chain, c, depth, derivatives=False)
+    passed = forward(chain, c, depth - 1, derivatives=False)
     weight, bias = 0.0, 0.0
     for number, layer in enumerate(chain.layers[: depth + 1]):
         space = layer.space

@@ -5,11 +5,9 @@ From nearly every start it ends on an input where the activation is smooth: ther
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..backend import Array, HostArray, solve_or_nan, to_host
+from ..backend import Array, HostArray, replace_rows, solve_or_nan, to_host
 from ..chain.sets import RADII, Open
 from . import Ends
 
@@ -104,7 +102,8 @@ def _residual(left: Open, y: Array, *, derivatives: bool) -> tuple[Array, Array,
         a, slope = chain.layers[number - 1].sigma.value_and_slope(z)
         scale = left.scales[number - 1]
         units = int(a.shape[1])
-        offset, directions = (part[:units] for part in left.sets[number].single)
+        offset, directions = left.sets[number].single
+        offset, directions = offset[:units], directions[:units, :]
         rest = scale * a - offset
         inside = _inverse_part(left, number)
         rest = rest - (rest @ directions) @ inside
@@ -114,7 +113,7 @@ def _residual(left: Open, y: Array, *, derivatives: bool) -> tuple[Array, Array,
         if derivatives:
             by_y = slope[:, :, None] * by_y
             turned = scale * by_y
-            jacobians.append(turned - xp.matrix_transpose(inside)[None] @ (directions.T[None] @ turned))
+            jacobians.append(turned - inside.T[None, :, :] @ (directions.T[None, :, :] @ turned))
         if number < left.depth:
             layer = chain.layers[number]
             weight = xp.astype(layer.weight, xp.float32)
@@ -127,7 +126,7 @@ def _residual(left: Open, y: Array, *, derivatives: bool) -> tuple[Array, Array,
 def _inverse_part(left: Open, number: int) -> Array:
     """(d, m): maps the products of inputs with the directions of a set back, so that what remains is orthogonal to them."""
     units = int(left.chain.layers[number].basis.shape[0])
-    directions = left.sets[number].single[1][:units]
+    directions = left.sets[number].single[1][:units, :]
     if number == left.depth:
         return directions.T
     xp = left.chain.xp
@@ -166,7 +165,7 @@ def _descend(left: Open, y: Array) -> tuple[Array, HostArray, int]:
         share = np.sqrt(np.minimum(before, after) / np.maximum(to_host(new_size), np.finfo(np.float32).tiny))
         done = stalled | (share < CLOSE)
         residual[live] = share
-        ends = _put(xp, ends, device.integers(live), y)
+        ends = replace_rows(ends, device.integers(live), y)
         if np.all(done):
             break
         if np.any(done):
@@ -174,13 +173,3 @@ def _descend(left: Open, y: Array) -> tuple[Array, HostArray, int]:
             live, damping, y = live[~done], damping[~done], xp.take(y, kept, axis=0)
         total, _, parts, jacobians = _residual(left, y, derivatives=True)
     return ends, residual, steps
-
-
-def _put(xp: Any, values: Array, rows: Array, new: Array) -> Array:
-    """`values` (k, d) with `new` in the ascending places `rows`."""
-    if rows.shape[0] == values.shape[0]:
-        return new
-    every = xp.arange(values.shape[0], dtype=rows.dtype)
-    place = xp.clip(xp.searchsorted(rows, every), 0, rows.shape[0] - 1)
-    present = xp.take(rows, place) == every
-    return xp.where(present[:, None], xp.take(new, place, axis=0), values)
