@@ -85,6 +85,7 @@ def test_the_shipped_gelu_network_is_inverted_with_its_labels() -> None:
     nearest = distances.argmin(axis=1)
     assert sorted(nearest) == list(range(24))
     assert distances.min(axis=1).max() < 1e-4 * np.ptp(truth)
+    assert result.labels is not None
     assert np.array_equal(result.labels, labels[nearest])
 
 
