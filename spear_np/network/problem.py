@@ -18,6 +18,7 @@ from ..search import ChainSearch
 from ..search.levenberg import Levenberg
 from ..search.reflect import Reflect
 from .assemble import answer_of
+from .diagnose import likelier_activation
 
 SAME_INPUT = 0.5
 """Product with the dual of a found input from which a candidate is that input.
@@ -41,10 +42,10 @@ VAGUE = 1e-3
 
 Heuristic: the duals are as uncertain as the input, and what they leave open must hold the next one to within `CANDIDATE`.
 """
-DRY = 400_000
-"""Steps of starts without a new input after which a search gives way to the next.
+ONE_SIDED = 12
+"""Candidates that fit the layers ahead but not what is passed back, without one that fits both, from which none will.
 
-Heuristic: hundred times what an input costs where they come quickly.
+Heuristic: where the layers are a chain, one in some hundred is such a candidate.
 """
 
 
@@ -65,6 +66,8 @@ class ChainState:
     """Steps since the last input was found."""
     refused: int = 0
     """Candidates that the equations did not bear out."""
+    one_sided: int = 0
+    """Those of them that fit the layers ahead, but not what is passed back."""
     search: str = ""
     batch_size: int = 0
 
@@ -163,7 +166,7 @@ class ChainProblem:
             since_news=0 if news else state.since_news + steps,
             search=search.name,
         )
-        if state.since_news > DRY:
+        if state.since_news > search.patience:
             state = replace(state, turn=state.turn + 1, memory=None, since_news=0)
         return state
 
@@ -189,7 +192,8 @@ class ChainProblem:
             # Between kinks ∂L/∂Z does not move with its input: it is right, and what is open of the input, others will close.
             seen = seen if self.chain.straight and seen.accepted[0] and not better.accepted[0] else better
         if not seen.accepted[0]:
-            return replace(state, refused=state.refused + 1)
+            one_sided = state.one_sided + int(seen.forward_residual[0] <= CONSISTENT)
+            return replace(state, refused=state.refused + 1, one_sided=one_sided)
         if duals is not None:
             products = np.abs(to_host(duals @ seen.c[0, :]))
             if float(np.max(products)) > SAME_INPUT:
@@ -217,15 +221,24 @@ class ChainProblem:
         return None
 
     def exhausted(self, state: ChainState) -> str | None:
-        """Return a reason to stop early: every search has been dry at every depth."""
+        """Return a reason to stop early: every search has been dry at every depth, or one side of the equations never holds."""
+        if not state.known and state.one_sided >= ONE_SIDED:
+            return (
+                "what fits the next layer does not fit the gradient that it passes back: its input is used elsewhere too, or the "
+                "layers are not of one step"
+            )
         turns = len(self._searches()) * self.chain.depth
         if state.turn >= turns + 1:
-            return "no start ends on a further input"
+            return "no start ends on an input" if not state.known else "no start ends on a further input"
         return None
 
     def answer(self, state: ChainState, ended: str | None) -> Inversion:
         """Return the inputs found, with their certificate."""
         named = self.names[: len(self.chain.layers)]
+        if not state.known and ended is not None and state.one_sided == 0:
+            other = likelier_activation(self.chain, self.depth)
+            if other is not None:
+                ended = f"{ended}; it looks as if '{other}' followed the first layer, not '{self.chain.layers[0].sigma}'"
         return answer_of(
             self.chain, state.known, self.depth, ended, names=named, loss=self.loss, cut=self.cut
         )

@@ -62,6 +62,11 @@ class ChainSearch(Protocol):
         """Shown in the history of a result."""
         ...
 
+    @property
+    def patience(self) -> int:
+        """Steps of all starts without a new input after which another search has its turn."""
+        ...
+
     def start(self, left: Open, rng: np.random.Generator) -> Any:
         """Return the memory of a search that begins."""
         ...

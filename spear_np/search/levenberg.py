@@ -16,6 +16,11 @@ MOST_STEPS = 40
 
 Heuristic: six to thirteen suffice where it ends on an input.
 """
+DRY_STEPS = 8_000
+"""Steps without a new input after which another search, or the same with more layers, has its turn.
+
+Heuristic: some six hundred starts, where nearly every one ends on an input or none does.
+"""
 CLOSE = 1e-4
 """Residual, as a share of what activations differ by from input to input, from which the polish takes over.
 
@@ -62,6 +67,7 @@ class Levenberg:
     """One start after the other, or a block of them at once, each in what the last left open."""
 
     name = "levenberg"
+    patience = DRY_STEPS
 
     def __init__(self, count: int = 1) -> None:
         self.count = count

@@ -49,6 +49,11 @@ PATIENCE = 2000
 
 Heuristic: those that settle do so within some hundred.
 """
+DRY = 400_000
+"""Steps of all starts without a new input after which another search has its turn.
+
+Heuristic: a thousand times what an input costs where they come quickly, and enough for the first of a hundred at m = 200.
+"""
 SAME_PATTERN = 0.05
 """Share of the units in which the ends of two starts must differ to be polished both.
 
@@ -131,6 +136,7 @@ class Reflect:
     """A stream of starts: those that settle leave, the others go on in whatever is left to be found."""
 
     name = "reflect"
+    patience = DRY
 
     def __init__(self, count: int = STARTS) -> None:
         self.count = count
