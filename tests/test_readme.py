@@ -98,8 +98,15 @@ def test_the_same_on_a_gpu(folder: Path) -> None:
     assert isinstance(variables["result"].inputs, cupy.ndarray)
 
 
+def test_a_chain_of_layers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(SNIPPETS[2])
+    said = re.search(r"# (exact .*)$", SNIPPETS[2], re.MULTILINE)
+    assert said
+    assert said[1] in capsys.readouterr().out
+
+
 def test_blocks_of_columns(folder: Path) -> None:
-    variables = run(SNIPPETS[2])
+    variables = run(SNIPPETS[3])
     assert variables["result"].status == "exact"
     assert variables["block"].shape[0] == 16
 
@@ -111,7 +118,7 @@ def test_dump_from_a_training_loop(folder: Path) -> None:
         torch.nn.Flatten(), torch.nn.Linear(784, 80), torch.nn.ReLU(), torch.nn.Linear(80, 10)
     )
     run(
-        SNIPPETS[3],
+        SNIPPETS[4],
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         criterion=torch.nn.CrossEntropyLoss(),
@@ -122,8 +129,8 @@ def test_dump_from_a_training_loop(folder: Path) -> None:
 
 
 def test_dump_from_numpy(folder: Path) -> None:
-    run("\n".join([SNIPPETS[0], *SNIPPETS[4:]]))
-    assert len(SNIPPETS) == 5
+    run("\n".join([SNIPPETS[0], *SNIPPETS[5:]]))
+    assert len(SNIPPETS) == 6
     assert first_layer("dump.h5").status == "exact"
 
 

@@ -186,13 +186,14 @@ class ChainProblem:
         duals = state.duals
         few = duals is not None and self.chain.straight and self._few_slopes(candidate)
         seen = examine(self.chain, candidate, depth, duals if few else None)
+        fits_ahead = bool(seen.forward_residual[0] <= CONSISTENT)
         vague = seen.deviation[0] > VAGUE * self._size(seen)
-        if (vague or not seen.accepted[0]) and seen.forward_residual[0] <= CONSISTENT:
+        if (vague or not seen.accepted[0]) and fits_ahead:
             better = reexamine(self.chain, seen, depth)
             # Between kinks ∂L/∂Z does not move with its input: it is right, and what is open of the input, others will close.
             seen = seen if self.chain.straight and seen.accepted[0] and not better.accepted[0] else better
         if not seen.accepted[0]:
-            one_sided = state.one_sided + int(seen.forward_residual[0] <= CONSISTENT)
+            one_sided = state.one_sided + int(fits_ahead)
             return replace(state, refused=state.refused + 1, one_sided=one_sided)
         if duals is not None:
             products = np.abs(to_host(duals @ seen.c[0, :]))

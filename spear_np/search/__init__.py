@@ -1,4 +1,4 @@
-"""Where candidate directions come from; every search has the one face below."""
+"""Where candidates come from: a search for directions of one layer has the first face below, one for inputs of a chain the second."""
 
 from __future__ import annotations
 
