@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
+from spear_np.chain.equations import backward_map as map_back
 from spear_np.chain.equations import (
     backward_side,
     columns_of,
@@ -21,7 +22,6 @@ from spear_np.chain.equations import (
     system,
     top_of,
 )
-from spear_np.chain.equations import backward_map as map_back
 from spear_np.chain.layers import Chain
 from tests.backends import Backend
 from tests.chains import NetworkData, chain_on, digit_network, true_coordinates, true_top, with_noise

@@ -43,7 +43,7 @@ class TestLayers:
             C = true_coordinates(chain, data, number)
             P = layer.dual(data.output_grads[number])
             assert C @ layer.ones == pytest.approx(1, abs=1e-8)
-            assert P @ C.T == pytest.approx(np.eye(len(C)), abs=1e-8)
+            assert pytest.approx(np.eye(len(C)), abs=1e-8) == P @ C.T
 
     @few
     @given(NETWORKS)

@@ -19,7 +19,7 @@ GAINS = {"sigmoid": 6.0, "softplus": 4.0, "hardswish": 4.0, "hardtanh": 3.0}
 DTYPES = (np.float64, np.float32)
 
 
-def network(activation: str | Activation, b: int = 8, **options: Any) -> NetworkData:
+def network(activation: str | Activation | list[str], b: int = 8, **options: Any) -> NetworkData:
     """Return a network whose pre-activations reach where the activation bends."""
     gain = GAINS.get(str(activation), 2.0)
     return digit_network(b, **({"activation": activation, "gain": gain, "widths": (60, 60, 60)} | options))

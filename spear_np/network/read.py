@@ -44,7 +44,9 @@ def read_chain(
     if missing is not None:
         return NoChain(f"the first layer {missing}")
     if layers[0].sigma.name == NO_ACTIVATION[0]:
-        return NoChain("no activation follows the first layer, so that mixtures of inputs fit the layer behind it as well")
+        return NoChain(
+            "no activation follows the first layer, so that mixtures of inputs fit the layer behind it as well"
+        )
     first = _factors(layers[0], device, batch_size)
     if first is None:
         return NoChain("the rank of its weight_grad cannot be told")
@@ -107,6 +109,8 @@ def _missing(gradients: LayerGradients, before: LayerGradients | None = None) ->
 def _too_shallow(layers: Sequence[LayerGradients], usable: list[Factors], b: int) -> str:
     if len(usable) < 2:
         missing = _missing(layers[1], layers[0])
+        if missing is None and min(layers[1].shape) < b:
+            missing = f"has {min(layers[1].shape)} units, fewer than there are inputs ({b})"
         return f"the layer behind it {missing or 'has no gradient whose rank can be told'}"
     rank = usable[1].space.batch_size
     return f"the gradient of the layer behind it has rank {rank}, and so does not show its {b} inputs"
