@@ -70,6 +70,7 @@ def network_of(
     gain: float = 1.0,
     loss: Loss = "cross_entropy",
     share_on: float | None = None,
+    touching: int = 0,
 ) -> NetworkData:
     """Return what a fresh network shares of one step on a batch; all arithmetic is done in `dtype`.
 
@@ -83,6 +84,8 @@ def network_of(
         What follows them. Weights are uniform in ±gain/√features, as PyTorch draws them.
     share_on : float, optional
         Share of the units of the first layer with a positive pre-activation, by shifting its biases.
+    touching : int
+        How many units of the first layer are exactly at zero for the first input, as near as `dtype` comes to it.
     """
     rng = np.random.default_rng([seed, 31])
     b = len(inputs)
@@ -95,6 +98,8 @@ def network_of(
         bias = rng.uniform(-limit, limit, m).astype(dtype)
         if number == 0 and share_on is not None:
             bias = (bias - np.quantile(a @ weight.T + bias, 1 - share_on)).astype(dtype)
+        if number == 0:
+            bias[:touching] = -(a @ weight.T)[0, :touching]
         seen.append(a)
         pre.append(a @ weight.T + bias)
         a, slope = sigmas[number].value_and_slope(pre[-1])

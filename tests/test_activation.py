@@ -155,3 +155,34 @@ def test_an_unknown_activation_keeps_its_name() -> None:
     assert not unknown.known
     assert unknown.name == str(unknown) == "SquarePlus"
     assert unknown.ceiling is None
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_curvature_is_that_of_pytorch(backend: Backend, name: str) -> None:
+    activation, function = IN_TORCH[name]
+    points = np.linspace(-4.95, 4.95, 38)[:, None] + np.linspace(0, 0.01, 41)[None, :]
+    z = torch.tensor(points, requires_grad=True)
+    (slope,) = torch.autograd.grad(function(z).sum(), z, create_graph=True)
+    bend = torch.zeros_like(z)
+    if slope.requires_grad:
+        (bend,) = torch.autograd.grad(slope.sum(), z)
+    found = activation.curvature(backend.array(points))
+    assert_array(found, bend.detach().numpy(), backend, rtol=1e-6, atol=3e-8)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_pieces_are_linear_where_it_is_said_and_nowhere_else(name: str) -> None:
+    activation, _ = IN_TORCH[name]
+    z = np.linspace(-5, 5, 10_001)[:, None] + np.zeros((1, 41))
+    away = np.all([np.abs(z - kink) > 0.01 for kink in activation.kinks], axis=0) | np.zeros(z.shape, bool)
+    value, _ = activation.value_and_slope(z)
+    bend = np.abs(value[2:] - 2 * value[1:-1] + value[:-2])[away[1:-1]] / 1e-6
+    assert activation.piecewise_linear == bool(np.max(bend) < 1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_curvature_next_to_a_kink_is_none(name: str) -> None:
+    activation, _ = IN_TORCH[name]
+    for kink in activation.kinks:
+        near = np.full((1, 41), kink) + np.linspace(-1.5e-5, 1.5e-5, 41)[None, :]
+        assert np.all(activation.curvature(near) == 0)

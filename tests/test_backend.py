@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from spear_np import DeviceError, InputError
 from spear_np.backend import (
     CPU,
     device_for,
+    erf,
     gather,
     inverse_or_pseudoinverse,
+    inverse_or_zero,
+    replace_rows,
     scatter_columns,
     smallest,
     solve_or_nan,
@@ -212,3 +216,41 @@ class TestInverse:
     def test_what_is_no_number_has_none(self, backend: Backend) -> None:
         matrix = backend.array(np.asarray([[np.nan, 0.0], [0.0, 1.0]]))
         assert np.all(np.isnan(backend.host(inverse_or_pseudoinverse(backend.xp, matrix))))
+
+    def test_normal_equations_that_leave_a_direction_open_have_none(self, backend: Backend) -> None:
+        rng = np.random.default_rng(0)
+        full = rng.standard_normal((30, 6))
+        singular = full @ np.diag([1, 1, 1, 1, 1, 0.0]) @ rng.standard_normal((6, 6))
+        repeated = np.concatenate([full[:, :5], full[:, :1]], axis=1)
+        grams = np.stack([part.T @ part for part in (full, singular, repeated, 1e-150 * full)])
+        inverses = backend.host(inverse_or_zero(backend.xp, backend.array(grams)))
+        assert inverses[0] @ grams[0] == pytest.approx(np.eye(6), abs=1e-10)
+        assert np.all(inverses[1:3] == 0)
+        assert inverses[3] @ grams[3] == pytest.approx(np.eye(6), abs=1e-10)
+
+    def test_normal_equations_of_no_numbers_have_none(self, backend: Backend) -> None:
+        gram = backend.array(np.full((1, 2, 2), np.nan))
+        with np.errstate(all="ignore"):
+            assert np.all(backend.host(inverse_or_zero(backend.xp, gram)) == 0)
+
+
+class TestReplacedRows:
+    @given(st.data())
+    def test_rows_are_put_in_their_places(self, data: st.DataObject) -> None:
+        size = data.draw(st.integers(1, 12))
+        places = sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1)))
+        values = np.random.default_rng(size).standard_normal((size, 3))
+        new = 10 + values[: len(places)]
+        wanted = values.copy()
+        wanted[places] = new
+        for backend in (Backend.READ_ONLY, Backend.STRICT):
+            rows = backend.device.integers(places)
+            assert_array(replace_rows(backend.array(values), rows, backend.array(new)), wanted, backend)
+
+
+class TestErrorFunction:
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_it_is_that_of_the_standard_library(self, backend: Backend, dtype: Any) -> None:
+        values = np.linspace(-7, 7, 60).reshape(3, 20).astype(dtype)
+        wanted = np.vectorize(math.erf)(values.astype(np.float64)).astype(dtype)
+        assert_array(erf(backend.xp, backend.array(values)), wanted, backend, rtol=1e-6)

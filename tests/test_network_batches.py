@@ -19,7 +19,7 @@ GAINS = {"sigmoid": 6.0, "softplus": 4.0, "hardswish": 4.0, "hardtanh": 3.0}
 DTYPES = (np.float64, np.float32)
 
 
-def network(activation: str | Activation, b: int = 8, **options: Any) -> NetworkData:
+def network(activation: str | Activation | list[str], b: int = 8, **options: Any) -> NetworkData:
     """Return a network whose pre-activations reach where the activation bends."""
     gain = GAINS.get(str(activation), 2.0)
     return digit_network(b, **({"activation": activation, "gain": gain, "widths": (60, 60, 60)} | options))
@@ -100,11 +100,18 @@ class TestShapes:
         assert_whole(answer, data)
 
     def test_inputs_with_fewer_units_on_than_the_batch_has_inputs(self) -> None:
-        data = network("relu", 12, share_on=0.3)
+        data = network("relu", 16, share_on=0.3)
         on = np.sum(data.pre_activations[0] > 0, axis=1)
-        assert np.min(on) < 11
+        assert np.sum(on < 15) > 2
         answer = invert_chain(data.layers, time_limit=SECONDS)
         assert_whole(answer, data)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=["float64", "float32"])
+    @pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu"])
+    def test_an_input_that_touches_the_kinks_of_units(self, activation: str, dtype: Any) -> None:
+        data = network(activation, dtype=dtype, touching=2)
+        assert np.max(np.abs(data.pre_activations[0][0, :2])) < 10 * np.finfo(dtype).eps
+        assert_whole(invert_chain(data.layers, time_limit=SECONDS), data)
 
 
 class TestPromises:

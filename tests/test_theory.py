@@ -145,3 +145,41 @@ class TestFalseDirections:
         p = theory.false_direction_probability(rows, redundancy, chance)
         assert 0 <= p <= 1
         assert theory.false_direction_probability(rows, redundancy, chance / 2) <= p
+
+
+class TestFalseMembers:
+    @staticmethod
+    def cells(units: int, unknowns: int) -> int:
+        return sum(math.comb(units, i) for i in range(min(units, unknowns) + 1))
+
+    @pytest.mark.parametrize(("units", "unknowns"), [(1, 0), (4, 2), (10, 3), (30, 12), (5, 9)])
+    def test_it_is_the_union_bound_over_cells(self, units: int, unknowns: int) -> None:
+        for spare in (1, 4):
+            expected = min(1.0, self.cells(units, unknowns) * 1e-6**spare)
+            assert theory.false_member_probability(units, unknowns, spare, 1e-6) == pytest.approx(expected)
+
+    @pytest.mark.parametrize("units", [3, 5, 8])
+    def test_lines_cut_a_plane_into_as_many_cells_as_it_counts(self, units: int) -> None:
+        rng = np.random.default_rng(units)
+        normals, offsets = rng.standard_normal((units, 2)), 0.1 * rng.standard_normal(units)
+        points = rng.standard_normal((200_000, 2)) * np.exp(rng.uniform(-3, 3, (200_000, 1)))
+        seen = len(np.unique(points @ normals.T > offsets, axis=0))
+        bound = theory.false_member_probability(units, 2, 1, 1e-9) / 1e-9
+        assert seen <= round(bound)
+        assert seen >= 0.9 * bound
+
+    def test_without_a_spare_equation_nothing_is_known(self) -> None:
+        assert theory.false_member_probability(200, 19, 0, 1e-9) == 1
+        assert theory.false_member_probability(200, 19, -3, 1e-9) == 1
+        assert theory.false_member_probability(200, 19, 5, 1.0) == 1
+        assert theory.false_member_probability(200, 19, 5, 0.0) == 0
+
+    @given(st.integers(1, 3000), st.integers(0, 400), st.integers(1, 3000), st.floats(1e-12, 0.9))
+    def test_it_is_a_probability_that_falls_with_every_equation_and_rises_with_every_unit(
+        self, units: int, unknowns: int, spare: int, chance: float
+    ) -> None:
+        p = theory.false_member_probability(units, unknowns, spare, chance)
+        assert 0 <= p <= 1
+        assert theory.false_member_probability(units, unknowns, spare + 1, chance) <= p
+        assert theory.false_member_probability(units + 1, unknowns, spare, chance) >= p * (1 - 1e-9)
+        assert theory.false_member_probability(units, unknowns + 1, spare, chance) >= p * (1 - 1e-9)

@@ -54,7 +54,7 @@ def input_deviation(chain: Chain, c: Array, covariance: Array) -> HostArray:
     variance = to_host(xp.stack(within)) + to_host(first.spread(c)) ** 2
     open_ = to_host(xp.all(covariance == 0, axis=(1, 2)))
     deviation: HostArray = np.where(open_ | (variance < 0), math.inf, np.sqrt(np.abs(variance)))
-    return np.nan_to_num(deviation, nan=math.inf)
+    return np.nan_to_num(deviation, nan=math.inf, posinf=math.inf)
 
 
 def variance_of(rows: Array, covariance: Array) -> Array:

@@ -204,10 +204,11 @@ def null_vectors(chain: Chain, through: Array) -> tuple[Array, Array, Array]:
     """
     xp, layer = chain.xp, chain.layers[0]
     columns = through / layer.space.noise[:, None]
-    gram = xp.matrix_transpose(columns) @ columns
-    length = xp.sqrt(xp.linalg.diagonal(gram))
+    length = xp.linalg.vector_norm(columns, axis=1)
     length = xp.where(length > 0, length, xp.ones_like(length))
     columns = columns / length[:, None, :]
+    # What overflowed fits nothing, and decompositions refuse it.
+    columns = xp.where(xp.isfinite(columns), columns, xp.zeros_like(columns))
     inside = xp.matrix_transpose(columns) @ columns
     if bool(xp.any(xp.all(inverse_or_zero(xp, inside) == 0, axis=(1, 2)))):
         y, best, second = _best_in_range(chain, columns)

@@ -16,6 +16,7 @@ import numpy as np
 from ..backend import OWN_ROUNDING, Array, HostArray, inverse_or_zero, solve_or_nan, to_host
 from .covariance import AT_KINK, flatter_slopes, input_deviation, variance_of
 from .equations import (
+    ROUNDING_SHARE,
     Forward,
     System,
     backward_map,
@@ -237,7 +238,7 @@ def _rms(residual: HostArray, unknowns: int) -> HostArray:
     left = max(residual.shape[1] - unknowns, 1)
     with np.errstate(over="ignore", invalid="ignore"):
         result: HostArray = np.sqrt(np.sum(residual**2, axis=1) / left)
-    return np.nan_to_num(result, nan=math.inf)
+    return np.nan_to_num(result, nan=math.inf, posinf=math.inf)
 
 
 def _across_kinks(
@@ -351,11 +352,11 @@ def _normal(chain: Chain, blocks: list[System], *, rough: bool = False) -> tuple
 def _rest(chain: Chain, c: Array) -> HostArray:
     """(k,): length of a step, as in `AT_REST`, from which the inputs at `c` (k, b) are at rest.
 
-    Not less than our own rounding of their entries, which is about the noise where gradients are in float64.
+    Not less than our own rounding of a pass, which is about the noise where gradients are in float64.
     """
     first = chain.layers[0]
     entry = chain.xp.linalg.vector_norm(c, axis=1) / math.sqrt(first.space.shape[1])
-    own: HostArray = OWN_ROUNDING * to_host(entry / first.spread(c))
+    own: HostArray = ROUNDING_SHARE * OWN_ROUNDING * to_host(entry / first.spread(c))
     return np.maximum(AT_REST, own)
 
 
@@ -393,7 +394,10 @@ class Refined:
 def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     """Gauss-Newton on all equations, forward and backward, from `c` (k, b) and `q` (k, t)."""
     xp, b = chain.xp, c.shape[1]
-    rest = _rest(chain, c)
+    space = chain.layers[0].space
+    # Columns of ∂L/∂Z are rounded too, in units of the noise to this share of a row of them.
+    own = OWN_ROUNDING * float(space.S[0]) / math.sqrt(space.shape[0])
+    rest = np.maximum(_rest(chain, c), own)
     moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
         at = system(chain, c, q, depth)

@@ -125,7 +125,7 @@ def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
     hidden = max(layer.space.hidden_input_factor for layer in chain.layers[: chain.depth + 1])
     with np.errstate(over="ignore"):
         bound: HostArray = ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
-    return np.nan_to_num(bound, nan=math.inf)
+    return np.nan_to_num(bound, nan=math.inf, posinf=math.inf)
 
 
 def data_range(chain: Chain, c: Array) -> float:
