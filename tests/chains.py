@@ -14,7 +14,7 @@ from spear_np import Activation, Inversion, LayerGradients
 from spear_np.backend import to_host
 from spear_np.chain.layers import Chain
 from spear_np.factors.activation import as_activation
-from spear_np.network.read import read_chain
+from spear_np.network.read import Linked, read_chain
 from tests.backends import Backend
 from tests.networks import Floats, digit_batch
 
@@ -149,9 +149,9 @@ def with_noise(data: NetworkData, level: float, rng: np.random.Generator) -> Net
 
 def chain_on(data: NetworkData, backend: Backend = Backend.NUMPY, count: int | None = None) -> Chain:
     """Return the chain of the first `count` layers of a network, on `backend`."""
-    chain = read_chain(data.on(backend, count), backend.device)
-    assert isinstance(chain, Chain), chain
-    return chain
+    linked = read_chain(data.on(backend, count), backend.device)
+    assert isinstance(linked, Linked), linked
+    return linked.chain
 
 
 def true_coordinates(chain: Chain, data: NetworkData, number: int = 0) -> Floats:

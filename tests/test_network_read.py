@@ -11,10 +11,9 @@ import pytest
 
 from spear_np import InputError, Inversion, LayerGradients, Status, invert_chain
 from spear_np.backend import to_host
-from spear_np.chain.layers import Chain
 from spear_np.network.labels import labels_of
 from spear_np.network.problem import ChainProblem
-from spear_np.network.read import NoChain, read_chain
+from spear_np.network.read import Linked, NoChain, read_chain
 from spear_np.network.verify import spare_equations
 from tests.backends import Backend
 from tests.chains import NetworkData, assert_whole, chain_on, digit_network
@@ -28,6 +27,11 @@ SECONDS = 1.0
 def network(**options: Any) -> NetworkData:
     usual: dict[str, Any] = {"activation": "gelu", "gain": 2.0, "dtype": np.float32, "widths": (60, 60, 60)}
     return digit_network(8, **(usual | options))
+
+
+def deep() -> NetworkData:
+    """A network of which every layer is factorised, none only passes on."""
+    return network(widths=(18, 18, 60))
 
 
 def with_entry(array: Floats, value: float) -> Floats:
@@ -53,21 +57,21 @@ OVERFLOW = 1e120
 RAISED = {
     "no layers": Refused(lambda _: (), ("`layers` is empty",)),
     "NaN in the first layer": Refused(entry(0, "weight_grad", np.nan), ("`weight_grad` holds NaN",)),
-    "NaN in a deeper layer": Refused(
-        entry(2, "weight_grad", np.nan), ("layer 2 of the chain", "`weight_grad` holds NaN")
-    ),
-    "infinity in a deeper weight": Refused(
-        entry(1, "weight", np.inf), ("layer 1 of the chain", "`weight` holds NaN or infinity")
-    ),
-    "NaN in a deeper bias_grad": Refused(
-        entry(1, "bias_grad", np.nan), ("layer 1 of the chain", "`bias_grad` holds NaN")
-    ),
-    "overflow in a deeper layer": Refused(
-        lambda data: data.changed(1, weight_grad=data.layers[1].weight_grad.astype(np.float64) * OVERFLOW),
-        ("layer 1 of the chain", "no room for arithmetic"),
+}
+BROKEN = {
+    "NaN": (entry(2, "weight_grad", np.nan), 2, "`weight_grad` holds NaN"),
+    "infinity in a weight": (entry(2, "weight", np.inf), 2, "`weight` holds NaN or infinity"),
+    "NaN in a bias_grad": (entry(3, "bias_grad", np.nan), 3, "`bias_grad` holds NaN"),
+    "overflow": (
+        lambda data: data.changed(2, weight_grad=data.layers[2].weight_grad.astype(np.float64) * OVERFLOW),
+        2,
+        "no room for arithmetic",
     ),
 }
 NO_CHAIN = {
+    "NaN behind the first layer": Refused(
+        entry(1, "weight_grad", np.nan), ("layer '1' cannot be used", "`weight_grad` holds NaN")
+    ),
     "one layer": Refused(lambda data: data.layers[:1], ("there is no layer behind it",)),
     "no bias_grad": Refused(
         lambda data: data.changed(0, bias_grad=None), ("the first layer has no bias_grad",)
@@ -76,10 +80,10 @@ NO_CHAIN = {
         lambda data: data.changed(0, weight=None, bias=None), ("the first layer has no weight",)
     ),
     "no bias_grad behind it": Refused(
-        lambda data: data.changed(1, bias_grad=None), ("the layer behind it has no bias_grad",)
+        lambda data: data.changed(1, bias_grad=None), ("layer '1' has no bias_grad",)
     ),
     "no weight behind it": Refused(
-        lambda data: data.changed(1, weight=None, bias=None), ("the layer behind it has no weight",)
+        lambda data: data.changed(1, weight=None, bias=None), ("layer '1' has no weight",)
     ),
     "an unknown activation": Refused(
         lambda data: data.changed(0, activation="snake"), ("is followed by 'snake'", "no activation that can")
@@ -93,7 +97,7 @@ NO_CHAIN = {
     ),
     "a layer behind it that shows fewer inputs": Refused(
         lambda _: network(widths=(60, 5)).layers,
-        ("the layer behind it has 5 units, fewer than there are inputs (8)",),
+        ("layer '1' has a gradient that does not have the rank of the batch",),
     ),
 }
 
@@ -127,12 +131,24 @@ def test_layers_that_are_no_chain_fail_and_say_why(name: str, method: str) -> No
         assert part in answer.reason
 
 
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_chain_ends_before_a_deeper_layer_that_is_broken_and_says_so(name: str) -> None:
+    change, number, said = BROKEN[name]
+    data = deep()
+    answer = invert_chain(change(data))
+    assert_whole(answer, data)
+    assert answer.chain == tuple(str(n) for n in range(number))
+    (caveat,) = [one for one in answer.certificate.caveats if "ends early" in one]
+    assert f"layer '{number}' cannot be used" in caveat
+    assert said in caveat
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize(
     "change", [{"bias_grad": None}, {"weight": None, "bias": None}], ids=["bias_grad", "weight"]
 )
 def test_a_chain_ends_before_a_layer_that_lacks_something(number: int, change: dict[str, Any]) -> None:
-    data = network()
+    data = deep()
     answer = invert_chain(data.changed(number, **change))
     if number == 1:
         assert answer.status is Status.FAILED
@@ -232,7 +248,7 @@ class TestEquations:
         assert isinstance(chain, NoChain)
         assert "40 inputs meet 21 equations in 39 unknowns with 1 layer(s)" in chain.reason
         assert chain.reason.endswith("2 would do")
-        assert isinstance(read_chain(data.layers[:3], Backend.NUMPY.device), Chain)
+        assert isinstance(read_chain(data.layers[:3], Backend.NUMPY.device), Linked)
 
 
 class TestLabels:

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from ..backend import Array, Device, scatter_columns
+from ..errors import InputError
 from ..factors.activation import Activation
 from ..factors.factorize import Factors
 from ..factors.gradients import UNIT_ROUNDOFF, LayerGradients
@@ -192,19 +193,29 @@ def _orthonormal(xp: Any, V: Array) -> Array:
 
 
 def passing_layer(gradients: LayerGradients, device: Device) -> ChainLayer:
-    """Return a layer that only passes on what others say: W, its bias and σ, without factors."""
+    """Return a layer that only passes on what others say: W, its bias and σ, without factors.
+
+    Raises
+    ------
+    InputError
+        If one of them holds NaN or infinity.
+    """
     parts = [block for _, (block,) in gradients.blocks("weight", device=device)]
     weight = device.xp.concat(parts, axis=1)
     norm = device.xp.linalg.vector_norm(weight, axis=1)
     bias = gradients.vector("bias", device=device)
+    for name, array in (("weight", weight), ("bias", bias)):
+        if not bool(device.xp.all(device.xp.isfinite(array))):
+            msg = f"`{name}` holds NaN or infinity"
+            raise InputError(msg)
     layer = Layer(device.zeros((gradients.shape[0], 0)), norm, bias, gradients.sigma)
     return ChainLayer(None, layer, gradients, None, None, None, None, weight)
 
 
-def chain_of(given: Sequence[Factors | LayerGradients], device: Device) -> Chain:
-    """Return the chain of these layers, in forward order; those without factors pass on what the others say."""
+def chain_of(given: Sequence[Factors | ChainLayer], device: Device) -> Chain:
+    """Return the chain of these layers, in forward order: factors, or layers that only pass on what the others say."""
     layers = tuple(
-        chain_layer(one, first=number == 0) if isinstance(one, Factors) else passing_layer(one, device)
+        chain_layer(one, first=number == 0) if isinstance(one, Factors) else one
         for number, one in enumerate(given)
     )
     precise = all(str(layer.gradients.weight.dtype).endswith("float64") for layer in layers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..backend import Device, suitable_threads
 from ..chain.equations import top_of
-from ..chain.layers import Chain, chain_of
+from ..chain.layers import Chain, ChainLayer, chain_of, passing_layer
 from ..errors import InputError
 from ..factors.activation import NO_ACTIVATION
 from ..factors.factorize import Factors, factorize
@@ -69,7 +69,7 @@ def read_chain(
     if first is None:
         return NoChain("the rank of its weight_grad cannot be told")
     b = first.space.batch_size
-    usable: list[Factors | LayerGradients] = [first]
+    usable: list[Factors | ChainLayer] = [first]
     cut = None
     spare = 1 - b
     for number, gradients in enumerate(layers[1:], start=1):
@@ -93,19 +93,21 @@ def read_chain(
 
 def _deeper(
     before: LayerGradients, gradients: LayerGradients, device: Device, b: int, *, passing: bool
-) -> Factors | LayerGradients | str:
+) -> Factors | ChainLayer | str:
     """The factors of a layer behind another of a chain of b inputs, or why the chain ends before it.
 
-    A layer that only has to pass on what others say is not factorised, and comes as it is.
+    A layer that only has to pass on what others say is not factorised.
     """
     if not before.sigma.known:
         return f"comes behind '{before.sigma}', which is no activation that can be computed"
+    if before.sigma.name == NO_ACTIVATION[0]:
+        return "comes behind a layer that no activation follows, and so says nothing that the layers before it do not"
     missing = _missing(gradients, before)
     if missing is not None:
         return missing
-    if passing:
-        return gradients
     try:
+        if passing:
+            return passing_layer(gradients, device)
         factors = _factors(gradients, device, None)
         if (factors is None or factors.space.batch_size > b) and b <= min(gradients.shape):
             # Noise may hide the rank of a deeper layer; whether inputs fit it is found out later.
