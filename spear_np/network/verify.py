@@ -72,9 +72,8 @@ def verify(chain: Chain, known: tuple[Examined, ...], depth: int) -> Verified:
         one = known[row]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             tried = [reexamine(chain, one, depth)]
-            if (
-                chain.straight
-            ):  # else duals carry the errors of their inputs, and bind more tightly than they may
+            # Where slopes bend, duals carry the errors of their inputs, and bind more tightly than they may.
+            if chain.straight and len(known) > 1:
                 others = xp.concat([other.duals[0] for other in known if other is not one], axis=0)
                 tried.append(examine(chain, one.c, depth, others))
         for better in tried:
