@@ -53,6 +53,8 @@ class Forward:
     """(k, m_l): variance of `z`, by the noise of the first layer and the rounding of the pass."""
     variance: tuple[Array, ...]
     """(k, m_l): of `a`, by the noise of the first layer and the rounding of the pass."""
+    spread: Array
+    """(k,): standard deviation of the entries of the inputs themselves."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def forward(chain: Chain, c: Array, depth: int, *, derivatives: bool = True) -> 
         tuple(jacobians),
         tuple(doubts),
         tuple(variances),
+        spread,
     )
 
 
@@ -123,6 +126,40 @@ def membership(chain: Chain, passed: Forward, number: int, *, derivatives: bool 
     outside = (slopes - layer.basis[None, :, :] @ inside) / scale[:, :, None]
     ones = (layer.ones[None, None, :] @ inside) / total[:, None, None]
     return System(residual, xp.concat([outside, ones], axis=1))
+
+
+def membership_noise(chain: Chain, passed: Forward, number: int) -> Array:
+    """(k, b, b): what noise alone adds to JᵀJ of the equations of `membership`, in expectation.
+
+    Notes
+    -----
+    The derivative of ``a - V Vᵀa`` along a change δ of c is as uncertain as the basis V is along ``δa``: its entries have the
+    variance ``|S_l⁻¹ Vᵀδa|²``, and by the doubt of the first layer's basis ``|S_0⁻¹ δ|²`` times what the layers make of it.
+    A direction along which J shows no more than that is not determined, however small the noise of the equations is at c:
+    two inputs between which no unit changes its side are the ends of such a line.
+    """
+    xp, layer, first = chain.xp, chain.layers[number], chain.layers[0]
+    inside = xp.matrix_transpose(layer.basis)[None, :, :] @ (
+        passed.slope[number - 1][:, :, None] * passed.by_coordinates[number - 1]
+    )
+    c = passed.a[number - 1] @ layer.basis
+    variance = passed.variance[number - 1]
+    squares = membership_scale(chain, passed, number) ** 2
+    total = ones_deviation(chain, layer, c, variance) ** 2
+    own = inside / layer.space.S[None, :, None]
+    weight = layer.basis.shape[0] / squares + (layer.bias_ratio**2 + xp.sum(layer.ones**2)) / total
+    passed_on = layer.basis.shape[0] * xp.max(variance, axis=1) / squares
+    passed_on = passed_on + variance @ (layer.basis @ layer.ones) ** 2 / total
+    noise = (xp.matrix_transpose(own) @ own) * weight[:, None, None]
+    return noise + doubt_of_first(chain, passed, passed_on)
+
+
+def doubt_of_first(chain: Chain, passed: Forward, weight: Array) -> Array:
+    """(k, b, b): ``weight |S_0⁻¹ δ|² / |S_0⁻¹ c|²`` as a form in δ, for the `weight` (k,) that the variance at c has."""
+    xp, first = chain.xp, chain.layers[0]
+    return (weight / passed.spread**2)[:, None, None] * xp.eye(
+        first.rank, dtype=xp.float64, device=chain.device.handle
+    )[None, :, :] / (first.space.S**2)[None, :, None]
 
 
 def membership_scale(chain: Chain, passed: Forward, number: int) -> Array:
@@ -227,6 +264,55 @@ def system(chain: Chain, c: Array, q: Array, depth: int) -> System:
     residuals.append(side.residual)
     jacobians.append(side.jacobian)
     return System(xp.concat(residuals, axis=1), xp.concat(jacobians, axis=1))
+
+
+def system_noise(chain: Chain, c: Array, q: Array, depth: int) -> Array:
+    """(k, u, u): what noise alone adds to JᵀJ of `system`, in expectation; see `membership_noise`."""
+    xp = chain.xp
+    first = chain.layers[0]
+    b = c.shape[1]
+    passed = forward(chain, c, len(chain.layers) - 2)
+    ahead = doubt_of_first(
+        chain, passed, passed.spread**2 * (first.bias_ratio**2 + xp.sum(first.ones**2)) / ones_deviation(chain, first, c, None) ** 2
+    )
+    for number in range(1, depth + 1):
+        ahead = ahead + membership_noise(chain, passed, number)
+    behind = backward_noise(chain, c, q, passed)
+    corner = behind[:, :b, :b] + ahead
+    upper = xp.concat([corner, behind[:, :b, b:]], axis=2)
+    return xp.concat([upper, behind[:, b:, :]], axis=1)
+
+
+def backward_noise(chain: Chain, c: Array, q: Array, passed: Forward) -> Array:
+    """(k, u, u): what noise alone adds to JᵀJ of the equations of `backward_side`, in expectation.
+
+    Notes
+    -----
+    Along a change of the column d_0 by δd, the part of it outside of U is as uncertain as U is: by ``|S_0⁻¹ Uᵀδd|`` in each
+    of its m entries, in units of their noise; along a change ω of q, by the noise of the last gradient, ``|S_K⁻¹ ω|`` times what
+    the layers make of it on the way down.
+    """
+    xp, first, last = chain.xp, chain.layers[0], chain.layers[-1]
+    space, noise, U = first.space, first.space.noise, chain.first_columns
+    m, b, t = space.shape[0], c.shape[1], q.shape[1]
+    columns = columns_of(chain, passed, q)
+    variance = _backward_variance(chain, passed, q, columns)
+    p = ((columns[0] / noise) @ U) / space.S
+    size = xp.linalg.vector_norm(p, axis=1)
+    scale = size[:, None] ** 2 + variance / noise**2  # (k, m)
+    product = 2 * (size * passed.spread) ** 2 + xp.sum(variance / noise**2 * ((c / space.S) @ U.T) ** 2, axis=1)
+    by_all = xp.concat([_bends(chain, passed, columns), backward_map(chain, passed)], axis=2) / noise[:, None]
+    own = (xp.matrix_transpose(U)[None, :, :] @ by_all) / space.S[None, :, None]
+    weight = xp.sum(1 / scale, axis=1) + 2 * passed.spread**2 / product
+    result = (xp.matrix_transpose(own) @ own) * weight[:, None, None]
+    top = xp.zeros((c.shape[0], t), dtype=xp.float64, device=chain.device.handle)
+    if top_of(chain)[1]:
+        dual = xp.sum((q / last.space.S) ** 2, axis=1)
+        share = xp.sum(variance / noise**2 / scale, axis=1) / xp.where(dual > 0, dual, xp.ones_like(dual))
+        top = share[:, None] / (last.space.S**2)[None, :]
+    of_c = doubt_of_first(chain, passed, 2 * (size * passed.spread) ** 2 / product)
+    diagonal = xp.concat([xp.linalg.diagonal(of_c), top], axis=1)
+    return result + diagonal[:, :, None] * chain.device.eye(b + t)[None, :, :]
 
 
 def backward_side(chain: Chain, c: Array, q: Array, passed: Forward, *, doubt: Array | None = None) -> System:

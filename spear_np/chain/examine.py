@@ -14,7 +14,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import Array, HostArray, solve_or_nan, to_host
+from ..backend import Array, HostArray, positive_definite, solve_or_nan, to_host
 from .equations import (
     Forward,
     System,
@@ -23,8 +23,10 @@ from .equations import (
     columns_of,
     forward,
     membership,
+    membership_noise,
     null_vectors,
     system,
+    system_noise,
 )
 from .layers import Chain
 
@@ -248,7 +250,7 @@ def input_deviation(chain: Chain, c: Array, covariance: Array) -> HostArray:
     variance = to_host(xp.stack(within)) + to_host(first.spread(c)) ** 2
     open_ = to_host(xp.all(covariance == 0, axis=(1, 2)))
     deviation: HostArray = np.where(open_ | (variance < 0), math.inf, np.sqrt(np.abs(variance)))
-    return np.nan_to_num(deviation, nan=math.inf)
+    return np.nan_to_num(deviation, nan=math.inf, posinf=math.inf)
 
 
 def _of_units(rows: Array, covariance: Array) -> Array:
@@ -308,7 +310,7 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
     b = c.shape[1]
     moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
-        passed = forward(chain, c, depth - 1)
+        passed = at = forward(chain, c, depth - 1)
         blocks = [membership(chain, passed, number) for number in range(1, depth + 1)]
         if known is not None:
             blocks.append(_orthogonal(chain, c, known))
@@ -343,7 +345,27 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
             ]
         if np.all(moved <= AT_REST):
             break
-    return c, inverse, np.where(moved <= AT_REST, _membership_rms(chain, c, depth), math.inf)
+    noise = sum(membership_noise(chain, at, number) for number in range(1, depth + 1))
+    if known is not None:
+        noise = noise + _orthogonal_noise(chain, c, known)
+    ahead = np.where(moved <= AT_REST, _membership_rms(chain, c, depth), math.inf)
+    return c, _covariance(chain, gram, noise), ahead
+
+
+def _covariance(chain: Chain, gram: Array, noise: Array) -> Array:
+    """(k, u, u): inverse of the information `gram`, JᵀJ, less what `noise` adds to it; zeros where nothing is left of it.
+
+    Where some direction shows no more than noise does, the next point along it would fit as well, and the next after that.
+    """
+    xp = chain.xp
+    information = gram - noise
+    length = xp.sqrt(xp.abs(xp.linalg.diagonal(information)))
+    length = xp.where(length > 0, length, xp.ones_like(length))
+    scaled = information / (length[:, :, None] * length[:, None, :])
+    scaled = xp.where(positive_definite(xp, scaled)[:, None, None], scaled, xp.zeros_like(scaled))
+    identity = xp.broadcast_to(chain.device.eye(gram.shape[1])[None, :, :], gram.shape)
+    inverse = solve_or_nan(xp, scaled, identity) / (length[:, :, None] * length[:, None, :])
+    return xp.where(xp.isfinite(inverse), inverse, xp.zeros_like(inverse))
 
 
 def _orthogonal(chain: Chain, c: Array, known: Array) -> System:
@@ -351,6 +373,13 @@ def _orthogonal(chain: Chain, c: Array, known: Array) -> System:
     xp = chain.xp
     deviation = 2**0.5 * chain.layers[0].spread(c)[:, None] * xp.linalg.vector_norm(known, axis=1)[None, :]
     return System((c @ known.T) / deviation, known[None, :, :] / deviation[:, :, None])
+
+
+def _orthogonal_noise(chain: Chain, c: Array, known: Array) -> Array:
+    """(k, b, b): what noise alone adds to JᵀJ of `_orthogonal`: the duals are as uncertain along any direction as along c."""
+    xp, space = chain.xp, chain.layers[0].space
+    weight = known.shape[0] / chain.layers[0].spread(c) ** 2
+    return weight[:, None, None] * (chain.device.eye(c.shape[1]) / space.S**2)[None, :, :]
 
 
 def _gram(xp: Any, jacobian: Array) -> Array:
@@ -380,7 +409,6 @@ class Refined:
 def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     """Gauss-Newton on all equations, forward and backward, from `c` (k, b) and `q` (k, t)."""
     xp, b = chain.xp, c.shape[1]
-    inverse = None
     moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
         at = system(chain, c, q, depth)
@@ -395,12 +423,12 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
         step = (inverse @ right[:, :, None])[:, :, 0]
         moved = to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / int(at.residual.shape[1])))
         step = step / length
-        inverse = inverse / (length[:, :, None] * length[:, None, :])
         c, q = c - step[:, :b], q - step[:, b:]
         if np.all(moved <= AT_REST):
             break
-    assert inverse is not None
     residual = system(chain, c, q, depth).residual
     at_rest = moved <= AT_REST
-    deviation = np.where(at_rest, input_deviation(chain, c, inverse[:, :b, :b]), math.inf)
+    noise = system_noise(chain, c, q, depth) / (length[:, :, None] * length[:, None, :])
+    covariance = _covariance(chain, gram, noise)[:, :b, :b] / (length[:, :b, None] * length[:, None, :b])
+    deviation = np.where(at_rest, input_deviation(chain, c, covariance), math.inf)
     return Refined(c, q, residual, deviation, at_rest)

@@ -124,7 +124,7 @@ def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
     floor = LEAST_ROUNDING if rounding else 1.0
     hidden = max(layer.space.hidden_input_factor for layer in chain.layers[: chain.depth + 1])
     bound: HostArray = ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
-    return np.nan_to_num(bound, nan=math.inf)
+    return np.nan_to_num(bound, nan=math.inf, posinf=math.inf)
 
 
 def data_range(chain: Chain, c: Array) -> float:
