@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..backend import Array
 from .layers import Chain, ChainLayer
 
@@ -232,6 +234,36 @@ def null_vectors(chain: Chain, through: Array) -> tuple[Array, Array, Array]:
     share = values / xp.where(total > 0, total, xp.ones_like(total))
     second = share[:, -2] if share.shape[1] > 1 else xp.ones_like(share[:, -1])
     return q, share[:, -1], second
+
+
+def dual_deviation(chain: Chain, passed: Forward, q: Array) -> Array:
+    """(k,): what the uncertainty of ``q`` (k, t) adds to ``p · c`` of another input, at most, in units of ``|S_0⁻¹ c|``.
+
+    Notes
+    -----
+    q is the null vector of ``(I - U Uᵀ) M`` for the columns M of `backward_map` in units of their noise. With its other
+    singular values σ_i and right vectors v_i, and noise of size ν in the equations, q is uncertain by ``v_i ν / σ_i``, and p
+    by ``S_0⁻¹ UᵀM`` of it. Of σ_i² only what exceeds the noise of U along ``M v_i`` counts. Rounding on the way down comes on
+    top.
+    """
+    xp, first = chain.xp, chain.layers[0]
+    space, noise, U = first.space, first.space.noise, chain.first_columns
+    variance = _backward_variance(chain, passed, q, columns_of(chain, passed, q)) / noise**2
+    columns = backward_map(chain, passed) / noise[:, None]
+    p = ((columns @ q[:, :, None])[:, :, 0] @ U) / space.S
+    scale = xp.sum(p**2, axis=1) + xp.mean(variance, axis=1)
+    length = xp.linalg.vector_norm(columns, axis=1)
+    columns = columns / xp.where(length > 0, length, xp.ones_like(length))[:, None, :]
+    _, values, right = xp.linalg.svd(xp.linalg.qr(outside_columns(chain, columns)).R)
+    along = xp.matrix_transpose(U)[None, :, :] @ (columns @ xp.matrix_transpose(right))  # (k, b, t)
+    doubt = space.shape[0] * xp.sum((along / space.S[None, :, None]) ** 2, axis=1)
+    left = values[:, :-1] ** 2 - doubt[:, :-1]
+    left = xp.where(left > 0, left, xp.full_like(left, float(np.finfo(np.float64).tiny)))
+    moved = along[:, :, :-1] / xp.sqrt(left)[:, None, :]
+    largest = xp.zeros_like(scale)
+    if moved.shape[2]:
+        largest = xp.linalg.matrix_norm(moved, ord=2)
+    return xp.sqrt(scale * largest**2 + xp.max(variance, axis=1))
 
 
 def outside_columns(chain: Chain, columns: Array) -> Array:

@@ -6,7 +6,7 @@ Deflated problems only make starts. What is accepted here rests on the gradients
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -21,6 +21,7 @@ from .equations import (
     backward_map,
     backward_side,
     columns_of,
+    dual_deviation,
     forward,
     membership,
     membership_noise,
@@ -100,6 +101,9 @@ class Examined:
     """(k,): the same of the backward side."""
     apart: HostArray
     """(k,): residual of the second best column of ∂L/∂Z over that of the best."""
+    dual_deviation: Array
+    """(k,): standard deviation of ``p · c`` for another input, by the doubt of this one's ∂L/∂Z, for each ``|S_0⁻¹ c|``; of
+    layers of straight pieces."""
     refined: bool = False
     """Whether the backward side took part in the fit."""
 
@@ -123,10 +127,38 @@ class Examined:
         return holds
 
 
-def examine(chain: Chain, c: Array, depth: int, known: Array | None = None) -> Examined:
+@dataclass(frozen=True)
+class Known:
+    """The duals of f inputs that were found, in the first layer of a chain of straight pieces."""
+
+    duals: Array
+    """(f, b)."""
+    deviation: Array
+    """(f,): see `Examined.dual_deviation`."""
+
+    def spread(self, chain: Chain, c: Array) -> Array:
+        """(k, f): standard deviation of ``p · c`` for the inputs at `c` (k, b), by the noise of both."""
+        return chain.layers[0].spread(c)[:, None] * chain.xp.sqrt(self.weight(chain))[None, :]
+
+    def weight(self, chain: Chain) -> Array:
+        """(f,): variance of ``p · c`` for each ``|S_0⁻¹ c|²``."""
+        return 2 * chain.xp.sum(self.duals**2, axis=1) + self.deviation**2
+
+
+def known_of(chain: Chain, found: Sequence[Examined]) -> Known | None:
+    """The duals of the inputs `found`, one each; None without any."""
+    if not found:
+        return None
+    return Known(
+        chain.xp.concat([one.duals[0] for one in found], axis=0),
+        chain.xp.concat([one.dual_deviation for one in found], axis=0),
+    )
+
+
+def examine(chain: Chain, c: Array, depth: int, known: Known | None = None) -> Examined:
     """Polish the candidates `c` (k, b) on the membership up to layer `depth`, and judge them by all equations.
 
-    With the duals `known` (f, b) of inputs that were found, they are held orthogonal to these: what an input needs that
+    With the duals of `known` inputs, they are held orthogonal to these: what an input needs that
     turns on fewer units than it has coordinates.
     """
     c, covariance, ahead = polish(chain, c, depth, known)
@@ -147,6 +179,7 @@ def examine(chain: Chain, c: Array, depth: int, known: Array | None = None) -> E
         deviation=input_deviation(chain, c, covariance),
         output_grad=side.columns[0],
         duals=_duals(chain, side.columns),
+        dual_deviation=_dual_deviation(chain, passed, side.q),
         forward_residual=ahead,
         backward_residual=side.residual,
         apart=side.apart,
@@ -178,6 +211,13 @@ def _duals(chain: Chain, columns: list[Array]) -> tuple[Array, ...]:
     """The duals of the layers that show all inputs."""
     count = min(len(columns), chain.depth + 1)
     return tuple(chain.layers[number].dual(columns[number]) for number in range(count))
+
+
+def _dual_deviation(chain: Chain, passed: Forward, q: Array) -> Array:
+    """(k,): see `Examined`; infinite where slopes bend."""
+    if chain.straight:
+        return dual_deviation(chain, passed, q)
+    return chain.xp.full_like(q[:, 0], math.inf)
 
 
 def _other_slopes(chain: Chain, passed: Forward) -> Iterator[Forward]:
@@ -229,6 +269,7 @@ def reexamine(chain: Chain, seen: Examined, depth: int) -> Examined:
         deviation=better.deviation,
         output_grad=columns[0],
         duals=_duals(chain, columns),
+        dual_deviation=_dual_deviation(chain, passed, better.q),
         forward_residual=np.where(better.converged, _rms(residual[:, :-size], b), math.inf),
         backward_residual=_rms(residual[:, -size:], b + t),
         apart=seen.apart,
@@ -268,7 +309,7 @@ def _rms(residual: HostArray, unknowns: int) -> HostArray:
 
 
 def _across_kinks(
-    chain: Chain, c: Array, covariance: Array, ahead: HostArray, depth: int, known: Array | None
+    chain: Chain, c: Array, covariance: Array, ahead: HostArray, depth: int, known: Known | None
 ) -> tuple[Array, Array, HostArray]:
     """The best of one polished input (1, b) and of those polished from the other side of the kinks next to it.
 
@@ -300,8 +341,8 @@ def _membership_rms(chain: Chain, c: Array, depth: int) -> HostArray:
     return _rms(to_host(chain.xp.concat(parts, axis=1)), c.shape[1])
 
 
-def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tuple[Array, Array, HostArray]:
-    """Gauss-Newton on the membership up to layer `depth` from `c` (k, b), with s · c = 1 kept, and p · c = 0 for `known`.
+def polish(chain: Chain, c: Array, depth: int, known: Known | None = None) -> tuple[Array, Array, HostArray]:
+    """Gauss-Newton on the membership up to layer `depth` from `c` (k, b), with s · c = 1 kept, and p · c = 0 for `known` inputs.
 
     Returns the coordinates, their covariance (k, b, b) and the root mean square of the membership equations (k,),
     infinite where they have not come to rest.
@@ -314,10 +355,7 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
         blocks = [membership(chain, passed, number) for number in range(1, depth + 1)]
         if known is not None:
             blocks.append(_orthogonal(chain, c, known))
-        gram = sum(_gram(xp, block.jacobian) for block in blocks)
-        # The condition weighs as much as all other directions together: exact as far as it matters.
-        weight = xp.sum(xp.linalg.diagonal(gram), axis=1) / (ones @ ones)
-        gram = gram + weight[:, None, None] * (ones[:, None] * ones[None, :])[None, :, :]
+        gram, weight = _weighted(xp, sum(_gram(xp, block.jacobian) for block in blocks), ones)
         identity = xp.broadcast_to(chain.device.eye(b)[None, :, :], gram.shape)
         inverse = solve_or_nan(xp, gram, identity)
         inverse = xp.where(xp.isfinite(inverse), inverse, xp.zeros_like(inverse))
@@ -345,41 +383,75 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
             ]
         if np.all(moved <= AT_REST):
             break
+    ahead = np.where(moved <= AT_REST, _membership_rms(chain, c, depth), math.inf)
+    return c, _covariance(chain, *_information(chain, c, depth, known, (at, gram))), ahead
+
+
+def _information(
+    chain: Chain, c: Array, depth: int, known: Known | None, last: tuple[Forward, Array]
+) -> tuple[Array, Array]:
+    """JᵀJ of the equations of `polish` at `c`, and what noise adds to it, both (k, b, b).
+
+    The `last` linearisation and its JᵀJ will do unless a unit has changed its side since: with its slope, J has changed.
+    """
+    xp, ones = chain.xp, chain.layers[0].ones
+    at, gram = last
+    here = forward(chain, c, depth - 1, derivatives=False)
+    bends = [not layer.sigma.piecewise_linear for layer in chain.layers[:depth]]
+    same = all(
+        bend or bool(xp.all(old == new)) for bend, old, new in zip(bends, at.slope, here.slope, strict=True)
+    )
+    if not same:
+        at = forward(chain, c, depth - 1)
+        blocks = [membership(chain, at, number) for number in range(1, depth + 1)]
+        if known is not None:
+            blocks.append(_orthogonal(chain, c, known))
+        gram = _weighted(xp, sum(_gram(xp, block.jacobian) for block in blocks), ones)[0]
     noise = sum(membership_noise(chain, at, number) for number in range(1, depth + 1))
     if known is not None:
         noise = noise + _orthogonal_noise(chain, c, known)
-    ahead = np.where(moved <= AT_REST, _membership_rms(chain, c, depth), math.inf)
-    return c, _covariance(chain, gram, noise), ahead
+    return gram, noise
+
+
+def _weighted(xp: Any, gram: Array, ones: Array) -> tuple[Array, Array]:
+    """(k, b, b): `gram` with the condition s · c = 1, and the weight (k,) that it has.
+
+    It weighs as much as all other directions together: exact as far as it matters.
+    """
+    weight = xp.sum(xp.linalg.diagonal(gram), axis=1) / (ones @ ones)
+    return gram + weight[:, None, None] * (ones[:, None] * ones[None, :])[None, :, :], weight
 
 
 def _covariance(chain: Chain, gram: Array, noise: Array) -> Array:
     """(k, u, u): inverse of the information `gram`, JᵀJ, less what `noise` adds to it; zeros where nothing is left of it.
 
     Where some direction shows no more than noise does, the next point along it would fit as well, and the next after that.
+    What is left must also exceed the rounding of JᵀJ itself: with fewer units on than an input has coordinates, it is that.
     """
-    xp = chain.xp
+    xp, unknowns = chain.xp, gram.shape[1]
     information = gram - noise
     length = xp.sqrt(xp.abs(xp.linalg.diagonal(information)))
     length = xp.where(length > 0, length, xp.ones_like(length))
     scaled = information / (length[:, :, None] * length[:, None, :])
-    scaled = xp.where(positive_definite(xp, scaled)[:, None, None], scaled, xp.zeros_like(scaled))
-    identity = xp.broadcast_to(chain.device.eye(gram.shape[1])[None, :, :], gram.shape)
+    identity = xp.broadcast_to(chain.device.eye(unknowns)[None, :, :], gram.shape)
+    rounding = unknowns * float(np.finfo(np.float32 if unknowns >= LARGE_GRAM else np.float64).eps)
+    clear = positive_definite(xp, scaled - rounding * identity)
+    scaled = xp.where(clear[:, None, None], scaled, xp.zeros_like(scaled))
     inverse = solve_or_nan(xp, scaled, identity) / (length[:, :, None] * length[:, None, :])
     return xp.where(xp.isfinite(inverse), inverse, xp.zeros_like(inverse))
 
 
-def _orthogonal(chain: Chain, c: Array, known: Array) -> System:
-    """(k, f) equations: p · c = 0 for the duals `known` (f, b); noise enters through the coordinates and the duals alike."""
-    xp = chain.xp
-    deviation = 2**0.5 * chain.layers[0].spread(c)[:, None] * xp.linalg.vector_norm(known, axis=1)[None, :]
-    return System((c @ known.T) / deviation, known[None, :, :] / deviation[:, :, None])
+def _orthogonal(chain: Chain, c: Array, known: Known) -> System:
+    """(k, f) equations: p · c = 0 for the duals of `known` inputs; noise enters through the coordinates and the duals alike."""
+    deviation = known.spread(chain, c)
+    return System((c @ known.duals.T) / deviation, known.duals[None, :, :] / deviation[:, :, None])
 
 
-def _orthogonal_noise(chain: Chain, c: Array, known: Array) -> Array:
+def _orthogonal_noise(chain: Chain, c: Array, known: Known) -> Array:
     """(k, b, b): what noise alone adds to JᵀJ of `_orthogonal`: the duals are as uncertain along any direction as along c."""
-    xp, space = chain.xp, chain.layers[0].space
-    weight = known.shape[0] / chain.layers[0].spread(c) ** 2
-    return weight[:, None, None] * (chain.device.eye(c.shape[1]) / space.S**2)[None, :, :]
+    xp, first = chain.xp, chain.layers[0]
+    weight = known.duals.shape[0] / first.spread(c) ** 2
+    return weight[:, None, None] * (chain.device.eye(c.shape[1]) / first.space.S**2)[None, :, :]
 
 
 def _gram(xp: Any, jacobian: Array) -> Array:
@@ -426,9 +498,10 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
         c, q = c - step[:, :b], q - step[:, b:]
         if np.all(moved <= AT_REST):
             break
-    residual = system(chain, c, q, depth).residual
     at_rest = moved <= AT_REST
-    noise = system_noise(chain, c, q, depth) / (length[:, :, None] * length[:, None, :])
-    covariance = _covariance(chain, gram, noise)[:, :b, :b] / (length[:, :b, None] * length[:, None, :b])
+    at = system(chain, c, q, depth)
+    residual = at.residual
+    gram = xp.matrix_transpose(at.jacobian) @ at.jacobian
+    covariance = _covariance(chain, gram, system_noise(chain, c, q, depth))[:, :b, :b]
     deviation = np.where(at_rest, input_deviation(chain, c, covariance), math.inf)
     return Refined(c, q, residual, deviation, at_rest)

@@ -10,7 +10,7 @@ import numpy as np
 from ..answer.certificate import Certificate, Check
 from ..backend import Array, HostArray, inverse_or_pseudoinverse, to_host
 from ..chain.equations import forward, membership_scale, ones_deviation
-from ..chain.examine import APART, CONSISTENT, Examined, examine, reexamine
+from ..chain.examine import APART, CONSISTENT, Examined, examine, known_of, reexamine
 from ..chain.layers import Chain
 from ..checks.specification import EXACT_TOLERANCE, MAX_RESIDUAL
 from ..factors.zero import ZERO_SIGMAS
@@ -74,7 +74,7 @@ def verify(chain: Chain, known: tuple[Examined, ...], depth: int) -> Verified:
             tried = [reexamine(chain, one, depth)]
             # Where slopes bend, duals carry the errors of their inputs, and bind more tightly than they may.
             if chain.straight and len(known) > 1:
-                others = xp.concat([other.duals[0] for other in known if other is not one], axis=0)
+                others = known_of(chain, [other for other in known if other is not one])
                 tried.append(examine(chain, one.c, depth, others))
         for better in tried:
             narrower = _bound(chain, better.deviation, better.noise_seen)
