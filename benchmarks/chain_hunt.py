@@ -183,7 +183,9 @@ class Made:
         count = len(self.arrays)
         share = int(rng.integers(1, count + 1)) if some and rng.random() < 0.5 else 1
         # The first two decide most.
-        return [int(k) for k in np.argsort(rng.random(count) * np.where(np.arange(count) < 2, 0.5, 1.0))[:share]]
+        return [
+            int(k) for k in np.argsort(rng.random(count) * np.where(np.arange(count) < 2, 0.5, 1.0))[:share]
+        ]
 
 
 def draw_activation(rng: Generator, width: int, name: str | None = None) -> Activation:
@@ -699,7 +701,9 @@ def huge(plan: Plan, rng: Generator) -> None:
     plan.gains = list(plan.gains)
     plan.gains[int(rng.integers(len(plan.gains)))] = float(10 ** rng.uniform(2, 6))
     plan.activations = [
-        draw_activation(rng, width, str(rng.choice(["relu", "leaky_relu", "gelu", "softplus", "elu", "mish"])))
+        draw_activation(
+            rng, width, str(rng.choice(["relu", "leaky_relu", "gelu", "softplus", "elu", "mish"]))
+        )
         for width in plan.widths
     ]
 
@@ -849,7 +853,9 @@ def promises(made: Made, result: spear_np.Inversion) -> tuple[str, str, str]:
     outcome = judged(shared, result, 0.0)
     if not outcome.wrong and not outcome.broken:
         return "", "", ""
-    forgiven = f"worst error {outcome.worst:.1e}, {outcome.broken} bounds" if outcome.wrong or outcome.broken else ""
+    forgiven = (
+        f"worst error {outcome.worst:.1e}, {outcome.broken} bounds" if outcome.wrong or outcome.broken else ""
+    )
     data = LayerData(
         inputs=made.inputs,
         weight=made.shared.weights[0].numpy(),
@@ -913,20 +919,28 @@ def main() -> int:
         for row in pool.map(run, jobs, chunksize=4):
             rows.append(row)
             if row.get("forgiven"):
-                print(f"  {row['family']}, seed {row['seed']}, {row['status']}, forgiven: {row['forgiven']}", flush=True)
+                print(
+                    f"  {row['family']}, seed {row['seed']}, {row['status']}, forgiven: {row['forgiven']}",
+                    flush=True,
+                )
             if (row["false"] or row["broken"]) and not FAMILIES[row["family"]].undetectable:
                 told = (row["false"] or row["broken"])[:200]
                 print(
-                    f"{row['family']}, seed {row['seed']}, {row['status']}: {told} ({row['problem']})", flush=True
+                    f"{row['family']}, seed {row['seed']}, {row['status']}: {told} ({row['problem']})",
+                    flush=True,
                 )
     table = report(rows, options, time.perf_counter() - start)
     print("\n" + table)
     if options.save:
         counts = Counter((row["family"], row["status"]) for row in rows)
-        told = [{"family": family, "status": status, "runs": runs} for (family, status), runs in counts.items()]
+        told = [
+            {"family": family, "status": status, "runs": runs} for (family, status), runs in counts.items()
+        ]
         broken = [row for row in rows if row["false"] or row["broken"]]
         setting = {**vars(options), "environment": environment.describe()}
-        environment.save(environment.RESULTS / options.save, {**setting, "counts": told, "broken": broken}, table)
+        environment.save(
+            environment.RESULTS / options.save, {**setting, "counts": told, "broken": broken}, table
+        )
     return int(any(row["false"] and not FAMILIES[row["family"]].undetectable for row in rows))
 
 

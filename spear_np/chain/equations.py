@@ -159,9 +159,11 @@ def membership_noise(chain: Chain, passed: Forward, number: int) -> Array:
 def doubt_of_first(chain: Chain, passed: Forward, weight: Array) -> Array:
     """(k, b, b): ``weight |S_0⁻¹ δ|² / |S_0⁻¹ c|²`` as a form in δ, for the `weight` (k,) that the variance at c has."""
     xp, first = chain.xp, chain.layers[0]
-    return (weight / passed.spread**2)[:, None, None] * xp.eye(
-        first.rank, dtype=xp.float64, device=chain.device.handle
-    )[None, :, :] / (first.space.S**2)[None, :, None]
+    return (
+        (weight / passed.spread**2)[:, None, None]
+        * xp.eye(first.rank, dtype=xp.float64, device=chain.device.handle)[None, :, :]
+        / (first.space.S**2)[None, :, None]
+    )
 
 
 def membership_scale(chain: Chain, passed: Forward, number: int) -> Array:
@@ -305,7 +307,11 @@ def system_noise(chain: Chain, c: Array, q: Array, depth: int) -> Array:
     b = c.shape[1]
     passed = forward(chain, c, len(chain.layers) - 2)
     ahead = doubt_of_first(
-        chain, passed, passed.spread**2 * (first.bias_ratio**2 + xp.sum(first.ones**2)) / ones_deviation(chain, first, c, None) ** 2
+        chain,
+        passed,
+        passed.spread**2
+        * (first.bias_ratio**2 + xp.sum(first.ones**2))
+        / ones_deviation(chain, first, c, None) ** 2,
     )
     for number in range(1, depth + 1):
         ahead = ahead + membership_noise(chain, passed, number)
@@ -326,13 +332,15 @@ def backward_noise(chain: Chain, c: Array, q: Array, passed: Forward) -> Array:
     """
     xp, first, last = chain.xp, chain.layers[0], chain.layers[-1]
     space, noise, U = first.space, first.space.noise, chain.first_columns
-    m, b, t = space.shape[0], c.shape[1], q.shape[1]
+    b, t = c.shape[1], q.shape[1]
     columns = columns_of(chain, passed, q)
     variance = _backward_variance(chain, passed, q, columns)
     p = ((columns[0] / noise) @ U) / space.S
     size = xp.linalg.vector_norm(p, axis=1)
     scale = size[:, None] ** 2 + variance / noise**2  # (k, m)
-    product = 2 * (size * passed.spread) ** 2 + xp.sum(variance / noise**2 * ((c / space.S) @ U.T) ** 2, axis=1)
+    product = 2 * (size * passed.spread) ** 2 + xp.sum(
+        variance / noise**2 * ((c / space.S) @ U.T) ** 2, axis=1
+    )
     by_all = xp.concat([_bends(chain, passed, columns), backward_map(chain, passed)], axis=2) / noise[:, None]
     own = (xp.matrix_transpose(U)[None, :, :] @ by_all) / space.S[None, :, None]
     weight = xp.sum(1 / scale, axis=1) + 2 * passed.spread**2 / product

@@ -449,7 +449,7 @@ def _orthogonal(chain: Chain, c: Array, known: Known) -> System:
 
 def _orthogonal_noise(chain: Chain, c: Array, known: Known) -> Array:
     """(k, b, b): what noise alone adds to JᵀJ of `_orthogonal`: the duals are as uncertain along any direction as along c."""
-    xp, first = chain.xp, chain.layers[0]
+    first = chain.layers[0]
     weight = known.duals.shape[0] / first.spread(c) ** 2
     return weight[:, None, None] * (chain.device.eye(c.shape[1]) / first.space.S**2)[None, :, :]
 

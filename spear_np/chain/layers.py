@@ -73,16 +73,8 @@ class ChainLayer:
 
     @cached_property
     def bias_noise(self) -> Array:
-        """(m,): standard deviation of the noise of bias_grad.
-
-        Nothing measures it. Rounding follows the size of each entry, and whoever adds noise adds it to every array in
-        proportion to its entries: so it is that of weight_grad, times the larger of both ratios of sizes.
-        """
-        xp, space = self.space.xp, self.space
-        own = xp.abs(self.bias_grad) * space.shape[1] ** 0.5
-        ratio = own / xp.where(space.row_norm > 0, space.row_norm, xp.ones_like(own))
-        common = xp.linalg.vector_norm(own) / xp.linalg.vector_norm(space.row_norm)
-        return space.noise * xp.maximum(xp.maximum(ratio, xp.ones_like(own) * common), xp.ones_like(own))
+        """(m,): standard deviation of the noise of bias_grad."""
+        return bias_noise_of(self.space, self.bias_grad)
 
     @cached_property
     def bias_ratio(self) -> Array:
@@ -138,6 +130,19 @@ class Chain:
         while depth + 1 < len(self.layers) and self.layers[depth + 1].rank == self.batch_size:
             depth += 1
         return depth
+
+
+def bias_noise_of(space: RowSpace, bias_grad: Array) -> Array:
+    """(m,): standard deviation of the noise of `bias_grad` (m,).
+
+    Nothing measures it. Rounding follows the size of each entry, and whoever adds noise adds it to every array in
+    proportion to its entries: so it is that of weight_grad, times the larger of both ratios of sizes.
+    """
+    xp = space.xp
+    own = xp.abs(bias_grad) * space.shape[1] ** 0.5
+    ratio = own / xp.where(space.row_norm > 0, space.row_norm, xp.ones_like(own))
+    common = xp.linalg.vector_norm(own) / xp.linalg.vector_norm(space.row_norm)
+    return space.noise * xp.maximum(xp.maximum(ratio, xp.ones_like(own) * common), xp.ones_like(own))
 
 
 def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
