@@ -140,7 +140,7 @@ def membership_noise(chain: Chain, passed: Forward, number: int) -> Array:
     A direction along which J shows no more than that is not determined, however small the noise of the equations is at c:
     two inputs between which no unit changes its side are the ends of such a line.
     """
-    xp, layer, first = chain.xp, chain.layers[number], chain.layers[0]
+    xp, layer = chain.xp, chain.layers[number]
     inside = xp.matrix_transpose(layer.basis)[None, :, :] @ (
         passed.slope[number - 1][:, :, None] * passed.by_coordinates[number - 1]
     )

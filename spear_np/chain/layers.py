@@ -23,6 +23,12 @@ from ..factors.gradients import UNIT_ROUNDOFF, LayerGradients
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 
+SAME_UNIT = 1e-12
+"""Squared distance of the weights of two units, as a share of their squares, up to which they are the same.
+
+Derived: far above the rounding of float64, and a millionth of their size.
+"""
+
 
 @dataclass(frozen=True)
 class ChainLayer:
@@ -117,6 +123,23 @@ class Chain:
         """(m, b): U of the first layer, zero where a row holds nothing but noise."""
         first = self.layers[0]
         return first.whole(first.space.U)
+
+    @cached_property
+    def repetition(self) -> int:
+        """How many units of the first layer have the same weights and bias, at most.
+
+        They have the same rounding too: their equations count once. Units whose pre-activation is the same for all inputs say
+        nothing of any, and are left out.
+        """
+        xp, first = self.xp, self.layers[0]
+        ones = first.ones / xp.linalg.vector_norm(first.ones)
+        rows = first.to_units - (first.to_units @ ones)[:, None] * ones[None, :]
+        gram = rows @ rows.T
+        squares = xp.linalg.diagonal(gram)
+        apart = squares[:, None] + squares[None, :] - 2 * gram
+        varied = squares > SAME_UNIT * xp.max(squares)
+        same = (apart <= SAME_UNIT * squares[:, None]) & varied[:, None] & varied[None, :]
+        return max(1, int(xp.max(xp.sum(xp.astype(same, xp.int64), axis=1))))
 
     @property
     def straight(self) -> bool:

@@ -118,12 +118,14 @@ def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
     """(k,): six standard deviations of the largest error of each input, in units of the inputs.
 
     Where noise is rounding, its size is an upper estimate: the residual of an input's own equations tells how large it is
-    along that input.
+    along that input. Units that are the same n times over make their equations count n times, which the bound takes back.
     """
     rounding = all(layer.space.spectrum.rounding for layer in chain.layers[: chain.depth + 1])
     floor = LEAST_ROUNDING if rounding else 1.0
     hidden = max(layer.space.hidden_input_factor for layer in chain.layers[: chain.depth + 1])
-    bound: HostArray = ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
+    bound: HostArray = (
+        math.sqrt(chain.repetition) * ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
+    )
     return np.nan_to_num(bound, nan=math.inf, posinf=math.inf)
 
 
@@ -260,8 +262,26 @@ def _caveats(chain: Chain) -> tuple[str, ...]:
     b = chain.batch_size
     return (
         (
-            f"{b} is the rank of the gradients, the batch may be larger: identical inputs count once, and inputs whose "
-            "gradient lies below the noise leave no trace"
+            f"{b} is the rank of the gradients, the batch may be larger: identical inputs count once, inputs with the same "
+            "gradient behind the layer count once, as their mean, and inputs whose gradient lies below the noise leave no trace"
         ),
         "the layers are taken to follow each other with nothing in between, and all gradients to be of one step",
+        *((UNSCALED,) if _scales_alike(chain) else ()),
+    )
+
+
+UNSCALED = (
+    "weight_grad and bias_grad are taken to be scaled alike: without biases and with activations that scale with their argument, "
+    "another factor for all bias_grad gives other inputs, a multiple of these, that fit as well"
+)
+
+
+def _scales_alike(chain: Chain) -> bool:
+    """Whether inputs times any factor give outputs times that factor, so that only bias_grad tells the factor."""
+    hidden = chain.layers[:-1]
+    return all(
+        layer.sigma.piecewise_linear
+        and set(layer.sigma.kinks) <= {0.0}
+        and not bool(chain.xp.any(layer.bias != 0))
+        for layer in hidden
     )
