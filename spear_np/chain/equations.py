@@ -10,7 +10,8 @@ Shapes: k inputs, b coordinates, m units of layer 0, t numbers at the top.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,6 +111,14 @@ def forward(chain: Chain, c: Array, depth: int, *, derivatives: bool = True) -> 
         tuple(variances),
         spread,
     )
+
+
+def with_slopes(chain: Chain, passed: Forward, slopes: Sequence[Array]) -> Forward:
+    """The same pass with other `slopes`, (k, m_l) in every layer, and the derivatives that follow from them."""
+    by_c = [passed.by_coordinates[0]]
+    for number in range(1, len(slopes)):
+        by_c.append(chain.layers[number].weight[None, :, :] @ (slopes[number - 1][:, :, None] * by_c[-1]))
+    return replace(passed, slope=tuple(slopes), by_coordinates=tuple(by_c))
 
 
 def membership(chain: Chain, passed: Forward, number: int, *, derivatives: bool = True) -> System:
@@ -274,13 +283,16 @@ def outside_columns(chain: Chain, columns: Array) -> Array:
     return columns - U[None, :, :] @ (xp.matrix_transpose(U)[None, :, :] @ columns)
 
 
-def system(chain: Chain, c: Array, q: Array, depth: int) -> System:
-    """All equations of k inputs at `c` (k, b) and `q` (k, t): membership up to layer `depth`, and the backward side."""
+def system(chain: Chain, c: Array, q: Array, depth: int, passed: Forward | None = None) -> System:
+    """All equations of k inputs at `c` (k, b) and `q` (k, t): membership up to layer `depth`, and the backward side.
+
+    The slopes are those of the pass, if one is given.
+    """
     xp = chain.xp
     first = chain.layers[0]
     k, b = c.shape
     t = q.shape[1]
-    passed = forward(chain, c, len(chain.layers) - 2)
+    passed = forward(chain, c, len(chain.layers) - 2) if passed is None else passed
     blocks = [membership(chain, passed, number) for number in range(1, depth + 1)]
     none = xp.zeros((k, 1, t), dtype=c.dtype, device=chain.device.handle)
     total = ones_deviation(chain, first, c, None)
@@ -300,12 +312,11 @@ def system(chain: Chain, c: Array, q: Array, depth: int) -> System:
     return System(xp.concat(residuals, axis=1), xp.concat(jacobians, axis=1))
 
 
-def system_noise(chain: Chain, c: Array, q: Array, depth: int) -> Array:
+def system_noise(chain: Chain, c: Array, q: Array, depth: int, passed: Forward) -> Array:
     """(k, u, u): what noise alone adds to JᵀJ of `system`, in expectation; see `membership_noise`."""
     xp = chain.xp
     first = chain.layers[0]
     b = c.shape[1]
-    passed = forward(chain, c, len(chain.layers) - 2)
     ahead = doubt_of_first(
         chain,
         passed,

@@ -28,6 +28,7 @@ from .equations import (
     null_vectors,
     system,
     system_noise,
+    with_slopes,
 )
 from .layers import Chain
 
@@ -384,15 +385,44 @@ def polish(chain: Chain, c: Array, depth: int, known: Known | None = None) -> tu
         if np.all(moved <= AT_REST):
             break
     ahead = np.where(moved <= AT_REST, _membership_rms(chain, c, depth), math.inf)
-    return c, _covariance(chain, *_information(chain, c, depth, known, (at, gram))), ahead
+    at, gram, noise = _information(chain, c, depth, known, (at, gram))
+    covariance = _covariance(chain, gram, noise)
+    least = _least_slopes(chain, at, covariance)
+    if least is not None:
+        _, gram, noise = _information(chain, c, depth, known, (least, None))
+        covariance = _covariance(chain, gram, noise)
+    return c, covariance, ahead
+
+
+def _least_slopes(chain: Chain, passed: Forward, covariance: Array) -> Forward | None:
+    """The pass with the smaller slope of both sides in every unit that is as near to a kink as the doubt of z; None without any.
+
+    Such a unit may be on either side, and what it tells of its input on the one it need not tell on the other: an end of a
+    line along which all else fits is at a kink, and looks determined from beyond it.
+    """
+    xp, slopes, any_near = chain.xp, [], False
+    for number, (z, slope) in enumerate(zip(passed.z, passed.slope, strict=True)):
+        sigma = chain.layers[number].sigma
+        if sigma.kinks:
+            by_c = passed.by_coordinates[number]
+            doubt = passed.doubt[number] + xp.sum((by_c @ covariance) * by_c, axis=2)
+            for kink in sigma.kinks:
+                near = (z - kink) ** 2 < AT_KINK**2 * doubt
+                if bool(xp.any(near)):
+                    any_near = True
+                    other = sigma.value_and_slope(2 * kink - z)[1]
+                    slope = xp.where(near & (xp.abs(other) < xp.abs(slope)), other, slope)
+        slopes.append(slope)
+    return with_slopes(chain, passed, slopes) if any_near else None
 
 
 def _information(
-    chain: Chain, c: Array, depth: int, known: Known | None, last: tuple[Forward, Array]
-) -> tuple[Array, Array]:
-    """JᵀJ of the equations of `polish` at `c`, and what noise adds to it, both (k, b, b).
+    chain: Chain, c: Array, depth: int, known: Known | None, last: tuple[Forward, Array | None]
+) -> tuple[Forward, Array, Array]:
+    """The pass at `c`, JᵀJ of the equations of `polish`, and what noise adds to it, both (k, b, b).
 
     The `last` linearisation and its JᵀJ will do unless a unit has changed its side since: with its slope, J has changed.
+    Without a JᵀJ it is that of the pass given.
     """
     xp, ones = chain.xp, chain.layers[0].ones
     at, gram = last
@@ -401,8 +431,11 @@ def _information(
     same = all(
         bend or bool(xp.all(old == new)) for bend, old, new in zip(bends, at.slope, here.slope, strict=True)
     )
-    if not same:
-        at = forward(chain, c, depth - 1)
+    if gram is not None and same:
+        at = replace(here, by_coordinates=at.by_coordinates)
+    elif gram is not None:
+        at, gram = forward(chain, c, depth - 1), None
+    if gram is None:
         blocks = [membership(chain, at, number) for number in range(1, depth + 1)]
         if known is not None:
             blocks.append(_orthogonal(chain, c, known))
@@ -410,7 +443,7 @@ def _information(
     noise = sum(membership_noise(chain, at, number) for number in range(1, depth + 1))
     if known is not None:
         noise = noise + _orthogonal_noise(chain, c, known)
-    return gram, noise
+    return at, gram, noise
 
 
 def _weighted(xp: Any, gram: Array, ones: Array) -> tuple[Array, Array]:
@@ -499,9 +532,19 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
         if np.all(moved <= AT_REST):
             break
     at_rest = moved <= AT_REST
-    at = system(chain, c, q, depth)
-    residual = at.residual
-    gram = xp.matrix_transpose(at.jacobian) @ at.jacobian
-    covariance = _covariance(chain, gram, system_noise(chain, c, q, depth))[:, :b, :b]
+    residual = system(chain, c, q, depth).residual
+    passed = forward(chain, c, len(chain.layers) - 2)
+    covariance = _covariance_of_all(chain, c, q, depth, passed)
+    least = _least_slopes(chain, passed, covariance)
+    if least is not None:
+        covariance = _covariance_of_all(chain, c, q, depth, least)
     deviation = np.where(at_rest, input_deviation(chain, c, covariance), math.inf)
     return Refined(c, q, residual, deviation, at_rest)
+
+
+def _covariance_of_all(chain: Chain, c: Array, q: Array, depth: int, passed: Forward) -> Array:
+    """(k, b, b): covariance of c where all equations, forward and backward, take part."""
+    jacobian = system(chain, c, q, depth, passed).jacobian
+    gram = chain.xp.matrix_transpose(jacobian) @ jacobian
+    b = c.shape[1]
+    return _covariance(chain, gram, system_noise(chain, c, q, depth, passed))[:, :b, :b]
