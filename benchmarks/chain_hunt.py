@@ -522,7 +522,7 @@ def _levels(values: Tensor, levels: int) -> Tensor:
 def sparsified(made: Made, rng: Generator) -> None:
     share = float(rng.choice([0.01, 0.1, 0.5, 0.9]))
     for number in made.numbers(rng):
-        w, b = made.arrays[number]
+        w, _ = made.arrays[number]
         cut = torch.quantile(w.abs().double().reshape(-1)[: 10**6], 1 - share)
         made.change(number, torch.where(w.abs() >= cut, w, 0.0))
     made.unit = 1.0
