@@ -108,7 +108,7 @@ class Shared:
 def share(network: Network, b: int, seed: int) -> Shared:
     """Draw a network and a batch of b inputs that no other seed has, and return what one step on it shares."""
     wanted = max(network.steps * TRAINING_BATCH, CALIBRATION if network.share_on is not None else 0)
-    images, others = _draw(network, b, seed, wanted)
+    images, others = draw(network, b, seed, wanted)
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 77])
     names = (
@@ -232,7 +232,8 @@ def _train(linear: list[nn.Linear], functions: list[Function], others: Images, s
                 layer.bias -= LEARNING_RATE * c
 
 
-def _draw(network: Network, b: int, seed: int, others: int) -> tuple[Images, Images]:
+def draw(network: Network, b: int, seed: int, others: int) -> tuple[Images, Images]:
+    """Return b inputs with labels, and as many `others` besides, or as many as there are."""
     if network.source == "faces":
         return _faces(b, seed)
     if network.source == "table":

@@ -230,6 +230,18 @@ def solve_or_nan(xp: ModuleType, matrices: Array, right: Array) -> Array:
     return xp.where(singular, xp.full_like(solution, float("nan")), solution)
 
 
+def positive_definite(xp: ModuleType, matrices: Array) -> Array:
+    """(k,) bool: which of the symmetric `matrices` (k, r, r) have a Cholesky factor; none that holds NaN has."""
+    return xp.stack([_has_factor(xp, matrices[row, :, :]) for row in range(matrices.shape[0])])
+
+
+def _has_factor(xp: ModuleType, matrix: Array) -> Array:
+    try:
+        return xp.all(xp.isfinite(xp.linalg.cholesky(matrix)))
+    except np.linalg.LinAlgError:
+        return xp.zeros_like(matrix[0, 0], dtype=xp.bool)
+
+
 def inverse_or_pseudoinverse(xp: ModuleType, matrix: Array) -> Array:
     """Inverse of square matrices; the pseudoinverse where the library finds one singular, or its inverse overflows.
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spear_np.backend import to_host
 from spear_np.chain.covariance import flatter_slopes, input_deviation
 from spear_np.chain.equations import forward
-from spear_np.chain.examine import CONSISTENT, examine, polish, reexamine, refine
+from spear_np.chain.examine import CONSISTENT, Known, examine, polish, reexamine, refine
 from spear_np.chain.layers import Chain
 from tests.backends import Backend, assert_lives_on
 from tests.chains import NetworkData, chain_on, digit_network, true_coordinates
@@ -147,7 +147,7 @@ class TestWhatIsOpen:
         C = true_coordinates(chain, data)
         others = np.delete(chain.layers[0].dual(data.output_grads[0]), row, axis=0)
         moved = C[row] + 1e-4 * np.linalg.svd(chain.layers[0].ones[None, :])[2][1]
-        seen = examine(chain, moved[None, :], 1, others)
+        seen = examine(chain, moved[None, :], 1, Known(others, np.zeros(len(others))))
         assert seen.deviation[0] < 1e-6
         assert errors(chain, data, seen.c)[0] <= 6 * seen.deviation[0]
 
@@ -204,7 +204,7 @@ class TestEveryLibrary:
         c = backend.array(near(chain, data, 1e-6))
         seen = examine(chain, c, 2)
         assert seen.accepted.tolist() == [True] * 8
-        one = examine(chain, c[:1, :], 1, seen.duals[0][1:, :])
+        one = examine(chain, c[:1, :], 1, Known(seen.duals[0][1:, :], backend.array(np.zeros(7))))
         assert one.accepted[0]
         again = reexamine(chain, one, 1)
         better = refine(chain, seen.c, seen.q, 1)

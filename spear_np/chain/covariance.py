@@ -7,7 +7,7 @@ import math
 import array_api_compat
 import numpy as np
 
-from ..backend import Array, HostArray, to_host
+from ..backend import Array, HostArray, inverse_or_zero, positive_definite, to_host
 from .equations import Forward
 from .layers import Chain
 
@@ -16,6 +16,22 @@ AT_KINK = 6.0
 
 Definition: as many as in `ZERO_SIGMAS`.
 """
+
+
+def covariance_of(gram: Array, noise: Array) -> Array:
+    """(k, u, u): inverse of the information `gram`, JᵀJ, less what `noise` adds to it; zeros where nothing is left of it.
+
+    Where some direction shows no more than noise does, the next point along it would fit as well, and the next after that.
+    What is left must also exceed the rounding of JᵀJ itself: with fewer units on than an input has coordinates, it is that.
+    """
+    xp = array_api_compat.array_namespace(gram)
+    length = xp.sqrt(xp.linalg.diagonal(gram))
+    length = xp.where(length > 0, length, xp.ones_like(length))
+    scale = length[:, :, None] * length[:, None, :]
+    information = (gram - noise) / scale
+    clear = positive_definite(xp, information)
+    information = xp.where(clear[:, None, None], information, xp.zeros_like(information))
+    return inverse_or_zero(xp, information) / scale
 
 
 def flatter_slopes(chain: Chain, passed: Forward, covariance: Array) -> tuple[Array, ...] | None:

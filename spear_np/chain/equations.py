@@ -60,6 +60,8 @@ class Forward:
     """(k, m_l): variance of `z`, by the noise of the first layer and the rounding of the pass, as far as asked for."""
     variance: tuple[Array, ...]
     """(k, m_l): of `a`, likewise."""
+    spread: Array
+    """(k,): standard deviation of the entries of the inputs themselves."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def forward(
         tuple(jacobians),
         tuple(doubts),
         tuple(variances),
+        spread,
     )
 
 
@@ -144,6 +147,42 @@ def membership(chain: Chain, passed: Forward, number: int, *, derivatives: bool 
     outside = (slopes - layer.basis[None, :, :] @ inside) / scale[:, :, None]
     ones = (layer.ones[None, None, :] @ inside) / total[:, None, None]
     return System(residual, xp.concat([outside, ones], axis=1))
+
+
+def membership_noise(chain: Chain, passed: Forward, number: int) -> Array:
+    """(k, b, b): what noise alone adds to JᵀJ of the equations of `membership`, in expectation.
+
+    Notes
+    -----
+    The derivative of ``a - V Vᵀa`` along a change δ of c is as uncertain as the basis V is along ``δa``: its entries have the
+    variance ``|S_l⁻¹ Vᵀδa|²``, and by the doubt of the first layer's basis ``|S_0⁻¹ δ|²`` times what the layers make of it.
+    A direction along which J shows no more than that is not determined, however small the noise of the equations is at c:
+    two inputs between which no unit changes its side are the ends of such a line.
+    """
+    xp, layer = chain.xp, chain.layers[number]
+    inside = xp.matrix_transpose(layer.basis)[None, :, :] @ (
+        passed.slope[number - 1][:, :, None] * passed.by_coordinates[number - 1]
+    )
+    c = passed.a[number - 1] @ layer.basis
+    variance = passed.variance[number - 1]
+    squares = membership_scale(chain, passed, number) ** 2
+    total = ones_deviation(chain, layer, c, variance) ** 2
+    own = inside / layer.space.S[None, :, None]
+    weight = layer.basis.shape[0] / squares + (layer.bias_ratio**2 + xp.sum(layer.ones**2)) / total
+    passed_on = layer.basis.shape[0] * xp.max(variance, axis=1) / squares
+    passed_on = passed_on + variance @ (layer.basis @ layer.ones) ** 2 / total
+    noise = (xp.matrix_transpose(own) @ own) * weight[:, None, None]
+    return noise + doubt_of_first(chain, passed, passed_on)
+
+
+def doubt_of_first(chain: Chain, passed: Forward, weight: Array) -> Array:
+    """(k, b, b): ``weight |S_0⁻¹ δ|² / |S_0⁻¹ c|²`` as a form in δ, for the `weight` (k,) that the variance at c has."""
+    xp, first = chain.xp, chain.layers[0]
+    return (
+        (weight / passed.spread**2)[:, None, None]
+        * xp.eye(first.rank, dtype=xp.float64, device=chain.device.handle)[None, :, :]
+        / (first.space.S**2)[None, :, None]
+    )
 
 
 def membership_scale(chain: Chain, passed: Forward, number: int) -> Array:
@@ -239,24 +278,53 @@ def _best_in_range(chain: Chain, columns: Array) -> tuple[Array, Array, Array]:
     return (y[:, None, :] @ turn)[:, 0, :], share[:, -1], share[:, -2]
 
 
+def dual_deviation(chain: Chain, passed: Forward, q: Array) -> Array:
+    """(k,): what the uncertainty of ``q`` (k, t) adds to ``p · c`` of another input, at most, in units of ``|S_0⁻¹ c|``.
+
+    Notes
+    -----
+    q is the null vector of ``(I - U Uᵀ) M`` for the columns M of `backward_map` in units of their noise. With its other
+    singular values σ_i and right vectors v_i, and noise of size ν in the equations, q is uncertain by ``v_i ν / σ_i``, and p
+    by ``S_0⁻¹ UᵀM`` of it. Of σ_i² only what exceeds the noise of U along ``M v_i`` counts; where nothing does, the result is
+    infinite. Rounding on the way down comes on top.
+    """
+    xp, first = chain.xp, chain.layers[0]
+    space, noise, U = first.space, first.space.noise, chain.first_columns
+    variance = _backward_variance(chain, passed, q, columns_of(chain, passed, q)) / noise**2
+    columns = backward_map(chain, passed) / noise[:, None]
+    p = ((columns @ q[:, :, None])[:, :, 0] @ U) / space.S
+    scale = xp.sum(p**2, axis=1) + xp.mean(variance, axis=1)
+    length = xp.linalg.vector_norm(columns, axis=1)
+    columns = columns / xp.where(length > 0, length, xp.ones_like(length))[:, None, :]
+    _, values, right = xp.linalg.svd(xp.linalg.qr(outside_columns(chain, columns)).R)
+    along = xp.matrix_transpose(U)[None, :, :] @ (columns @ xp.matrix_transpose(right))  # (k, b, t)
+    doubt = space.shape[0] * xp.sum((along / space.S[None, :, None]) ** 2, axis=1)
+    left = values[:, :-1] ** 2 - doubt[:, :-1]
+    told = left > 0
+    moved = along[:, :, :-1] / xp.sqrt(xp.where(told, left, xp.ones_like(left)))[:, None, :]
+    largest = xp.zeros_like(scale)
+    if moved.shape[2]:
+        largest = xp.linalg.matrix_norm(moved, ord=2)
+    deviation = xp.sqrt(scale * largest**2 + xp.max(variance, axis=1))
+    return xp.where(xp.all(told, axis=1), deviation, xp.full_like(deviation, math.inf))
+
+
 def outside_columns(chain: Chain, columns: Array) -> Array:
     """The part of `columns` (k, m, t), in units of the noise, that the gradient of the first layer does not span."""
     xp, U = chain.xp, chain.first_columns
     return columns - U[None, :, :] @ (xp.matrix_transpose(U)[None, :, :] @ columns)
 
 
-def system(
-    chain: Chain, c: Array, q: Array, depth: int, *, slopes: tuple[Array, ...] | None = None
-) -> System:
+def system(chain: Chain, c: Array, q: Array, depth: int, passed: Forward | None = None) -> System:
     """All equations of k inputs at `c` (k, b) and `q` (k, t): membership up to layer `depth`, and the backward side.
 
-    `slopes` as in `forward`.
+    The slopes are those of the pass, if one is given.
     """
     xp = chain.xp
     first = chain.layers[0]
     k, b = c.shape
     t = q.shape[1]
-    passed = forward(chain, c, len(chain.layers) - 2, slopes=slopes)
+    passed = forward(chain, c, len(chain.layers) - 2) if passed is None else passed
     blocks = [membership(chain, passed, number) for number in range(1, depth + 1)]
     none = xp.zeros((k, 1, t), dtype=c.dtype, device=chain.device.handle)
     total = ones_deviation(chain, first, c, None)
@@ -274,6 +342,60 @@ def system(
     residuals.append(side.residual)
     jacobians.append(side.jacobian)
     return System(xp.concat(residuals, axis=1), xp.concat(jacobians, axis=1))
+
+
+def system_noise(chain: Chain, c: Array, q: Array, depth: int, passed: Forward) -> Array:
+    """(k, u, u): what noise alone adds to JᵀJ of `system`, in expectation; see `membership_noise`."""
+    xp = chain.xp
+    first = chain.layers[0]
+    b = c.shape[1]
+    ahead = doubt_of_first(
+        chain,
+        passed,
+        passed.spread**2
+        * (first.bias_ratio**2 + xp.sum(first.ones**2))
+        / ones_deviation(chain, first, c, None) ** 2,
+    )
+    for number in range(1, depth + 1):
+        ahead = ahead + membership_noise(chain, passed, number)
+    behind = backward_noise(chain, c, q, passed)
+    corner = behind[:, :b, :b] + ahead
+    upper = xp.concat([corner, behind[:, :b, b:]], axis=2)
+    return xp.concat([upper, behind[:, b:, :]], axis=1)
+
+
+def backward_noise(chain: Chain, c: Array, q: Array, passed: Forward) -> Array:
+    """(k, u, u): what noise alone adds to JᵀJ of the equations of `backward_side`, in expectation.
+
+    Notes
+    -----
+    Along a change of the column d_0 by δd, the part of it outside of U is as uncertain as U is: by ``|S_0⁻¹ Uᵀδd|`` in each
+    of its m entries, in units of their noise; along a change ω of q, by the noise of the last gradient, ``|S_K⁻¹ ω|`` times what
+    the layers make of it on the way down.
+    """
+    xp, first, last = chain.xp, chain.layers[0], chain.layers[-1]
+    space, noise, U = first.space, first.space.noise, chain.first_columns
+    b, t = c.shape[1], q.shape[1]
+    columns = columns_of(chain, passed, q)
+    variance = _backward_variance(chain, passed, q, columns)
+    p = ((columns[0] / noise) @ U) / space.S
+    size = xp.linalg.vector_norm(p, axis=1)
+    scale = size[:, None] ** 2 + variance / noise**2  # (k, m)
+    product = 2 * (size * passed.spread) ** 2 + xp.sum(
+        variance / noise**2 * ((c / space.S) @ U.T) ** 2, axis=1
+    )
+    by_all = xp.concat([_bends(chain, passed, columns), backward_map(chain, passed)], axis=2) / noise[:, None]
+    own = (xp.matrix_transpose(U)[None, :, :] @ by_all) / space.S[None, :, None]
+    weight = xp.sum(1 / scale, axis=1) + 2 * passed.spread**2 / product
+    result = (xp.matrix_transpose(own) @ own) * weight[:, None, None]
+    top = xp.zeros((c.shape[0], t), dtype=xp.float64, device=chain.device.handle)
+    if top_of(chain)[1]:
+        dual = xp.sum((q / last.space.S) ** 2, axis=1)
+        share = xp.sum(variance / noise**2 / scale, axis=1) / xp.where(dual > 0, dual, xp.ones_like(dual))
+        top = share[:, None] / (last.space.S**2)[None, :]
+    of_c = doubt_of_first(chain, passed, 2 * (size * passed.spread) ** 2 / product)
+    diagonal = xp.concat([xp.linalg.diagonal(of_c), top], axis=1)
+    return result + diagonal[:, :, None] * chain.device.eye(b + t)[None, :, :]
 
 
 def backward_side(

@@ -6,15 +6,15 @@ Deflated problems only make starts. What is accepted here rests on the gradients
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from ..backend import OWN_ROUNDING, Array, HostArray, inverse_or_zero, solve_or_nan, to_host
-from .covariance import AT_KINK, flatter_slopes, input_deviation, variance_of
+from ..backend import OWN_ROUNDING, Array, HostArray, solve_or_nan, to_host
+from .covariance import AT_KINK, covariance_of, flatter_slopes, input_deviation, variance_of
 from .equations import (
     ROUNDING_SHARE,
     Forward,
@@ -22,10 +22,13 @@ from .equations import (
     backward_map,
     backward_side,
     columns_of,
+    dual_deviation,
     forward,
     membership,
+    membership_noise,
     null_vectors,
     system,
+    system_noise,
 )
 from .layers import Chain
 
@@ -94,6 +97,9 @@ class Examined:
     """(k,): the same of the backward side."""
     apart: HostArray
     """(k,): residual of the second best column of ∂L/∂Z over that of the best."""
+    dual_deviation: Array
+    """(k,): standard deviation of ``p · c`` for another input, by the doubt of this one's ∂L/∂Z, for each ``|S_0⁻¹ c|``; of
+    layers of straight pieces."""
     refined: bool = False
     """Whether the backward side took part in the fit."""
 
@@ -117,10 +123,38 @@ class Examined:
         return holds
 
 
-def examine(chain: Chain, c: Array, depth: int, known: Array | None = None) -> Examined:
+@dataclass(frozen=True)
+class Known:
+    """The duals of f inputs that were found, in the first layer of a chain of straight pieces."""
+
+    duals: Array
+    """(f, b)."""
+    deviation: Array
+    """(f,): see `Examined.dual_deviation`."""
+
+    def spread(self, chain: Chain, c: Array) -> Array:
+        """(k, f): standard deviation of ``p · c`` for the inputs at `c` (k, b), by the noise of both."""
+        return chain.layers[0].spread(c)[:, None] * chain.xp.sqrt(self.weight(chain))[None, :]
+
+    def weight(self, chain: Chain) -> Array:
+        """(f,): variance of ``p · c`` for each ``|S_0⁻¹ c|²``."""
+        return 2 * chain.xp.sum(self.duals**2, axis=1) + self.deviation**2
+
+
+def known_of(chain: Chain, found: Sequence[Examined]) -> Known | None:
+    """The duals of the inputs `found`, one each; None without any."""
+    if not found:
+        return None
+    return Known(
+        chain.xp.concat([one.duals[0] for one in found], axis=0),
+        chain.xp.concat([one.dual_deviation for one in found], axis=0),
+    )
+
+
+def examine(chain: Chain, c: Array, depth: int, known: Known | None = None) -> Examined:
     """Polish the candidates `c` (k, b) on the membership up to layer `depth`, and judge them by all equations.
 
-    With the duals `known` (f, b) of inputs that were found, they are held orthogonal to these: what an input needs that
+    With the duals of `known` inputs, they are held orthogonal to these: what an input needs that
     turns on fewer units than it has coordinates.
     """
     c, covariance, ahead = polish(chain, c, depth, known)
@@ -141,6 +175,7 @@ def examine(chain: Chain, c: Array, depth: int, known: Array | None = None) -> E
         deviation=input_deviation(chain, c, covariance),
         output_grad=side.columns[0],
         duals=_duals(chain, side.columns),
+        dual_deviation=_dual_deviation(chain, passed, side.q),
         forward_residual=ahead,
         backward_residual=side.residual,
         apart=side.apart,
@@ -174,6 +209,13 @@ def _duals(chain: Chain, columns: list[Array]) -> tuple[Array, ...]:
     """The duals of the layers that show all inputs."""
     count = min(len(columns), chain.depth + 1)
     return tuple(chain.layers[number].dual(columns[number]) for number in range(count))
+
+
+def _dual_deviation(chain: Chain, passed: Forward, q: Array) -> Array:
+    """(k,): see `Examined`; infinite where slopes bend."""
+    if chain.straight:
+        return dual_deviation(chain, passed, q)
+    return chain.xp.full_like(q[:, 0], math.inf)
 
 
 def _other_slopes(chain: Chain, c: Array, passed: Forward) -> Iterator[Forward]:
@@ -226,6 +268,7 @@ def reexamine(chain: Chain, seen: Examined, depth: int) -> Examined:
         deviation=better.deviation,
         output_grad=columns[0],
         duals=_duals(chain, columns),
+        dual_deviation=_dual_deviation(chain, passed, better.q),
         forward_residual=np.where(better.converged, _rms(residual[:, :-size], b), math.inf),
         backward_residual=_rms(residual[:, -size:], b + t),
         apart=seen.apart,
@@ -242,7 +285,7 @@ def _rms(residual: HostArray, unknowns: int) -> HostArray:
 
 
 def _across_kinks(
-    chain: Chain, c: Array, covariance: Array, ahead: HostArray, depth: int, known: Array | None
+    chain: Chain, c: Array, covariance: Array, ahead: HostArray, depth: int, known: Known | None
 ) -> tuple[Array, Array, HostArray]:
     """The best of one polished input (1, b) and of those polished from the other side of the kinks next to it.
 
@@ -274,8 +317,8 @@ def _membership_rms(chain: Chain, c: Array, depth: int) -> HostArray:
     return _rms(to_host(chain.xp.concat(parts, axis=1)), c.shape[1])
 
 
-def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tuple[Array, Array, HostArray]:
-    """Gauss-Newton on the membership up to layer `depth` from `c` (k, b), with s · c = 1 kept, and p · c = 0 for `known`.
+def polish(chain: Chain, c: Array, depth: int, known: Known | None = None) -> tuple[Array, Array, HostArray]:
+    """Gauss-Newton on the membership up to layer `depth` from `c` (k, b), with s · c = 1 kept, and p · c = 0 for `known` inputs.
 
     Returns the coordinates, their covariance (k, b, b) and the root mean square of the membership equations (k,),
     infinite where they have not come to rest.
@@ -316,20 +359,29 @@ def polish(chain: Chain, c: Array, depth: int, known: Array | None = None) -> tu
     return c, _determined(chain, c, depth, known), ahead
 
 
-def _determined(chain: Chain, c: Array, depth: int, known: Array | None) -> Array:
+def _determined(chain: Chain, c: Array, depth: int, known: Known | None) -> Array:
     """(k, b, b): covariance of the coordinates at the end `c` of a polish; zero where they are not determined."""
-    xp = chain.xp
     passed = forward(chain, c, depth - 1)
-    covariance = inverse_or_zero(xp, _normal(chain, _equations(chain, c, passed, depth, known))[0])
+    covariance = _covariance_ahead(chain, c, passed, depth, known)
     slopes = flatter_slopes(chain, passed, covariance)
     if slopes is None:
         return covariance
-    passed = forward(chain, c, depth - 1, slopes=slopes)
-    return inverse_or_zero(xp, _normal(chain, _equations(chain, c, passed, depth, known))[0])
+    return _covariance_ahead(chain, c, forward(chain, c, depth - 1, slopes=slopes), depth, known)
+
+
+def _covariance_ahead(chain: Chain, c: Array, passed: Forward, depth: int, known: Known | None) -> Array:
+    """(k, b, b): covariance of the coordinates `c` by the equations of a polish, with the slopes of `passed`."""
+    gram = _normal(chain, _equations(chain, c, passed, depth, known))[0]
+    noise = membership_noise(chain, passed, 1)
+    for number in range(2, depth + 1):
+        noise = noise + membership_noise(chain, passed, number)
+    if known is not None:
+        noise = noise + _orthogonal_noise(chain, c, known)
+    return covariance_of(gram, noise)
 
 
 def _equations(
-    chain: Chain, c: Array, passed: Forward, depth: int, known: Array | None, *, derivatives: bool = True
+    chain: Chain, c: Array, passed: Forward, depth: int, known: Known | None, *, derivatives: bool = True
 ) -> list[System]:
     """The equations of a polish: membership up to layer `depth`, and orthogonality to the duals `known`."""
     blocks = [membership(chain, passed, number, derivatives=derivatives) for number in range(1, depth + 1)]
@@ -360,11 +412,17 @@ def _rest(chain: Chain, c: Array) -> HostArray:
     return np.maximum(AT_REST, own)
 
 
-def _orthogonal(chain: Chain, c: Array, known: Array) -> System:
-    """(k, f) equations: p · c = 0 for the duals `known` (f, b); noise enters through the coordinates and the duals alike."""
-    xp = chain.xp
-    deviation = 2**0.5 * chain.layers[0].spread(c)[:, None] * xp.linalg.vector_norm(known, axis=1)[None, :]
-    return System((c @ known.T) / deviation, known[None, :, :] / deviation[:, :, None])
+def _orthogonal(chain: Chain, c: Array, known: Known) -> System:
+    """(k, f) equations: p · c = 0 for the duals of `known` inputs; noise enters through the coordinates and the duals alike."""
+    deviation = known.spread(chain, c)
+    return System((c @ known.duals.T) / deviation, known.duals[None, :, :] / deviation[:, :, None])
+
+
+def _orthogonal_noise(chain: Chain, c: Array, known: Known) -> Array:
+    """(k, b, b): what noise alone adds to JᵀJ of `_orthogonal`: the duals are as uncertain along any direction as along c."""
+    first = chain.layers[0]
+    weight = known.duals.shape[0] / first.spread(c) ** 2
+    return weight[:, None, None] * (chain.device.eye(c.shape[1]) / first.space.S**2)[None, :, :]
 
 
 def _gram(xp: Any, jacobian: Array, *, rough: bool) -> Array:
@@ -417,11 +475,11 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     deviation = np.full(c.shape[0], math.inf)
     if np.any(at_rest):
         passed = forward(chain, c, len(chain.layers) - 2)
-        covariance = _scaled_covariance(xp, at.jacobian)[:, :b, :b]
+        covariance = _covariance_of_all(chain, c, q, depth, passed)
         slopes = flatter_slopes(chain, passed, covariance)
         if slopes is not None:
-            jacobian = system(chain, c, q, depth, slopes=slopes).jacobian
-            covariance = _scaled_covariance(xp, jacobian)[:, :b, :b]
+            passed = forward(chain, c, len(chain.layers) - 2, slopes=slopes)
+            covariance = _covariance_of_all(chain, c, q, depth, passed)
         deviation = np.where(at_rest, input_deviation(chain, c, covariance), math.inf)
     return Refined(c, q, at.residual, deviation, at_rest)
 
@@ -434,7 +492,9 @@ def _scaled_normal(xp: Any, jacobian: Array) -> tuple[Array, Array, Array]:
     return xp.matrix_transpose(jacobian) @ jacobian, jacobian, length
 
 
-def _scaled_covariance(xp: Any, jacobian: Array) -> Array:
-    """(k, u, u): covariance of unknowns of any size."""
-    gram, _, length = _scaled_normal(xp, jacobian)
-    return inverse_or_zero(xp, gram) / (length[:, :, None] * length[:, None, :])
+def _covariance_of_all(chain: Chain, c: Array, q: Array, depth: int, passed: Forward) -> Array:
+    """(k, b, b): covariance of the coordinates where all equations, forward and backward, take part."""
+    jacobian = system(chain, c, q, depth, passed).jacobian
+    gram = chain.xp.matrix_transpose(jacobian) @ jacobian
+    b = c.shape[1]
+    return covariance_of(gram, system_noise(chain, c, q, depth, passed))[:, :b, :b]

@@ -23,6 +23,12 @@ from ..factors.factorize import Factors
 from ..factors.gradients import UNIT_ROUNDOFF, LayerGradients
 from ..factors.layer import Layer
 
+SAME_UNIT = 1e-12
+"""Squared distance of the weights of two units, as a share of their squares, up to which they are the same.
+
+Derived: far above the rounding of float64, and a millionth of their size.
+"""
+
 
 @dataclass(frozen=True)
 class ChainLayer:
@@ -84,16 +90,8 @@ class ChainLayer:
 
     @cached_property
     def bias_noise(self) -> Array:
-        """(m,): standard deviation of the noise of bias_grad.
-
-        Nothing measures it. Rounding follows the size of each entry, and whoever adds noise adds it to every array in
-        proportion to its entries: so it is that of weight_grad, times the larger of both ratios of sizes.
-        """
-        xp, space = self.space.xp, self.space
-        own = xp.abs(self.bias_grad) * space.shape[1] ** 0.5
-        ratio = own / xp.where(space.row_norm > 0, space.row_norm, xp.ones_like(own))
-        common = xp.linalg.vector_norm(own) / xp.linalg.vector_norm(space.row_norm)
-        return space.noise * xp.maximum(xp.maximum(ratio, xp.ones_like(own) * common), xp.ones_like(own))
+        """(m,): standard deviation of the noise of bias_grad."""
+        return bias_noise_of(self.space, self.bias_grad)
 
     @cached_property
     def bias_ratio(self) -> Array:
@@ -137,6 +135,23 @@ class Chain:
         first = self.layers[0]
         return first.whole(first.space.U)
 
+    @cached_property
+    def repetition(self) -> int:
+        """How many units of the first layer have the same weights and bias, at most.
+
+        They have the same rounding too: their equations count once. Units whose pre-activation is the same for all inputs say
+        nothing of any, and are left out.
+        """
+        xp, first = self.xp, self.layers[0]
+        ones = first.ones / xp.linalg.vector_norm(first.ones)
+        rows = first.to_units - (first.to_units @ ones)[:, None] * ones[None, :]
+        gram = rows @ rows.T
+        squares = xp.linalg.diagonal(gram)
+        apart = squares[:, None] + squares[None, :] - 2 * gram
+        varied = squares > SAME_UNIT * xp.max(squares)
+        same = (apart <= SAME_UNIT * squares[:, None]) & varied[:, None] & varied[None, :]
+        return max(1, int(xp.max(xp.sum(xp.astype(same, xp.int64), axis=1))))
+
     @property
     def straight(self) -> bool:
         """Whether all activations have straight pieces: then ∂L/∂Z does not move with its input between kinks."""
@@ -149,6 +164,19 @@ class Chain:
         while depth + 1 < len(self.layers) and self.layers[depth + 1].rank == self.batch_size:
             depth += 1
         return depth
+
+
+def bias_noise_of(space: Any, bias_grad: Array) -> Array:
+    """(m,): standard deviation of the noise of `bias_grad` (m,).
+
+    Nothing measures it. Rounding follows the size of each entry, and whoever adds noise adds it to every array in
+    proportion to its entries: so it is that of weight_grad, times the larger of both ratios of sizes.
+    """
+    xp = space.xp
+    own = xp.abs(bias_grad) * space.shape[1] ** 0.5
+    ratio = own / xp.where(space.row_norm > 0, space.row_norm, xp.ones_like(own))
+    common = xp.linalg.vector_norm(own) / xp.linalg.vector_norm(space.row_norm)
+    return space.noise * xp.maximum(xp.maximum(ratio, xp.ones_like(own) * common), xp.ones_like(own))
 
 
 def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..answer.result import Inversion
 from ..backend import Array, suitable_threads, to_host
-from ..chain.examine import CONSISTENT, Examined, examine, reexamine
+from ..chain.examine import CONSISTENT, Examined, examine, known_of, reexamine
 from ..chain.layers import Chain
 from ..chain.sets import Open, open_sets
 from ..search import ChainSearch
@@ -185,7 +185,7 @@ class ChainProblem:
         depth = self.depth
         duals = state.duals
         few = duals is not None and self.chain.straight and self._few_slopes(candidate)
-        seen = examine(self.chain, candidate, depth, duals if few else None)
+        seen = examine(self.chain, candidate, depth, known_of(self.chain, state.known) if few else None)
         fits_ahead = bool(seen.forward_residual[0] <= CONSISTENT)
         vague = seen.deviation[0] > VAGUE * self._size(seen)
         if (vague or not seen.accepted[0]) and fits_ahead:

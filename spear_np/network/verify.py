@@ -10,7 +10,7 @@ import numpy as np
 from ..answer.certificate import Certificate, Check
 from ..backend import Array, HostArray, inverse_or_pseudoinverse, to_host
 from ..chain.equations import forward, membership_scale, ones_deviation
-from ..chain.examine import APART, CONSISTENT, Examined, examine, reexamine
+from ..chain.examine import APART, CONSISTENT, Examined, examine, known_of, reexamine
 from ..chain.layers import Chain
 from ..checks.specification import EXACT_TOLERANCE, MAX_RESIDUAL
 from ..factors.zero import ZERO_SIGMAS
@@ -72,9 +72,9 @@ def verify(chain: Chain, known: tuple[Examined, ...], depth: int, cut: str | Non
         one = known[row]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             tried = [reexamine(chain, one, depth)]
-            # Duals carry the errors of their inputs unless pieces are straight, and bind more tightly than they may.
+            # Where slopes bend, duals carry the errors of their inputs, and bind more tightly than they may.
             if chain.straight and len(known) > 1:
-                others = xp.concat([other.duals[0] for other in known if other is not one], axis=0)
+                others = known_of(chain, [other for other in known if other is not one])
                 tried.append(examine(chain, one.c, depth, others))
         for better in tried:
             narrower = _bound(chain, better.deviation, better.noise_seen)
@@ -118,13 +118,15 @@ def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
     """(k,): six standard deviations of the largest error of each input, in units of the inputs.
 
     Where noise is rounding, its size is an upper estimate: the residual of an input's own equations tells how large it is
-    along that input.
+    along that input. Units that are the same n times over make their equations count n times, which the bound takes back.
     """
     rounding = all(layer.space.spectrum.rounding for layer in chain.layers[: chain.depth + 1])
     floor = LEAST_ROUNDING if rounding else 1.0
     hidden = max(layer.space.hidden_input_factor for layer in chain.layers[: chain.depth + 1])
     with np.errstate(over="ignore"):
-        bound: HostArray = ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
+        bound: HostArray = (
+            math.sqrt(chain.repetition) * ZERO_SIGMAS * hidden * deviation * np.maximum(floor, MARGIN * rms)
+        )
     return np.nan_to_num(bound, nan=math.inf, posinf=math.inf)
 
 
@@ -261,8 +263,26 @@ def _caveats(chain: Chain) -> tuple[str, ...]:
     b = chain.batch_size
     return (
         (
-            f"{b} is the rank of the gradients, the batch may be larger: identical inputs count once, and inputs whose "
-            "gradient lies below the noise leave no trace"
+            f"{b} is the rank of the gradients, the batch may be larger: identical inputs count once, inputs with the same "
+            "gradient behind the layer count once, as their mean, and inputs whose gradient lies below the noise leave no trace"
         ),
         "the layers are taken to follow each other with nothing in between, and all gradients to be of one step",
+        *((UNSCALED,) if _scales_alike(chain) else ()),
+    )
+
+
+UNSCALED = (
+    "weight_grad and bias_grad are taken to be scaled alike: without biases and with activations that scale with their argument, "
+    "another factor for all bias_grad gives other inputs, a multiple of these, that fit as well"
+)
+
+
+def _scales_alike(chain: Chain) -> bool:
+    """Whether inputs times any factor give outputs times that factor, so that only bias_grad tells the factor."""
+    hidden = chain.layers[:-1]
+    return all(
+        layer.sigma.piecewise_linear
+        and set(layer.sigma.kinks) <= {0.0}
+        and not bool(chain.xp.any(layer.bias != 0))
+        for layer in hidden
     )

@@ -1,0 +1,92 @@
+"""`exact` is a promise of chains too: whatever was done to the gradients, no answer claims what the truth denies.
+
+Problems, alterations and the judge are those of benchmarks/chain_hunt.py, which makes thousands of them. Here are some of each
+kind that an answer once broke its promise on, and one of every alteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.chain_hunt import FAMILIES, Made, Plan, dependent, make, problem, promises, solve
+from spear_np import Activation, InputError, Status
+
+
+def _made(seed: int, plan: Plan, change: Callable[[Plan, np.random.Generator], None] | None = None) -> Made:
+    rng = np.random.default_rng([seed, 1])
+    if change is not None:
+        change(plan, rng)
+    return make(plan, rng)
+
+
+def _plan(seed: int, source: str, b: int, widths: list[int], names: list[str], gains: list[float]) -> Plan:
+    activations = [
+        Activation("hardtanh", {"low": -0.8, "high": 0.9}) if name == "hardtanh" else Activation(name)
+        for name in names
+    ]
+    return Plan(source, b, widths, activations, torch.float32, seed, gains=gains)
+
+
+def between_two_inputs(seed: int) -> Made:
+    """No unit changes its side between two inputs: every point between them meets all equations to the noise."""
+    return _made(seed, _plan(seed, "digits", 5, [119] * 3, ["hardtanh"] * 3, [0.6] * 4))
+
+
+def few_units_on(seed: int) -> Made:
+    """The last input turns on fewer units than it has coordinates, and a step has crossed a kink."""
+    return _made(seed, _plan(seed, "digits", 18, [56] * 3, ["relu6", "relu", "mish"], [10.0, 3.0, 1.0, 10.0]))
+
+
+def dependent_inputs(seed: int) -> Made:
+    """bias_grad shows more than weight_grad: no scale is right."""
+    return _made(seed, _plan(seed, "gaussian", 4, [88], ["relu"], [1.0] * 2), dependent)
+
+
+BROKEN_ONCE = [
+    *((between_two_inputs, seed) for seed in (3, 6, 9, 11, 12)),
+    *((few_units_on, seed) for seed in (1, 3, 15, 17)),
+    *((dependent_inputs, seed) for seed in (1, 5, 9)),
+]
+LIMIT = 0.5
+"""Seconds: wrong answers come as soon as right ones."""
+
+
+@pytest.mark.parametrize(("kind", "seed"), BROKEN_ONCE, ids=lambda value: getattr(value, "__name__", value))
+def test_what_was_broken_once(kind: Callable[[int], Made], seed: int) -> None:
+    made = kind(seed)
+    false, broken, _ = promises(made, solve(made, LIMIT))
+    assert not false
+    assert not broken
+
+
+@pytest.mark.parametrize("family", [name for name, one in FAMILIES.items() if one.tampered])
+def test_what_was_tampered_with(family: str) -> None:
+    _, made = problem(7, (family,))
+    try:
+        result = solve(made, LIMIT)
+    except InputError:
+        return
+    false, _, _ = promises(made, result)
+    assert not false or FAMILIES[family].undetectable
+
+
+def test_what_only_an_assumption_decides_is_said() -> None:
+    """Without biases another scale of bias_grad is another batch: the certificate names the assumption."""
+    rng = np.random.default_rng(1)
+    made = make(replace(_plan(1, "digits", 4, [60, 60], ["relu", "relu"], [1.0] * 3), bias_gain=0.0), rng)
+    assert any("scaled alike" in text for text in solve(made, LIMIT).certificate.caveats)
+    biased = make(_plan(1, "digits", 4, [60, 60], ["relu", "relu"], [1.0] * 3), rng)
+    assert not any("scaled alike" in text for text in solve(biased, LIMIT).certificate.caveats)
+
+
+def test_an_honest_problem_is_exact() -> None:
+    """A solver that promises nothing keeps every promise."""
+    _, made = problem(3, ("unaltered",))
+    result = solve(made, 20 * LIMIT)
+    assert result.status is Status.EXACT
+    assert promises(made, result) == ("", "", "")
