@@ -25,19 +25,20 @@ from typing import Any
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 from torch.nn import functional
 
 import spear_np
 from benchmarks import environment
 from benchmarks.chain import judged
 from benchmarks.networks import Network, Shared, draw
-from benchmarks.problems import Array, loss_of
+from benchmarks.problems import Array, Loss, loss_of
 from spear_np import Activation, LayerGradients
 from tests.networks import LayerData
 from tests.promises import broken_promises, rounding_noise, truth_of
 
 Generator = np.random.Generator
-Tensor = torch.Tensor
+
 Row = dict[str, Any]
 
 LIMIT = {False: 1.5, True: 0.5}
@@ -81,7 +82,7 @@ SOURCES = ("fashion-mnist", "digits", "table", "gaussian", "faces")
 class Plan:
     """What a problem is made of before it is altered."""
 
-    source: str
+    source: Any
     b: int
     widths: list[int]
     """Of the hidden layers."""
@@ -94,7 +95,7 @@ class Plan:
     steps: int = 0
     """Of training."""
     classes: int | None = None
-    loss: str = "cross-entropy"
+    loss: Loss = "cross-entropy"
     normalised: bool = True
     rows: Callable[[Array, Generator], Array] | None = None
     """What is done to the batch."""

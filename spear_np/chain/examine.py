@@ -387,33 +387,41 @@ def polish(chain: Chain, c: Array, depth: int, known: Known | None = None) -> tu
     ahead = np.where(moved <= AT_REST, _membership_rms(chain, c, depth), math.inf)
     at, gram, noise = _information(chain, c, depth, known, (at, gram))
     covariance = _covariance(chain, gram, noise)
-    least = _least_slopes(chain, at, covariance)
-    if least is not None:
-        _, gram, noise = _information(chain, c, depth, known, (least, None))
-        covariance = _covariance(chain, gram, noise)
+    for other in _other_sides(chain, at, covariance):
+        _, gram, noise = _information(chain, c, depth, known, (other, None))
+        covariance = _worse(xp, covariance, _covariance(chain, gram, noise))
     return c, covariance, ahead
 
 
-def _least_slopes(chain: Chain, passed: Forward, covariance: Array) -> Forward | None:
-    """The pass with the smaller slope of both sides in every unit that is as near to a kink as the doubt of z; None without any.
+def _worse(xp: Any, one: Array, other: Array) -> Array:
+    """(k, b, b): of two covariances the larger one; zeros, which stand for an open one, are the largest."""
+    closed = xp.any(one != 0, axis=(1, 2))
+    wider = xp.sum(xp.linalg.diagonal(other), axis=1) > xp.sum(xp.linalg.diagonal(one), axis=1)
+    wider = wider | xp.all(other == 0, axis=(1, 2))
+    return xp.where((closed & wider)[:, None, None], other, one)
+
+
+def _other_sides(chain: Chain, passed: Forward, covariance: Array) -> list[Forward]:
+    """The pass with all units that are as near to a kink as the doubt of z on the flatter side, and on the steeper one.
 
     Such a unit may be on either side, and what it tells of its input on the one it need not tell on the other: an end of a
     line along which all else fits is at a kink, and looks determined from beyond it.
     """
-    xp, slopes, any_near = chain.xp, [], False
+    xp, flat, steep, any_near = chain.xp, [], [], False
     for number, (z, slope) in enumerate(zip(passed.z, passed.slope, strict=True)):
-        sigma = chain.layers[number].sigma
+        sigma, low, high = chain.layers[number].sigma, slope, slope
         if sigma.kinks:
             by_c = passed.by_coordinates[number]
             doubt = passed.doubt[number] + xp.sum((by_c @ covariance) * by_c, axis=2)
             for kink in sigma.kinks:
                 near = (z - kink) ** 2 < AT_KINK**2 * doubt
-                if bool(xp.any(near)):
-                    any_near = True
-                    other = sigma.value_and_slope(2 * kink - z)[1]
-                    slope = xp.where(near & (xp.abs(other) < xp.abs(slope)), other, slope)
-        slopes.append(slope)
-    return with_slopes(chain, passed, slopes) if any_near else None
+                any_near = any_near or bool(xp.any(near))
+                other = sigma.value_and_slope(2 * kink - z)[1]
+                low = xp.where(near & (xp.abs(other) < xp.abs(low)), other, low)
+                high = xp.where(near & (xp.abs(other) > xp.abs(high)), other, high)
+        flat.append(low)
+        steep.append(high)
+    return [with_slopes(chain, passed, slopes) for slopes in (flat, steep)] if any_near else []
 
 
 def _information(
@@ -535,9 +543,8 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     residual = system(chain, c, q, depth).residual
     passed = forward(chain, c, len(chain.layers) - 2)
     covariance = _covariance_of_all(chain, c, q, depth, passed)
-    least = _least_slopes(chain, passed, covariance)
-    if least is not None:
-        covariance = _covariance_of_all(chain, c, q, depth, least)
+    for other in _other_sides(chain, passed, covariance):
+        covariance = _worse(xp, covariance, _covariance_of_all(chain, c, q, depth, other))
     deviation = np.where(at_rest, input_deviation(chain, c, covariance), math.inf)
     return Refined(c, q, residual, deviation, at_rest)
 
