@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.chain.covariance import flatter_slopes, input_deviation
+from spear_np.chain.covariance import input_deviation, slopes_beside, wider
 from spear_np.chain.equations import forward
 from spear_np.chain.examine import CONSISTENT, Known, examine, polish, reexamine, refine
 from spear_np.chain.layers import Chain
@@ -155,15 +155,22 @@ class TestWhatIsOpen:
         data, chain = case("relu")
         passed = forward(chain, true_coordinates(chain, data), 1)
         tiny = np.zeros((8, 8, 8))
-        assert flatter_slopes(chain, passed, tiny) is None
+        assert slopes_beside(chain, passed, tiny) == []
 
-    def test_slopes_of_units_near_a_kink_are_those_of_its_flatter_side(self) -> None:
+    def test_slopes_of_units_near_a_kink_are_those_of_either_side(self) -> None:
         data, chain = case("leaky_relu")
         passed = forward(chain, true_coordinates(chain, data), 0)
         wide = np.eye(8)[None, :, :] * np.full((8, 1, 1), 1e4)
-        slopes = flatter_slopes(chain, passed, wide)
-        assert slopes is not None
-        assert slopes[0] == pytest.approx(0.01)
+        flat, steep = slopes_beside(chain, passed, wide)
+        assert flat[0] == pytest.approx(0.01)
+        assert steep[0] == pytest.approx(1)
+
+    def test_the_wider_of_two_covariances_and_the_open_one(self) -> None:
+        one, two, open_ = (np.eye(3)[None] * size for size in (1.0, 2.0, 0.0))
+        assert np.all(wider(one, two) == two)
+        assert np.all(wider(two, one) == two)
+        assert np.all(wider(one, open_) == open_)
+        assert np.all(wider(open_, one) == open_)
 
     def test_deviation_is_that_of_the_least_certain_entry(self) -> None:
         data, chain = case("gelu")

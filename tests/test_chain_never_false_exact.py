@@ -90,3 +90,11 @@ def test_an_honest_problem_is_exact() -> None:
     result = solve(made, 20 * LIMIT)
     assert result.status is Status.EXACT
     assert promises(made, result) == ("", "", "")
+
+
+def test_features_that_no_weight_looks_at_are_counted() -> None:
+    _, made = problem(5, ("blind features",))
+    result = solve(made, 20 * LIMIT)
+    (caveat,) = [text for text in result.certificate.caveats if "only zeros for weights" in text]
+    blind = (made.shared.weights[0] == 0).all(dim=0) & (made.gradients.arrays[0][0] != 0).any(dim=0)
+    assert caveat.startswith(f"{int(blind.sum())} feature(s)")

@@ -34,26 +34,37 @@ def covariance_of(gram: Array, noise: Array) -> Array:
     return inverse_or_zero(xp, information) / scale
 
 
-def flatter_slopes(chain: Chain, passed: Forward, covariance: Array) -> tuple[Array, ...] | None:
-    """The slopes of a pass, where a pre-activation may be on either side of a kink those of the flatter side; None if nowhere.
+def slopes_beside(chain: Chain, passed: Forward, covariance: Array) -> list[tuple[Array, ...]]:
+    """The slopes of a pass, for units that may be on either side of a kink all on the flatter, and all on the steeper one.
 
-    A point that slides along what its equations leave open comes to rest where another unit would turn on: it then seems to
-    be determined by that unit. `covariance` (k, b, b) is that of the coordinates.
+    Empty without such units. A point that slides along what its equations leave open comes to rest where another unit would
+    turn on: it then seems to be determined by that unit. `covariance` (k, b, b) is that of the coordinates.
     """
-    xp, found, slopes = chain.xp, False, []
+    xp, found, flat, steep = chain.xp, False, [], []
     for number, (z, slope) in enumerate(zip(passed.z, passed.slope, strict=True)):
-        sigma = chain.layers[number].sigma
+        sigma, low, high = chain.layers[number].sigma, slope, slope
         if sigma.kinks:
             rows = passed.by_coordinates[number]
             variance = passed.doubt[number] + xp.sum((rows @ covariance) * rows, axis=2)
             deviation = xp.sqrt(xp.abs(variance))
         for kink in sigma.kinks:
             _, other = sigma.value_and_slope(2 * kink - z)
-            flatter = (xp.abs(z - kink) <= AT_KINK * deviation) & (xp.abs(other) < xp.abs(slope))
-            found = found or bool(xp.any(flatter))
-            slope = xp.where(flatter, other, slope)
-        slopes.append(slope)
-    return tuple(slopes) if found else None
+            near = xp.abs(z - kink) <= AT_KINK * deviation
+            found = found or bool(xp.any(near & (other != slope)))
+            low = xp.where(near & (xp.abs(other) < xp.abs(low)), other, low)
+            high = xp.where(near & (xp.abs(other) > xp.abs(high)), other, high)
+        flat.append(low)
+        steep.append(high)
+    return [tuple(flat), tuple(steep)] if found else []
+
+
+def wider(one: Array, other: Array) -> Array:
+    """(k, b, b): the larger of two covariances of each input; zeros, which stand for an open one, are the largest."""
+    xp = array_api_compat.array_namespace(one)
+    closed = xp.any(one != 0, axis=(1, 2))
+    more = xp.sum(xp.linalg.diagonal(other), axis=1) > xp.sum(xp.linalg.diagonal(one), axis=1)
+    more = more | xp.all(other == 0, axis=(1, 2))
+    return xp.where((closed & more)[:, None, None], other, one)
 
 
 def input_deviation(chain: Chain, c: Array, covariance: Array) -> HostArray:

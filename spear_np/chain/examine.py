@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import OWN_ROUNDING, Array, HostArray, solve_or_nan, to_host
-from .covariance import AT_KINK, covariance_of, flatter_slopes, input_deviation, variance_of
+from .covariance import AT_KINK, covariance_of, input_deviation, slopes_beside, variance_of, wider
 from .equations import (
     ROUNDING_SHARE,
     Forward,
@@ -363,10 +363,10 @@ def _determined(chain: Chain, c: Array, depth: int, known: Known | None) -> Arra
     """(k, b, b): covariance of the coordinates at the end `c` of a polish; zero where they are not determined."""
     passed = forward(chain, c, depth - 1)
     covariance = _covariance_ahead(chain, c, passed, depth, known)
-    slopes = flatter_slopes(chain, passed, covariance)
-    if slopes is None:
-        return covariance
-    return _covariance_ahead(chain, c, forward(chain, c, depth - 1, slopes=slopes), depth, known)
+    for slopes in slopes_beside(chain, passed, covariance):
+        beside = forward(chain, c, depth - 1, slopes=slopes)
+        covariance = wider(covariance, _covariance_ahead(chain, c, beside, depth, known))
+    return covariance
 
 
 def _covariance_ahead(chain: Chain, c: Array, passed: Forward, depth: int, known: Known | None) -> Array:
@@ -476,10 +476,9 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     if np.any(at_rest):
         passed = forward(chain, c, len(chain.layers) - 2)
         covariance = _covariance_of_all(chain, c, q, depth, passed)
-        slopes = flatter_slopes(chain, passed, covariance)
-        if slopes is not None:
-            passed = forward(chain, c, len(chain.layers) - 2, slopes=slopes)
-            covariance = _covariance_of_all(chain, c, q, depth, passed)
+        for slopes in slopes_beside(chain, passed, covariance):
+            beside = forward(chain, c, len(chain.layers) - 2, slopes=slopes)
+            covariance = wider(covariance, _covariance_of_all(chain, c, q, depth, beside))
         deviation = np.where(at_rest, input_deviation(chain, c, covariance), math.inf)
     return Refined(c, q, at.residual, deviation, at_rest)
 

@@ -50,6 +50,8 @@ class ChainLayer:
     """(n, r): V, in float32 for the first layer, whose features may be many."""
     weight: Array
     """(m, n): W; None for the first layer."""
+    unweighted: int = 0
+    """Features of the first layer that have a gradient, but only zeros for weights: no equation holds them."""
 
     @property
     def rank(self) -> int:
@@ -191,11 +193,14 @@ def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
     assert layer is not None  # a chain needs W
     assert factors.bias_grad is not None
     ones = (space.U.T @ space.live_of(factors.bias_grad / space.noise)) / space.S
-    basis, weight = [], []
+    basis, weight, unweighted = [], [], 0
     for _, blocks in gradients.blocks("weight_grad", "weight", device=space.device):
         part = xp.matrix_transpose(blocks[0]) @ space.to_basis
         basis.append(xp.astype(part, xp.float32) if first else part)
-        if not first:
+        if first:
+            blind = xp.all(blocks[1] == 0, axis=0) & xp.any(blocks[0] != 0, axis=0)
+            unweighted += int(xp.sum(xp.astype(blind, xp.int64)))
+        else:
             weight.append(blocks[1])
     V = xp.concat(basis, axis=0)
     return ChainLayer(
@@ -207,6 +212,7 @@ def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
         to_units=layer.weight_in_basis + layer.bias[:, None] * ones[None, :],
         basis=V if first else _orthonormal(xp, V),
         weight=None if first else xp.concat(weight, axis=1),
+        unweighted=unweighted,
     )
 
 

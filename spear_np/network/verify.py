@@ -268,6 +268,14 @@ def _caveats(chain: Chain) -> tuple[str, ...]:
         ),
         "the layers are taken to follow each other with nothing in between, and all gradients to be of one step",
         *((UNSCALED,) if _scales_alike(chain) else ()),
+        *((_unweighted(chain.layers[0].unweighted),) if chain.layers[0].unweighted else ()),
+    )
+
+
+def _unweighted(count: int) -> str:
+    return (
+        f"{count} feature(s) have a gradient, but only zeros for weights: nothing depends on their values, which are taken from "
+        "weight_grad alone"
     )
 
 
