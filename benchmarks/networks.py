@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import nn
 from torch.nn import functional
@@ -254,13 +255,13 @@ def _faces(b: int, seed: int) -> tuple[Images, Images]:
 
 
 def _table(b: int, others: int, seed: int) -> tuple[Images, Images]:
-    """Rows of a table with every column one-hot: no two alike."""
+    """Rows of a table with every column one-hot, none a combination of others: such a batch has a lower rank, and is lost."""
     images, rest = sample_images("adult", 4 * b, seed, others=others)
-    categories = replace(images, inputs=images.inputs[:, 6:])
-    _, first = np.unique(categories.inputs, axis=0, return_index=True)
-    chosen = np.sort(first)[:b]
-    if len(chosen) < b:
-        msg = f"only {len(chosen)} different rows"
+    categories = images.inputs[:, 6:]
+    _, _, order = scipy.linalg.qr(categories.T, mode="economic", pivoting=True)
+    chosen = np.sort(order[:b])
+    if np.linalg.matrix_rank(categories[chosen]) < b:
+        msg = f"fewer than {b} independent rows"
         raise ValueError(msg)
-    kept = replace(categories, inputs=categories.inputs[chosen], labels=categories.labels[chosen])
+    kept = replace(images, inputs=categories[chosen], labels=images.labels[chosen])
     return kept, replace(rest, inputs=rest.inputs[:, 6:])
