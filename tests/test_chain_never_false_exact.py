@@ -98,3 +98,9 @@ def test_features_that_no_weight_looks_at_are_counted() -> None:
     (caveat,) = [text for text in result.certificate.caveats if "only zeros for weights" in text]
     blind = (made.shared.weights[0] == 0).all(dim=0) & (made.gradients.arrays[0][0] != 0).any(dim=0)
     assert caveat.startswith(f"{int(blind.sum())} feature(s)")
+
+
+def test_a_last_input_may_leave_nothing_to_search() -> None:
+    """A bias_grad of another scale, and the conditions of all others leave no unknown: nothing is found, and nothing warns."""
+    _, made = problem(9156, tuple(FAMILIES))
+    assert solve(made, 2 * LIMIT).status is Status.FAILED

@@ -156,7 +156,9 @@ def _descend(left: Open, y: Array) -> tuple[Array, HostArray, int]:
         gram = sum(xp.matrix_transpose(j) @ j for j in jacobians)
         slope = sum((r[:, None, :] @ j)[:, 0, :] for r, j in zip(parts, jacobians, strict=True))
         diagonal = xp.linalg.diagonal(gram)
-        weight = diagonal + EVEN * xp.mean(diagonal, axis=1, keepdims=True)
+        weight = diagonal + EVEN * xp.sum(diagonal, axis=1, keepdims=True) / max(
+            d, 1
+        )  # a last input has d = 0
         damped = gram + identity * (weight * device.float32(damping)[:, None])[:, None, :]
         step = solve_or_nan(xp, damped, slope[:, :, None])[:, :, 0]
         step = xp.where(xp.isfinite(step), step, xp.zeros_like(step))
