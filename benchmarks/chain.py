@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines.append(summary(cell, outcomes))
         print(lines[-1], flush=True)
     if options.save:
-        seeds = f"Seeds from {options.first_seed}; {environment.describe()}."
+        seeds = f"Seeds from {options.first_seed}; {environment.sentence(environment.describe())}"
         options.save.write_text("\n".join([*lines, "", seeds, ""]))
 
 
