@@ -40,6 +40,8 @@ class Cell:
     time_limit: float = 60.0
     first: int = 0
     """Number of the layer whose inputs are sought."""
+    method: str | None = None
+    """Where it is not that of the command."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def run(cell: Cell, seed: int, method: str = "chain") -> Outcome:
     shared = share(cell.network, cell.b, seed)
     started = time.perf_counter()
     result = spear_np.invert_chain(
-        shared.layers[cell.first :], method=method, time_limit=cell.time_limit, loss="cross_entropy"
+        shared.layers[cell.first :],
+        method=cell.method or method,
+        time_limit=cell.time_limit,
+        loss="cross_entropy",
     )
     return judged(shared, result, time.perf_counter() - started, cell.first)
 
@@ -114,6 +119,8 @@ def visible_inputs(shared: Shared, first: int) -> Any:
 
 
 SMOOTH = ("gelu", "silu", "elu")
+LARGE_WEIGHTS = Network(widths=(1000,), init="normal", normalised=False, dtype=torch.float64)
+"""The setting of Shariati and Meybodi (2026): weights N(0, 0.5²), no biases, pixels in [0, 1], float64."""
 SETS: dict[str, list[Cell]] = {
     "main": [
         *(Cell(f"ReLU, {b}", wide(200), b) for b in (20, 40, 65, 80, 90)),
@@ -150,6 +157,16 @@ SETS: dict[str, list[Cell]] = {
             for b in (200, 300)
         ),
         Cell("ReLU, m = 2000, 400", wide(2000), 400, batches=2, time_limit=300),
+    ],
+    "one hidden layer": [
+        *(Cell(f"m = 200, {b}", wide(200, layers=1), b, method="auto") for b in (60, 80, 100, 110)),
+        Cell("m = 1000, 250", wide(1000, layers=1), 250, batches=5, method="auto"),
+        *(
+            Cell(
+                f"large weights, m = 1000, {b}", LARGE_WEIGHTS, b, batches=5, time_limit=limit, method="auto"
+            )
+            for b, limit in ((64, 30), (128, 60), (256, 180))
+        ),
     ],
     "robust": [
         *(

@@ -19,6 +19,7 @@ from .answer.result import Inversion, Progress, Status
 from .backend import device_for
 from .errors import InputError
 from .factors.activation import Activation
+from .factors.behind import Behind
 from .factors.gradients import LayerGradients
 from .layer.assemble import inversion
 from .layer.problem import read_layer
@@ -197,6 +198,7 @@ def invert_chain(
     budget = Budget(options.time_limit, options.max_proposals, stop or (lambda: False))
     run = Run(options, budget, callback or (lambda _: None))
     alone = layers[0].sigma.ceiling is not None
+    behind = Behind(layers[1], len(layers) == 2, loss) if len(layers) > 1 else None
     if options.method in ("auto", "chain"):
         run.report("factorize")
         with where.activate():
@@ -212,7 +214,7 @@ def invert_chain(
                     return answer
                 with where.activate():
                     other = invert_readings(
-                        lambda reading: read_layer(layers[0], where, options, reading), run
+                        lambda reading: read_layer(layers[0], where, options, reading, behind), run
                     )
                 return max(answer, other, key=worth)
         if options.method == "chain" or not alone:
@@ -221,4 +223,4 @@ def invert_chain(
             return run.signed(failed)
     layers[0].require_zeros()
     with where.activate():
-        return invert_readings(lambda reading: read_layer(layers[0], where, options, reading), run)
+        return invert_readings(lambda reading: read_layer(layers[0], where, options, reading, behind), run)

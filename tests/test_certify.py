@@ -354,7 +354,9 @@ class TestBounds:
         batch = reconstruct(factors, disaggregate(factors, true_directions(factors, data.inputs)))
         mixing = np.full((3, 3), 1e-20)
         mixing[0, 1] = np.inf
-        unique = Uniqueness(np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), mixing)
+        unique = Uniqueness(
+            np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), mixing, np.zeros(3, dtype=bool)
+        )
         bound = noise_bound(factors.space, batch.recovery, batch.input_max, np.zeros(3), unique)
         assert np.isinf(bound).tolist() == [True, False, False]
 
@@ -371,7 +373,9 @@ class TestBounds:
         data = digit_layer(3, width=60, seed=186)
         factors = factors_of(data, Backend.NUMPY)
         batch = reconstruct(factors, disaggregate(factors, true_directions(factors, data.inputs)))
-        unique = Uniqueness(np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), np.zeros((3, 3)))
+        unique = Uniqueness(
+            np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), np.zeros((3, 3)), np.zeros(3, dtype=bool)
+        )
         arguments = (factors.space, batch.recovery, batch.input_max, np.zeros(3), unique)
         usual = noise_bound(*arguments)
         np.testing.assert_array_equal(noise_bound(*arguments, largest=np.zeros(60)), usual)

@@ -15,7 +15,7 @@ from spear_np.directions.polish import NEAR_ZERO
 from spear_np.directions.pool import Pool
 from spear_np.directions.uniqueness import SPARE
 from spear_np.factors.factorize import Factors
-from spear_np.factors.signs import sign_model
+from spear_np.factors.signs import missing_inputs, sign_model
 from spear_np.search.completion import GUESSED_CANDIDATES, MOST_GUESSED, Completion
 from tests.backends import Backend, assert_lives_on
 from tests.cases import pick_digits
@@ -169,7 +169,10 @@ class TestGuesses:
         missing = data.draw(st.integers(1, b))
         pool, truth = without_first(factors, layer, missing)
         completion = completion_for(factors)
-        mean, root = (to_host(a) for a in completion._missing_inputs(factors.space, pool))
+        mean, root = (
+            to_host(a)
+            for a in missing_inputs(factors.space, completion.model, completion.total, pool.q[pool.trusted])
+        )
         guesses = mean + np.random.default_rng(seed).standard_normal((30, b)) @ root.T
         y = truth[missing:] / to_host(factors.space.S)
         y /= np.linalg.norm(y, axis=1, keepdims=True)
@@ -184,7 +187,10 @@ class TestGuesses:
         data = digit_layer(B, width=WIDTH, seed=460)
         factors = factors_of(data, backend)
         pool, _ = without_first(factors, data, 5)
-        mean, root = (backend.host(a) for a in completion_for(factors)._missing_inputs(factors.space, pool))
+        completion = completion_for(factors)
+        known = pool.q[pool.trusted]
+        guessed = missing_inputs(factors.space, completion.model, completion.total, known)
+        mean, root = (backend.host(a) for a in guessed)
         weight_grad = data.weight_grad.astype(np.float64)
         c = data.inputs[:5].astype(np.float64) @ (weight_grad.T @ backend.host(factors.space.to_basis))
         steps = (c - mean) @ np.linalg.pinv(root, rtol=1e-5).T

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 from ..backend import OWN_ROUNDING, Array, inverse_or_zero
+from ..factors.behind import FREE_SHARE
 from .layers import Chain, ChainLayer
 
 ROUNDING_SHARE = 2.0
@@ -36,11 +37,6 @@ BACKWARD_ROUNDING_SHARE = 4.0
 
 Measured: with two, one true input in some thousand had a backward side of 3.3 standard deviations, with four none above two
 (benchmarks/chain.py).
-"""
-FREE_SHARE = 0.25
-"""Units of the last layer, as a share of the backward equations of an input, up to which its column there is taken as unknown.
-
-Derived: three quarters of the equations then remain to contradict it.
 """
 
 

@@ -63,6 +63,13 @@ DEPENDENT = (
 )
 
 
+def _tied(count: int) -> str:
+    return (
+        f"the zeros of {count} column(s) of ∂L/∂Z do not determine them, but with the weights of the layer behind they are: it is "
+        "taken to follow with nothing in between"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """Certificate and the status it allows."""
@@ -119,7 +126,7 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     within = bound <= ROW_TOLERANCE * batch.data_range
     evidence = tuple(
         Evidence(
-            unique=bool(unique.unique[i]),
+            unique=bool(unique.unique[i] or unique.with_layer_behind[i]),
             spare_rows=bool(unique.redundancy[i] >= 1),
             beyond_chance=bool(false[i] <= MAX_CHANCE),
             within_bound=bool(within[i]),
@@ -137,7 +144,11 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
         false_probability=tuple(float(p) for p in false),
         error_bound=tuple(float(e) for e in bound),
         evidence=evidence,
-        caveats=(*_caveats(factors), *((DEPENDENT,) if dependent else ())),
+        caveats=(
+            *_caveats(factors),
+            *((DEPENDENT,) if dependent else ()),
+            *((_tied(int(np.sum(unique.with_layer_behind))),) if np.any(unique.with_layer_behind) else ()),
+        ),
     )
     return verdict_of(certificate, factors)
 

@@ -126,7 +126,7 @@ def polish(
     """
     xp = space.xp
     if space.batch_size == 1:
-        return _collect(space, xp.ones_like(space.S)[None, :])
+        return collect(space, xp.ones_like(space.S)[None, :])
     length = xp.linalg.vector_norm(candidates, axis=1)
     candidates = xp.take(candidates, xp.nonzero(xp.isfinite(length) & (length > 0))[0], axis=0)
     widths: tuple[int, ...] = (nearest_rows(space.batch_size), space.batch_size + 1)
@@ -138,7 +138,7 @@ def polish(
         sparse = _promising(space, xp.concat(resolved, axis=0), pool)
         more, _ = _snap(space, sparse, widths, margin=margin)
         q = xp.concat([q, more], axis=0)
-    return _collect(space, _extended(space, q))
+    return collect(space, _extended(space, q))
 
 
 def _promising(space: RowSpace, candidates: Array, pool: Pool) -> Array:
@@ -412,8 +412,8 @@ def _extended_block(space: RowSpace, q: Array) -> Array:
     return q
 
 
-def _collect(space: RowSpace, q: Array) -> Directions:
-    """Bring polished directions to the host, with what the pool needs of them."""
+def collect(space: RowSpace, q: Array) -> Directions:
+    """Bring polished directions `q` (k, b) to the host, with what the pool needs of them."""
     xp = space.xp
     unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True) if q.shape[0] else q
     return Directions(to_host(unit), to_host(space.zeros(unit)), to_host(space.angle_noise(unit)))

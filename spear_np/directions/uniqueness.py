@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..backend import TINIEST, Array, HostArray, blocks, gather, solve_or_nan, to_host
 from ..factors.row_space import RowSpace
+from ..factors.zero import ZERO_SIGMAS
 
 NUMERICALLY_NOTHING = 1e-12
 """Eigenvalue of a Gram matrix of orthonormal columns that float64 cannot tell from zero.
@@ -67,6 +69,9 @@ class Uniqueness:
     """(k,) int: rows that could be missing (lower bound)."""
     mixing: HostArray
     """(k, k): variance of the share of direction i in direction k, [i, k]; infinite where nothing bounds it."""
+    with_layer_behind: HostArray
+    """(k,) bool: whether zero rows do not do, and the layer behind can pass the direction back: a mixture of inputs it cannot,
+    but for shares that hardly any row shows. What is said of these counts the rows that it ties to each other as well."""
 
 
 def uniqueness(space: RowSpace, directions: Array, inputs: Array, off: Array) -> Uniqueness:
@@ -87,14 +92,76 @@ def uniqueness(space: RowSpace, directions: Array, inputs: Array, off: Array) ->
     if b == 1:
         # Nothing can be mixed in: the single column is determined without any zero row.
         # Each live row alone is a multiple of the input.
-        return Uniqueness(np.ones(1, dtype=bool), np.asarray([live - 1]), np.zeros((1, 1)))
-    unique, redundancy, mixing = [], [], []
+        one = np.ones(1, dtype=bool)
+        return Uniqueness(one, np.asarray([live - 1]), np.zeros((1, 1)), ~one)
+    unique, redundancy = np.zeros(k, dtype=bool), np.zeros(k, dtype=np.int64)
+    mixing, behind = np.zeros((k, inputs.shape[0])), np.zeros(k, dtype=bool)
     for part in blocks(k, live * b):
-        block = _uniqueness_block(space, directions[part, :], inputs, off_live[part, :])
-        unique.append(block[0])
-        redundancy.append(block[1])
-        mixing.append(block[2])
-    return Uniqueness(np.concatenate(unique), np.concatenate(redundancy), np.concatenate(mixing, axis=0).T)
+        q, zeros = directions[part, :], off_live[part, :]
+        which = np.arange(k)[part]
+        answers = _uniqueness_block(space, q, inputs, _zero_rows(space, zeros))
+        unique[which], redundancy[which], mixing[which] = answers
+        few = to_host(xp.sum(xp.astype(zeros, xp.int64), axis=1)) < b - 1 + SPARE
+        open_ = np.flatnonzero(few | (redundancy[which] < 1))
+        if space.passed is None or not len(open_):
+            continue
+        # It takes twice the time: where zeros do, the layer behind is not asked.
+        index = space.device.integers(open_)
+        q, zeros = xp.take(q, index, axis=0), xp.take(zeros, index, axis=0)
+        tied = _tied_rows(space, space.passed, q, zeros)
+        index = space.device.integers(np.flatnonzero(tied.fits))
+        which = which[open_][tied.fits]
+        if len(which):
+            answers = _uniqueness_block(space, xp.take(q, index, axis=0), inputs, tied.only(xp, index))
+            unique[which], redundancy[which], mixing[which] = answers
+            behind[which] = True
+    return Uniqueness(unique, redundancy, mixing.T, behind)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows that hold each of k directions: it has no component along any of them."""
+
+    rows: Array
+    """(k, r, b): zeros where a direction uses fewer."""
+    used: Array
+    """(k, r) bool."""
+    fits: HostArray
+    """(k,) bool: whether that is true of the direction itself."""
+
+    def only(self, xp: Any, index: Array) -> _Rows:
+        """Those of the directions `index`."""
+        rows, used = xp.take(self.rows, index, axis=0), xp.take(self.used, index, axis=0)
+        return _Rows(rows, used, self.fits[to_host(index)])
+
+
+def _zero_rows(space: RowSpace, off: Array) -> _Rows:
+    """The rows `off` (k, ℓ) of each direction."""
+    xp = space.xp
+    count = xp.sum(xp.astype(off, xp.int64), axis=1)
+    most = max(space.batch_size, int(xp.max(count)))
+    order = xp.argsort(xp.astype(~off, xp.int8), axis=1, stable=True)[:, :most]
+    used = xp.arange(most, device=space.device.handle)[None, :] < count[:, None]
+    rows = gather(xp, space.U, order) * xp.astype(used, xp.float64)[:, :, None]
+    return _Rows(rows, used, np.ones(off.shape[0], dtype=bool))
+
+
+def _tied_rows(space: RowSpace, passed: Array, q: Array, off: Array) -> _Rows:
+    """The rows `off` (k, ℓ), and what those with a gradient show that the layer behind cannot pass back.
+
+    On the units that have one, a column is ``passed δ`` for some δ. What is left of their rows outside the span of `passed`
+    (ℓ, t) on these units has no component along the direction either.
+    """
+    xp = space.xp
+    on = ~(off | space.zeros(q))
+    tied = on & (xp.sum(xp.astype(on, xp.int64), axis=1, keepdims=True) > passed.shape[1])
+    on = xp.astype(on, xp.float64)[:, :, None]
+    span = xp.linalg.qr(on * passed[None, :, :]).Q
+    rows = space.U[None, :, :] - span @ (xp.matrix_transpose(span) @ (on * space.U[None, :, :]))
+    used = off | tied
+    rows = rows * xp.astype(used, xp.float64)[:, :, None]
+    left = xp.abs((rows @ q[:, :, None])[:, :, 0]) / space.noise_norm(q)[:, None]
+    return _Rows(rows, used, to_host(xp.all(left < ZERO_SIGMAS, axis=1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,30 +188,27 @@ class _Response:
 
 
 def _uniqueness_block(
-    space: RowSpace, q: Array, inputs: Array, off: Array
+    space: RowSpace, q: Array, inputs: Array, held: _Rows
 ) -> tuple[HostArray, HostArray, HostArray]:
-    """For directions `q` (k, b) with zero rows `off` (k, ℓ): unique (k,), redundancy (k,), mixing (k, b)."""
+    """For directions `q` (k, b) that are `held` by some rows: unique (k,), redundancy (k,), mixing (k, p)."""
     xp = space.xp
-    answers = _concluded(space, q, inputs, off, _by_gram)
+    answers = _concluded(space, q, inputs, held, _by_gram)
     doubtful = np.flatnonzero(~to_host(answers[3]))
     unique, redundancy, mixing = (to_host(answer) for answer in answers[:3])
     if len(doubtful):
         again = space.device.integers(doubtful)
-        answers = _concluded(space, xp.take(q, again, axis=0), inputs, xp.take(off, again, axis=0), _by_svd)
+        answers = _concluded(space, xp.take(q, again, axis=0), inputs, held.only(xp, again), _by_svd)
         unique[doubtful], redundancy[doubtful], mixing[doubtful] = (to_host(answer) for answer in answers[:3])
     return unique, redundancy, mixing
 
 
 def _concluded(
-    space: RowSpace, q: Array, inputs: Array, off: Array, respond: Callable[..., _Response]
+    space: RowSpace, q: Array, inputs: Array, held: _Rows, respond: Callable[..., _Response]
 ) -> tuple[Array, Array, Array, Array]:
     """Unique (k,), redundancy (k,), mixing (k, p) and certain (k,) as `respond` computes them."""
     xp = space.xp
-    count = xp.sum(xp.astype(off, xp.int64), axis=1)
-    most = max(q.shape[1], int(xp.max(count)))
-    order = xp.argsort(xp.astype(~off, xp.int8), axis=1, stable=True)[:, :most]
-    used = xp.arange(most, device=space.device.handle)[None, :] < count[:, None]
-    rows = gather(xp, space.U, order) * xp.astype(used, xp.float64)[:, :, None]
+    rows, used = held.rows, held.used
+    count = xp.sum(xp.astype(used, xp.int64), axis=1)
     count = xp.maximum(count, xp.ones_like(count))
     noise_energy = OPEN_ENERGY * xp.astype(count, xp.float64)
     response = respond(space, q, rows, noise_energy, inputs)
@@ -255,7 +319,11 @@ def sharpened(space: RowSpace, q: Array, off: Array, unique: Uniqueness, which: 
     xp = space.xp
     redundancy = unique.redundancy.copy()
     for index in which.tolist() if space.batch_size > 1 else ():
-        rows = xp.take(space.U, xp.nonzero(xp.take(off[:, index], space.live))[0], axis=0)
+        zeros = xp.take(off[:, index], space.live)
+        if unique.with_layer_behind[index] and space.passed is not None:
+            rows = _tied_rows(space, space.passed, q[index : index + 1, :], zeros[None, :]).rows[0, :, :]
+        else:
+            rows = xp.take(space.U, xp.nonzero(zeros)[0], axis=0)
         redundancy[index] = max(redundancy[index], _removable(space, q[index, :], rows))
     return replace(unique, redundancy=redundancy)
 
@@ -283,4 +351,5 @@ def single_row_support(space: RowSpace, q: Array, zero_mask: HostArray) -> HostA
     off = space.expand(space.device.booleans(zero_mask))
     # Among thousands of null vectors one further row agrees by chance.
     few: HostArray = zero_mask.sum(axis=1) < space.batch_size - 1 + SPARE
-    return few | (uniqueness(space, q, none, off).redundancy < 1)
+    held = uniqueness(space, q, none, off)
+    return (few | (held.redundancy < 1)) & ~held.with_layer_behind

@@ -71,6 +71,9 @@ class RowSpace:
     """Median over live rows of η divided by the row's root mean square: dimensionless."""
     hidden_input_factor: float
     """Factor by which error bounds grow because an input may be hidden below the rank; 1 if none can be."""
+    passed: Array | None = None
+    """(ℓ, t): W_2ᵀ in units of the noise, what a layer of t units behind this one passes back for each of their gradients; None
+    if it is not known, or too much to tell anything."""
 
     @property
     def xp(self) -> Any:

@@ -181,6 +181,28 @@ def smoother(
     return root @ (turn / xp.sqrt(values)), energy / (energy + PRIOR_RIDGE)
 
 
+def missing_inputs(
+    space: RowSpace, model: SignModel, total: HostArray, known: HostArray
+) -> tuple[Array, Array]:
+    """Mean (b,) and root (b, b) of the covariance of a missing input's coordinates, given the `known` directions (f, b).
+
+    The prior of `smoother`, conditioned on ``c · ȳ = 1`` with ȳ = `total` (b,) and on ``c · y = 0`` for all known y.
+    """
+    xp, device = space.xp, space.device
+    ones = device.float64(total)
+    prior = (model.rotation * model.second_moment) @ model.rotation.T
+    prior = prior / (ones @ prior @ ones)
+    equations = xp.concat([device.float64(known) / space.S, ones[None, :]], axis=0)
+    length = xp.linalg.vector_norm(equations, axis=1)
+    equations = equations / length[:, None]
+    right = xp.concat([xp.zeros_like(length[:-1]), 1 / length[-1:]])
+    seen = prior @ equations.T
+    gain = xp.linalg.pinv(equations @ seen) @ seen.T
+    left = prior - seen @ gain
+    values, vectors = xp.linalg.eigh((left + left.T) / 2)
+    return right @ gain, vectors * xp.sqrt(xp.maximum(values, xp.zeros_like(values)))
+
+
 def fit_signs(space: RowSpace, model: SignModel, active: Array) -> tuple[HostArray, HostArray]:
     """Estimate the inputs that produce the patterns `active` (k, ℓ) bool.
 

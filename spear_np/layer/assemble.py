@@ -158,7 +158,8 @@ def _partial(factors: Factors, ending: Ending, data_range: DataRange | None) -> 
         return _nothing(factors, reason, data_range)
     off = space.expand(space.zeros(q))
     unique, false = chances(space, q, off, uniqueness(space, q, q, off), MAX_CHANCE)
-    sound = np.flatnonzero(unique.unique & (unique.redundancy >= 1) & (false <= MAX_CHANCE))
+    by_zeros = unique.unique & (unique.redundancy >= 1) & (false <= MAX_CHANCE)
+    sound = np.flatnonzero(by_zeros | unique.with_layer_behind)
     q = xp.take(q, space.device.integers(sound), axis=0)
     bounded = partial_inputs(factors, q)
     if not len(bounded.which):

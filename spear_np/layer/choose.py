@@ -13,7 +13,7 @@ from ..directions.disaggregate import (
     doubtful,
     exchange_directions,
 )
-from ..directions.polish import Directions, polish
+from ..directions.polish import Directions, collect, polish
 from ..directions.pool import Candidates, Pool
 from ..directions.reduction import reduce_pairs
 from ..directions.refine import refined
@@ -43,10 +43,16 @@ Heuristic: some must go, and not the same ones each time.
 
 
 def add_candidates(
-    space: RowSpace, model: SignModel | None, pool: Pool, candidates: Array, rng: np.random.Generator
+    space: RowSpace,
+    model: SignModel | None,
+    pool: Pool,
+    candidates: Array,
+    sharp: Array,
+    rng: np.random.Generator,
 ) -> Pool:
-    """Polish `candidates` (k, b) into the pool, then take mixtures of two basis directions apart."""
+    """Polish `candidates` (k, b) into the pool, beside `sharp` ones, then take mixtures of two basis directions apart."""
     before = pool.basis_vectors
+    pool = pool.merge(_judge(space, model, collect(space, sharp)))
     pool = pool.merge(_judge(space, model, polish(space, candidates, pool, rng)))
     for _ in range(REDUCTIONS):
         fresh = pool.fresh_positions(before)

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from ..answer.labels import labels_from
 from ..answer.result import Inversion, Status
-from ..backend import Device, HostArray, suitable_threads
+from ..backend import Array, Device, HostArray, suitable_threads, to_host
 from ..checks.certify import Verdict
 from ..directions.disaggregate import Disaggregation
 from ..directions.pool import Pool
 from ..directions.repair import repair_candidates, units_off_last
+from ..factors.behind import Behind, passed_by, with_layer_behind
 from ..factors.factorize import Factors, factorize
 from ..factors.gradients import LayerGradients
 from ..factors.rank import Spectrum
@@ -22,6 +24,7 @@ from ..factors.signs import SignModel, sign_model
 from ..loop.options import DataRange, Options, SearchFactory
 from ..loop.problem import Reading
 from ..search import Search
+from ..search.columns import Columns
 from ..search.completion import Completion
 from ..search.descent import Descent
 from ..search.sampling import Sampling
@@ -101,6 +104,8 @@ class LayerProblem:
     model: SignModel | None
     search: Search
     data_range: DataRange | None = None
+    behind: Behind | None = None
+    """The layer that follows, if it is known."""
 
     @property
     def batch_size(self) -> int:
@@ -122,8 +127,10 @@ class LayerProblem:
         factors = self.factors
         repairs = repair_candidates(factors, state.pool, state.latest)
         proposals = self.search.propose(factors.space, state.pool, rng)
-        candidates = factors.space.xp.concat([repairs, proposals.candidates], axis=0)
-        pool = add_candidates(factors.space, self.model, state.pool, candidates, rng)
+        sharp = proposals.candidates if proposals.sharp else proposals.candidates[:0, :]
+        blunt = proposals.candidates[sharp.shape[0] :, :]
+        candidates = factors.space.xp.concat([repairs, blunt], axis=0)
+        pool = add_candidates(factors.space, self.model, state.pool, candidates, sharp, rng)
         pool = pool.after_round(news=len(pool.fresh_positions(state.pool.basis_vectors)))
         after = replace(
             state, pool=pool, proposals=state.proposals + proposals.examined, search=proposals.search
@@ -174,11 +181,32 @@ class LayerProblem:
     def answer(self, state: LayerState, ended: str | None) -> Inversion:
         """Return the inputs that are vouched for."""
         ending = Ending(state.choice, state.verdict, state.fullest, ended)
-        return assemble_result(self.factors, ending, self.data_range)
+        answer = assemble_result(self.factors, ending, self.data_range)
+        return replace(answer, labels=self._labels(answer))
+
+    def _labels(self, answer: Inversion) -> Array | None:
+        """(k,): labels of the inputs of an `answer`, where the layer behind is the output layer."""
+        if self.behind is None or not self.behind.output or not answer.found:
+            return None
+        space = self.factors.space
+        columns = space.live_of(answer.output_grad) / space.live_of(space.noise)[:, None]
+        passed = passed_by(space, columns.T @ space.U)
+        return (
+            None if passed is None else space.device.integers(labels_from(to_host(passed), self.behind.loss))
+        )
 
 
-def read_layer(gradients: LayerGradients, device: Device, options: Options, reading: int) -> Reading:
-    """Factorise `gradients` at one reading of the singular values and pose the problem of inverting them."""
+def read_layer(
+    gradients: LayerGradients,
+    device: Device,
+    options: Options,
+    reading: int,
+    behind: Behind | None = None,
+) -> Reading:
+    """Factorise `gradients` at one reading of the singular values and pose the problem of inverting them.
+
+    `behind` is the layer that follows, if it is known.
+    """
     m, _ = gradients.shape
     with suitable_threads(device, m * m):
         factors = factorize(gradients, device, options.batch_size, reading=reading)
@@ -187,14 +215,20 @@ def read_layer(gradients: LayerGradients, device: Device, options: Options, read
     if isinstance(factors, Spectrum):
         reason = no_rank_reason(factors, gradients)
         return Reading(inversion(gradients, device, Status.FAILED, reason, 0, options.data_range), left)
+    factors = replace(factors, space=with_layer_behind(factors.space, behind))
     with suitable_threads(device, m * factors.space.batch_size):
         model = sign_model(factors)
-        search = search_for(options.method, factors, model)
-    return Reading(LayerProblem(factors, model, search, options.data_range), left)
+        search = search_for(options.method, factors, model, behind)
+    return Reading(LayerProblem(factors, model, search, options.data_range, behind), left)
 
 
-def search_for(method: str | SearchFactory, factors: Factors, model: SignModel | None) -> Search:
-    """Return the search of that name, or the caller's own."""
+def search_for(
+    method: str | SearchFactory,
+    factors: Factors,
+    model: SignModel | None,
+    behind: Behind | None = None,
+) -> Search:
+    """Return the search of that name, or the caller's own; `behind` is the layer that follows, if it is known."""
     if method == "sampling" or factors.space.batch_size == 1:
         return Sampling()
     if not isinstance(method, str):
@@ -202,4 +236,6 @@ def search_for(method: str | SearchFactory, factors: Factors, model: SignModel |
     descent = Descent.prepare(factors.space, model)
     if method == "descent":
         return descent
-    return Schedule(descent, Sampling(), Completion.prepare(factors, model))
+    return Schedule(
+        descent, Sampling(), Completion.prepare(factors, model), Columns.prepare(factors, model, behind)
+    )

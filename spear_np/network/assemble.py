@@ -32,12 +32,16 @@ def answer_of(
         return _inversion(
             chain, Status.FAILED, f"{ended or 'nothing was found'}: 0 of {b} inputs", names, found=0
         )
-    verified = verify(chain, known, depth, cut)
+    verified = verify(chain, known, depth, cut, loss)
     keep = [
         row
         for row, bound in enumerate(verified.certificate.error_bound)
         if bound <= ROW_TOLERANCE * data_range(chain, verified.c)
     ]
+    if verified.misscaled is not None:
+        ended = (
+            f"by the outputs, all bias_grad are {verified.misscaled:.4g} times what belongs to weight_grad"
+        )
     status, reason = _status(verified, len(keep), b, ended)
     xp = chain.xp
     rows = chain.device.integers(keep)

@@ -15,6 +15,7 @@ from ..chain.layers import Chain
 from ..checks.specification import EXACT_TOLERANCE, MAX_RESIDUAL
 from ..factors.zero import ZERO_SIGMAS
 from ..theory import false_member_probability
+from .scale import OutputScale, output_scale
 
 MAX_FALSE = 1e-6
 """Largest probability that an input is a point which meets the equations by chance.
@@ -51,9 +52,17 @@ class Verified:
     output_grad: Array
     """(k, m) columns of ∂L/∂Z of the first layer."""
     certificate: Certificate
+    misscaled: float | None = None
+    """What all bias_grad seem to have been multiplied by, if the outputs contradict the scale that they give."""
 
 
-def verify(chain: Chain, known: tuple[Examined, ...], depth: int, cut: str | None = None) -> Verified:
+def verify(
+    chain: Chain,
+    known: tuple[Examined, ...],
+    depth: int,
+    cut: str | None = None,
+    loss: str | None = None,
+) -> Verified:
     """Bound the errors of the `known` inputs, one each, and hold the whole against the gradients of all layers.
 
     Inputs whose bound is too wide for exactness are first refined on all equations, forward and backward.
@@ -90,18 +99,43 @@ def verify(chain: Chain, known: tuple[Examined, ...], depth: int, cut: str | Non
     count = c.shape[0]
     off = to_host(xp.sum(xp.astype(passed.slope[0] == 0, xp.int64), axis=1))
     spare = spare_equations(chain, depth)
+    unscaled = _scales_alike(chain)
+    scale = output_scale(chain, c, q, loss) if unscaled else None
+    misscaled = None
+    checks = _checks(
+        chain, ahead, behind, apart, chance, residual, bias_residual, float(np.max(bound)) / size, count
+    )
+    if scale is not None:
+        checks = (*checks, _scale_check(scale))
+        if not checks[-1].passed:
+            misscaled = scale.factor
+            bound = bound + abs(scale.factor - 1) * _largest_entries(chain, c)
     certificate = Certificate(
-        checks=_checks(
-            chain, ahead, behind, apart, chance, residual, bias_residual, float(np.max(bound)) / size, count
+        checks=(
+            *_checks(
+                chain,
+                ahead,
+                behind,
+                apart,
+                chance,
+                residual,
+                bias_residual,
+                float(np.max(bound)) / size,
+                count,
+            ),
+            *((_scale_check(scale),) if scale is not None else ()),
         ),
         zero_count=tuple(int(n) for n in off),
         redundancy=(spare,) * count,
         sign_agreement=(math.nan,) * count,
         false_probability=tuple(float(p) for p in chance),
         error_bound=tuple(float(e) for e in bound),
-        caveats=(*_caveats(chain), *(() if cut is None else (f"the chain ends early: {cut}",))),
+        caveats=(
+            *_caveats(chain, scale, unscaled=unscaled),
+            *(() if cut is None else (f"the chain ends early: {cut}",)),
+        ),
     )
-    return Verified(c, q, columns, certificate)
+    return Verified(c, q, columns, certificate, misscaled)
 
 
 def _with_row(chain: Chain, values: Array, row: int, new: Array) -> Array:
@@ -132,8 +166,18 @@ def _bound(chain: Chain, deviation: HostArray, rms: HostArray) -> HostArray:
 
 def data_range(chain: Chain, c: Array) -> float:
     """Largest minus smallest entry of the inputs at `c` (k, b)."""
-    inputs = c @ chain.xp.astype(chain.layers[0].basis, chain.xp.float64).T
+    inputs = _inputs(chain, c)
     return float(chain.xp.max(inputs)) - float(chain.xp.min(inputs))
+
+
+def _largest_entries(chain: Chain, c: Array) -> HostArray:
+    """(k,): largest absolute entry of the inputs at `c` (k, b)."""
+    return to_host(chain.xp.max(chain.xp.abs(_inputs(chain, c)), axis=1))
+
+
+def _inputs(chain: Chain, c: Array) -> Array:
+    """(k, n)."""
+    return c @ chain.xp.astype(chain.layers[0].basis, chain.xp.float64).T
 
 
 def _chances(chain: Chain, c: Array, depth: int) -> HostArray:
@@ -259,17 +303,34 @@ def _checks(
     )
 
 
-def _caveats(chain: Chain) -> tuple[str, ...]:
+def _scale_check(scale: OutputScale) -> Check:
+    return Check(
+        "scale",
+        abs(scale.factor - 1),
+        "<=",
+        max(EXACT_TOLERANCE, ZERO_SIGMAS * scale.deviation),
+        "how far the outputs of the inputs are from those that their gradients under cross-entropy belong to, share of their size",
+    )
+
+
+def _caveats(chain: Chain, scale: OutputScale | None, *, unscaled: bool) -> tuple[str, ...]:
     b = chain.batch_size
+    told = scale is not None and ZERO_SIGMAS * scale.deviation <= EXACT_TOLERANCE
     return (
         (
             f"{b} is the rank of the gradients, the batch may be larger: identical inputs count once, inputs with the same "
             "gradient behind the layer count once, as their mean, and inputs whose gradient lies below the noise leave no trace"
         ),
         "the layers are taken to follow each other with nothing in between, and all gradients to be of one step",
-        *((UNSCALED,) if _scales_alike(chain) else ()),
+        *((UNSCALED + _as_far_as(scale),) if unscaled and not told else ()),
         *((_unweighted(chain.layers[0].unweighted),) if chain.layers[0].unweighted else ()),
     )
+
+
+def _as_far_as(scale: OutputScale | None) -> str:
+    if scale is None:
+        return ""
+    return f"; the outputs exclude all but a share of {ZERO_SIGMAS * scale.deviation:.0e}"
 
 
 def _unweighted(count: int) -> str:

@@ -23,6 +23,8 @@ class Proposals:
     """How many directions were looked at to choose these."""
     search: str
     """Name of the search that found them."""
+    sharp: bool = False
+    """Whether they are as sharp as the noise allows, so that no polish is needed."""
 
 
 class Search(Protocol):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import Array, HostArray, block_length, smallest, to_host
+from ..backend import HostArray, block_length, smallest, to_host
 from ..directions.disaggregate import bias_direction
 from ..directions.null_vectors import SAME_VECTOR, distinct, null_vectors_of_rows, solved
 from ..directions.polish import NEAR_ZERO
@@ -22,7 +22,7 @@ from ..directions.uniqueness import SPARE
 from ..factors.factorize import Factors
 from ..factors.layer import depth
 from ..factors.row_space import RowSpace
-from ..factors.signs import SignModel
+from ..factors.signs import SignModel, missing_inputs
 from . import Proposals
 
 MOST_GUESSED = 12
@@ -74,7 +74,7 @@ class Completion:
     def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Return the null vectors that further rows agree with, of one block of guesses."""
         xp, device, b = space.xp, space.device, space.batch_size
-        mean, root = self._missing_inputs(space, pool)
+        mean, root = missing_inputs(space, self.model, self.total, pool.q[pool.trusted])
         count = max(FEWEST_GUESSES, min(GUESSES, block_length(b * b)))
         spread = float(rng.choice(SPREADS))
         guesses = mean[None, :] + spread * device.normal(rng, (count, b)) @ root.T
@@ -94,20 +94,3 @@ class Completion:
     def forecast(self, space: RowSpace) -> float | None:
         """No forecast: the size of the right cell is unknown."""
         return None
-
-    def _missing_inputs(self, space: RowSpace, pool: Pool) -> tuple[Array, Array]:
-        """Mean (b,) and root (b, b) of the covariance of a missing input's coordinates, given all that is known."""
-        xp, device, model = space.xp, space.device, self.model
-        total = device.float64(self.total)
-        prior = (model.rotation * model.second_moment) @ model.rotation.T
-        prior = prior / (total @ prior @ total)
-        known = device.float64(pool.q[pool.trusted]) / space.S
-        equations = xp.concat([known, total[None, :]], axis=0)
-        length = xp.linalg.vector_norm(equations, axis=1)
-        equations = equations / length[:, None]
-        right = xp.concat([xp.zeros_like(length[:-1]), 1 / length[-1:]])
-        seen = prior @ equations.T
-        gain = xp.linalg.pinv(equations @ seen) @ seen.T
-        left = prior - seen @ gain
-        values, vectors = xp.linalg.eigh((left + left.T) / 2)
-        return right @ gain, vectors * xp.sqrt(xp.maximum(values, xp.zeros_like(values)))

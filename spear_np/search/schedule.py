@@ -9,6 +9,7 @@ import numpy as np
 from ..directions.pool import SMALL_BATCH, Pool
 from ..factors.row_space import RowSpace
 from . import Proposals, Search
+from .columns import Columns
 from .completion import Completion
 from .descent import Descent
 from .sampling import Sampling
@@ -32,6 +33,7 @@ class Schedule:
     descent: Descent
     sampling: Sampling
     completion: Completion | None = None
+    columns: Columns | None = None
     name: str = "auto"
 
     def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
@@ -44,6 +46,8 @@ class Schedule:
 
     def _next(self, space: RowSpace, pool: Pool) -> Search:
         b, live = space.batch_size, space.U.shape[0]
+        if self.columns is not None and b > SAMPLING_SUFFICES and pool.stale % (2 * TURNS) < TURNS:
+            return self.columns
         if self.completion is not None and pool.stale % TURNS == 1 and self.completion.suits(pool):
             return self.completion
         if b <= SAMPLING_SUFFICES or live < 2 * b:
