@@ -12,11 +12,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ..backend import OWN_ROUNDING, Array, inverse_or_zero
 from ..factors.behind import FREE_SHARE
 from .layers import Chain, ChainLayer
 
+WELL_HELD = 1.2
+"""Units with a slope, for each coordinate, from which normal equations of straight pieces are formed the quick way.
+
+Heuristic: an input that turns on hardly more units than it has coordinates is hardly determined by them, and every digit counts.
+"""
 ROUNDING_SHARE = 2.0
 """Error of a sum of products in the forward and backward pass, in units of the unit roundoff times the root of the sum of the
 squared products.
@@ -145,8 +151,70 @@ def membership(chain: Chain, passed: Forward, number: int, *, derivatives: bool 
     return System(residual, xp.concat([outside, ones], axis=1))
 
 
-def membership_noise(chain: Chain, passed: Forward, number: int) -> Array:
+@dataclass(frozen=True)
+class Linearised:
+    """The derivatives of the equations of `membership` at one point, as least squares need them.
+
+    The Jacobian is ``J = (I - V Vᵀ) A`` and a row for s · c, with A the derivatives of a. Residuals have no part along V, so that
+    ``Jᵀ r = Aᵀ r``; and ``JᵀJ = AᵀA - (VᵀA)ᵀ VᵀA`` takes a third of the products, but loses the digits that J is smaller by than
+    A: many where activations are nearly linear, few where they have kinks.
+    """
+
+    by_units: Array
+    """(k, r, b): A in standard deviations without the rows of units that have no slope; J if `projected`."""
+    units: Array | None
+    """(r,): which units these are; None for all."""
+    projected: bool
+    inside: Array
+    """(k, b', b): VᵀA."""
+    ones: Array
+    """(k, b): derivative of s · c, in standard deviations."""
+    scale: Array
+    """(k,): standard deviation of an equation."""
+
+    def gram(self, xp: Any) -> Array:
+        """(k, b, b): JᵀJ, float64."""
+        product = xp.matrix_transpose(self.by_units) @ self.by_units
+        if not self.projected:
+            product = product - xp.matrix_transpose(self.inside) @ self.inside
+        return xp.astype(product, xp.float64) + self.ones[:, :, None] * self.ones[:, None, :]
+
+    def against(self, xp: Any, residual: Array) -> Array:
+        """(k, b): Jᵀ times a `residual` (k, m + 1) of `membership`."""
+        rest = residual[:, :-1] if self.units is None else xp.take(residual, self.units, axis=1)
+        rest = xp.astype(rest, self.by_units.dtype)
+        product = xp.astype((rest[:, None, :] @ self.by_units)[:, 0, :], xp.float64)
+        return product + residual[:, -1:] * self.ones
+
+
+def linearised(chain: Chain, passed: Forward, number: int, *, rough: bool = False) -> Linearised:
+    """The derivatives of `membership` in layer `number`, products in float32 if `rough`."""
+    xp, layer = chain.xp, chain.layers[number]
+    slope, by_c, basis = passed.slope[number - 1], passed.by_coordinates[number - 1], layer.basis
+    scale = membership_scale(chain, passed, number)
+    total = ones_deviation(chain, layer, passed.a[number - 1] @ basis, passed.variance[number - 1])
+    units, projected = None, not chain.straight
+    if chain.straight and slope.shape[0] == 1:
+        sloped = xp.nonzero(slope[0, :] != 0)[0]
+        projected = sloped.shape[0] < WELL_HELD * by_c.shape[2]
+        if not projected:
+            units = sloped
+            slope, by_c = xp.take(slope, units, axis=1), xp.take(by_c, units, axis=1)
+            basis = xp.take(basis, units, axis=0)
+    by_units = (slope / scale[:, None])[:, :, None] * by_c
+    if rough:
+        by_units, basis = xp.astype(by_units, xp.float32), xp.astype(basis, xp.float32)
+    inside = xp.matrix_transpose(basis)[None, :, :] @ by_units
+    if projected:
+        by_units = by_units - basis[None, :, :] @ inside
+    ones = (layer.ones[None, None, :] @ xp.astype(inside, xp.float64))[:, 0, :]
+    return Linearised(by_units, units, projected, inside, ones * (scale / total)[:, None], scale)
+
+
+def membership_noise(chain: Chain, passed: Forward, number: int, linear: Linearised | None = None) -> Array:
     """(k, b, b): what noise alone adds to JᵀJ of the equations of `membership`, in expectation.
+
+    `linear` are their derivatives, if they are at hand.
 
     Notes
     -----
@@ -156,9 +224,8 @@ def membership_noise(chain: Chain, passed: Forward, number: int) -> Array:
     two inputs between which no unit changes its side are the ends of such a line.
     """
     xp, layer = chain.xp, chain.layers[number]
-    inside = xp.matrix_transpose(layer.basis)[None, :, :] @ (
-        passed.slope[number - 1][:, :, None] * passed.by_coordinates[number - 1]
-    )
+    linear = linearised(chain, passed, number) if linear is None else linear
+    inside = linear.inside * linear.scale[:, None, None]
     c = passed.a[number - 1] @ layer.basis
     variance = passed.variance[number - 1]
     squares = membership_scale(chain, passed, number) ** 2
@@ -274,7 +341,7 @@ def _best_in_range(chain: Chain, columns: Array) -> tuple[Array, Array, Array]:
     return (y[:, None, :] @ turn)[:, 0, :], share[:, -1], share[:, -2]
 
 
-def dual_deviation(chain: Chain, passed: Forward, q: Array) -> Array:
+def dual_deviation(chain: Chain, passed: Forward, q: Array, columns: list[Array], through: Array) -> Array:
     """(k,): what the uncertainty of ``q`` (k, t) adds to ``p · c`` of another input, at most, in units of ``|S_0⁻¹ c|``.
 
     Notes
@@ -282,18 +349,19 @@ def dual_deviation(chain: Chain, passed: Forward, q: Array) -> Array:
     q is the null vector of ``(I - U Uᵀ) M`` for the columns M of `backward_map` in units of their noise. With its other
     singular values σ_i and right vectors v_i, and noise of size ν in the equations, q is uncertain by ``v_i ν / σ_i``, and p
     by ``S_0⁻¹ UᵀM`` of it. Of σ_i² only what exceeds the noise of U along ``M v_i`` counts; where nothing does, the result is
-    infinite. Rounding on the way down comes on top.
+    infinite. Rounding on the way down comes on top. `columns` are those of q in
+    all layers, `through` (k, m, t) is the `backward_map`.
     """
     xp, first = chain.xp, chain.layers[0]
     space, noise, U = first.space, first.space.noise, chain.first_columns
-    variance = _backward_variance(chain, passed, q, columns_of(chain, passed, q)) / noise**2
-    columns = backward_map(chain, passed) / noise[:, None]
-    p = ((columns @ q[:, :, None])[:, :, 0] @ U) / space.S
+    variance = _backward_variance(chain, passed, q, columns) / noise**2
+    p = ((columns[0] / noise) @ U) / space.S
+    passed_back = through / noise[:, None]
     scale = xp.sum(p**2, axis=1) + xp.mean(variance, axis=1)
-    length = xp.linalg.vector_norm(columns, axis=1)
-    columns = columns / xp.where(length > 0, length, xp.ones_like(length))[:, None, :]
-    _, values, right = xp.linalg.svd(xp.linalg.qr(outside_columns(chain, columns)).R)
-    along = xp.matrix_transpose(U)[None, :, :] @ (columns @ xp.matrix_transpose(right))  # (k, b, t)
+    length = xp.linalg.vector_norm(passed_back, axis=1)
+    passed_back = passed_back / xp.where(length > 0, length, xp.ones_like(length))[:, None, :]
+    _, values, right = xp.linalg.svd(xp.linalg.qr(outside_columns(chain, passed_back)).R)
+    along = xp.matrix_transpose(U)[None, :, :] @ (passed_back @ xp.matrix_transpose(right))  # (k, b, t)
     doubt = space.shape[0] * xp.sum((along / space.S[None, :, None]) ** 2, axis=1)
     left = values[:, :-1] ** 2 - doubt[:, :-1]
     told = left > 0

@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import OWN_ROUNDING, Array, HostArray, solve_or_nan, to_host
+from ..backend import OWN_ROUNDING, Array, HostArray, inverse_or_zero, solve_or_nan, to_host
 from .covariance import AT_KINK, covariance_of, input_deviation, slopes_beside, variance_of, wider
 from .equations import (
     ROUNDING_SHARE,
     Forward,
+    Linearised,
     System,
     backward_map,
     backward_side,
     columns_of,
     dual_deviation,
     forward,
+    linearised,
     membership,
     membership_noise,
     null_vectors,
@@ -163,7 +165,7 @@ def examine(chain: Chain, c: Array, depth: int, known: Known | None = None) -> E
     passed = forward(chain, c, len(chain.layers) - 2, derivatives=False, noisy=depth)
     doubt = variance_of(chain.layers[0].to_units, covariance)
     side = _best_side(chain, c, passed, doubt)
-    if c.shape[0] == 1 and ahead[0] <= CONSISTENT:
+    if c.shape[0] == 1 and ahead[0] <= CONSISTENT and side.residual[0] > CONSISTENT:
         # Rounding may have put a unit on the other side of its kink than it is on here.
         for other in _other_slopes(chain, c, passed):
             if side.residual[0] <= CONSISTENT:
@@ -175,7 +177,7 @@ def examine(chain: Chain, c: Array, depth: int, known: Known | None = None) -> E
         deviation=input_deviation(chain, c, covariance),
         output_grad=side.columns[0],
         duals=_duals(chain, side.columns),
-        dual_deviation=_dual_deviation(chain, passed, side.q),
+        dual_deviation=_dual_deviation(chain, passed, side.q, side.columns, side.through),
         forward_residual=ahead,
         backward_residual=side.residual,
         apart=side.apart,
@@ -190,19 +192,22 @@ class _Side:
     columns: list[Array]
     residual: HostArray
     apart: HostArray
+    through: Array
+    """The `backward_map` of the pass."""
 
 
 def _best_side(chain: Chain, c: Array, passed: Forward, doubt: Array) -> _Side:
     """The column of ∂L/∂Z that fits the gradient of the first layer best, scaled to p · c = 1."""
     xp = chain.xp
-    q, best, second = null_vectors(chain, backward_map(chain, passed))
+    through = backward_map(chain, passed)
+    q, best, second = null_vectors(chain, through)
     columns = columns_of(chain, passed, q)
     own = xp.sum(chain.layers[0].dual(columns[0]) * c, axis=1)
     own = xp.where(own != 0, own, xp.ones_like(own))[:, None]
     q, columns = q / own, [column / own for column in columns]
     residual = to_host(backward_side(chain, c, q, passed, columns=columns, doubt=doubt).residual)
     apart = to_host(second) / np.maximum(to_host(best), np.finfo(np.float64).tiny)
-    return _Side(q, columns, _rms(residual, c.shape[1] + q.shape[1]), apart)
+    return _Side(q, columns, _rms(residual, c.shape[1] + q.shape[1]), apart, through)
 
 
 def _duals(chain: Chain, columns: list[Array]) -> tuple[Array, ...]:
@@ -211,10 +216,10 @@ def _duals(chain: Chain, columns: list[Array]) -> tuple[Array, ...]:
     return tuple(chain.layers[number].dual(columns[number]) for number in range(count))
 
 
-def _dual_deviation(chain: Chain, passed: Forward, q: Array) -> Array:
+def _dual_deviation(chain: Chain, passed: Forward, q: Array, columns: list[Array], through: Array) -> Array:
     """(k,): see `Examined`; infinite where slopes bend."""
     if chain.straight:
-        return dual_deviation(chain, passed, q)
+        return dual_deviation(chain, passed, q, columns, through)
     return chain.xp.full_like(q[:, 0], math.inf)
 
 
@@ -268,7 +273,7 @@ def reexamine(chain: Chain, seen: Examined, depth: int) -> Examined:
         deviation=better.deviation,
         output_grad=columns[0],
         duals=_duals(chain, columns),
-        dual_deviation=_dual_deviation(chain, passed, better.q),
+        dual_deviation=_dual_deviation(chain, passed, better.q, columns, backward_map(chain, passed)),
         forward_residual=np.where(better.converged, _rms(residual[:, :-size], b), math.inf),
         backward_residual=_rms(residual[:, -size:], b + t),
         apart=seen.apart,
@@ -292,7 +297,7 @@ def _across_kinks(
     Gauss-Newton may rest on the wrong side of a kink that is no further than the noise: the right side fits better.
     """
     xp, first = chain.xp, chain.layers[0]
-    if not first.sigma.kinks:
+    if not first.sigma.kinks or not bool(xp.any(covariance != 0)):
         return c, covariance, ahead
     best = c, covariance, ahead
     z = to_host(c @ first.to_units.T)[0]
@@ -309,6 +314,20 @@ def _across_kinks(
             if other[2][0] < best[2][0]:
                 best = other
     return best
+
+
+def _inverse(xp: Any, gram: Array) -> Array:
+    """(k, b, b): inverse of normal equations, on what they determine where that is not all: the rest stays where it is."""
+    inverse = inverse_or_zero(xp, gram)
+    partly = to_host(xp.all(inverse == 0, axis=(1, 2)) & xp.all(xp.isfinite(gram), axis=(1, 2)))
+    if not np.any(partly):
+        return inverse
+    rounding = gram.shape[1] * OWN_ROUNDING
+    rows = [
+        xp.linalg.pinv(gram[row, :, :], rtol=rounding) if some else inverse[row, :, :]
+        for row, some in enumerate(partly.tolist())
+    ]
+    return xp.stack(rows)
 
 
 def _membership_rms(chain: Chain, c: Array, depth: int) -> HostArray:
@@ -329,28 +348,28 @@ def polish(chain: Chain, c: Array, depth: int, known: Known | None = None) -> tu
     moved: HostArray = np.full(c.shape[0], math.inf)
     for _ in range(LINEARISATIONS):
         passed = forward(chain, c, depth - 1)
-        blocks = _equations(chain, c, passed, depth, known)
-        gram, weight = _normal(chain, blocks, rough=True)
-        identity = xp.broadcast_to(chain.device.eye(b)[None, :, :], gram.shape)
-        inverse = solve_or_nan(xp, gram, identity)
-        inverse = xp.where(xp.isfinite(inverse), inverse, xp.zeros_like(inverse))
+        linear = [linearised(chain, passed, number, rough=b >= LARGE_GRAM) for number in range(1, depth + 1)]
+        others = None if known is None else _orthogonal(chain, c, known)
+        gram, weight = _normal(chain, linear, others)
+        inverse = _inverse(xp, gram)
         length: HostArray | None = None
         for _ in range(CHORD_STEPS):
             right = weight[:, None] * (c @ ones - 1)[:, None] * ones[None, :]
-            for block in blocks:
-                right = right + (block.residual[:, None, :] @ block.jacobian)[:, 0, :]
+            count = 0
+            for number, one in enumerate(linear, start=1):
+                residual = membership(chain, passed, number, derivatives=False).residual
+                right, count = right + one.against(xp, residual), count + int(residual.shape[1])
+            if others is not None and known is not None:
+                residual = _orthogonal(chain, c, known).residual
+                right = right + (residual[:, None, :] @ others.jacobian)[:, 0, :]
+                count += int(residual.shape[1])
             step = (inverse @ right[:, :, None])[:, :, 0]
             c = c - step
-            count = sum(int(block.residual.shape[1]) for block in blocks)
             moved = to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / count))
             if np.all(moved <= rest) or (length is not None and np.any(moved > SLOW * length)):
                 break
             length = moved
             passed = forward(chain, c, depth - 1, derivatives=False)
-            moved_to = _equations(chain, c, passed, depth, known, derivatives=False)
-            blocks = [
-                System(new.residual, block.jacobian) for new, block in zip(moved_to, blocks, strict=True)
-            ]
         if np.all(moved <= rest):
             break
     ahead = np.where(moved <= rest, _membership_rms(chain, c, depth), math.inf)
@@ -371,32 +390,28 @@ def _determined(chain: Chain, c: Array, depth: int, known: Known | None) -> Arra
 
 def _covariance_ahead(chain: Chain, c: Array, passed: Forward, depth: int, known: Known | None) -> Array:
     """(k, b, b): covariance of the coordinates `c` by the equations of a polish, with the slopes of `passed`."""
-    gram = _normal(chain, _equations(chain, c, passed, depth, known))[0]
-    noise = membership_noise(chain, passed, 1)
+    linear = [linearised(chain, passed, number) for number in range(1, depth + 1)]
+    others = None if known is None else _orthogonal(chain, c, known)
+    gram = _normal(chain, linear, others)[0]
+    noise = membership_noise(chain, passed, 1, linear[0])
     for number in range(2, depth + 1):
-        noise = noise + membership_noise(chain, passed, number)
+        noise = noise + membership_noise(chain, passed, number, linear[number - 1])
     if known is not None:
         noise = noise + _orthogonal_noise(chain, c, known)
     return covariance_of(gram, noise)
 
 
-def _equations(
-    chain: Chain, c: Array, passed: Forward, depth: int, known: Known | None, *, derivatives: bool = True
-) -> list[System]:
-    """The equations of a polish: membership up to layer `depth`, and orthogonality to the duals `known`."""
-    blocks = [membership(chain, passed, number, derivatives=derivatives) for number in range(1, depth + 1)]
-    return blocks if known is None else [*blocks, _orthogonal(chain, c, known)]
-
-
-def _normal(chain: Chain, blocks: list[System], *, rough: bool = False) -> tuple[Array, Array]:
-    """The normal equations (k, b, b) of a polish, in float32 where they are large and `rough`, and the weight (k,) of s · c = 1.
+def _normal(chain: Chain, linear: list[Linearised], others: System | None) -> tuple[Array, Array]:
+    """The normal equations (k, b, b) of a polish, with `others` besides membership, and the weight (k,) of s · c = 1.
 
     The condition weighs as much as all other directions together: exact as far as it matters.
     """
     xp, ones = chain.xp, chain.layers[0].ones
-    gram = _gram(xp, blocks[0].jacobian, rough=rough)
-    for block in blocks[1:]:
-        gram = gram + _gram(xp, block.jacobian, rough=rough)
+    gram = linear[0].gram(xp)
+    for one in linear[1:]:
+        gram = gram + one.gram(xp)
+    if others is not None:
+        gram = gram + xp.matrix_transpose(others.jacobian) @ others.jacobian
     weight = xp.sum(xp.linalg.diagonal(gram), axis=1) / (ones @ ones)
     return gram + weight[:, None, None] * (ones[:, None] * ones[None, :])[None, :, :], weight
 
@@ -423,14 +438,6 @@ def _orthogonal_noise(chain: Chain, c: Array, known: Known) -> Array:
     first = chain.layers[0]
     weight = known.duals.shape[0] / first.spread(c) ** 2
     return weight[:, None, None] * (chain.device.eye(c.shape[1]) / first.space.S**2)[None, :, :]
-
-
-def _gram(xp: Any, jacobian: Array, *, rough: bool) -> Array:
-    """(k, u, u): JᵀJ, in float32 where it is large and `rough`."""
-    if rough and jacobian.shape[2] >= LARGE_GRAM:
-        single = xp.astype(jacobian, xp.float32)
-        return xp.astype(xp.matrix_transpose(single) @ single, xp.float64)
-    return xp.matrix_transpose(jacobian) @ jacobian
 
 
 @dataclass(frozen=True)

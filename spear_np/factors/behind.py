@@ -38,7 +38,7 @@ def with_layer_behind(space: RowSpace, behind: Behind | None) -> RowSpace:
     """Return the `space` of a ReLU layer with what its columns of ∂L/∂Z can be, by the weights of the layer `behind`.
 
     A column is ``[z > 0] ∘ W_2ᵀ δ`` with δ in as many unknowns as that layer has units, whatever the loss is and whatever
-    follows. Nothing is added where W_2 is missing, does not fit, or has too many rows.
+    follows. Nothing is added where W_2 is missing, is not finite, does not fit, or has too many rows.
     """
     if behind is None or behind.gradients.weight is None:
         return space
@@ -47,7 +47,7 @@ def with_layer_behind(space: RowSpace, behind: Behind | None) -> RowSpace:
         return space
     weight = [part for _, (part,) in behind.gradients.blocks("weight", device=space.device)]
     passed = space.live_of(space.xp.concat(weight, axis=1).T) / space.live_of(space.noise)[:, None]
-    return replace(space, passed=passed)
+    return replace(space, passed=passed) if bool(space.xp.all(space.xp.isfinite(passed))) else space
 
 
 def passed_by(space: RowSpace, q: Array) -> Array | None:

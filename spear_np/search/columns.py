@@ -127,6 +127,7 @@ class Columns:
             return None
         ones = space.device.float64(total)
         bias = to_host(behind.gradients.vector("bias", device=space.device))
+        bias = bias if np.all(np.isfinite(bias)) else np.zeros_like(bias)
         odds = np.exp(bias - np.max(bias))
         return cls(
             to_units=space.live_of(layer.weight_in_basis + layer.bias[:, None] * ones[None, :]),
