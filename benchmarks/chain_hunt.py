@@ -811,12 +811,15 @@ FAMILIES: dict[str, Family] = {
     "bias gradient": Family(True, alter=bias_gradient),
     "all bias gradients": Family(True, alter=all_bias_gradients),
     "all bias gradients, zero biases": Family(
-        True, zero_biases_straight, all_bias_gradients, "a batch of another scale"
+        True,
+        zero_biases_straight,
+        all_bias_gradients,
+        "a batch of another scale, if the loss is not cross-entropy",
     ),
     "stale weights": Family(True, alter=stale_weights),
     "weight decay": Family(True, alter=weight_decay),
     "features": Family(True, alter=features),
-    "blind features": Family(True, pruned_features, blind_features, "a batch with other features there"),
+    "blind features": Family(True, pruned_features, blind_features),
     "local steps": Family(True, alter=local_steps),
     "momentum": Family(True, alter=momentum),
     "sign flips": Family(True, alter=sign_flips),
@@ -844,13 +847,26 @@ def solve(made: Made, limit: float) -> spear_np.Inversion:
     )
 
 
+def covered_features(made: Made, result: spear_np.Inversion) -> Array:
+    """(n,) bool: the features that the certificate says something of."""
+    weighted: Array = made.shared.weights[0].abs().sum(0).numpy() > 0
+    disclaimed = any(check.name == "features_weighted" for check in result.certificate.checks)
+    return weighted if disclaimed else np.ones_like(weighted)
+
+
 def promises(made: Made, result: spear_np.Inversion) -> tuple[str, str, str]:
     """What the answer claims and the truth denies: a false `exact`, and broken bounds; empty if nothing. And what is forgiven.
 
     The quick judge is strict; what it condemns is held against what the gradient can tell apart at all.
     """
     columns = made.gradients.output_grad.double().numpy()
-    shared = Shared(tuple(made.layers()), (made.inputs,), (columns,), made.labels)
+    covered = covered_features(made, result)
+    inputs = made.inputs[:, covered]
+    first = replace(
+        result.gradients, **{n: getattr(result.gradients, n)[:, covered] for n in ("weight", "weight_grad")}
+    )
+    result = replace(result, gradients=first)
+    shared = Shared((first, *made.layers()[1:]), (inputs,), (columns,), made.labels)
     outcome = judged(shared, result, 0.0)
     if not outcome.wrong and not outcome.broken:
         return "", "", ""
@@ -858,10 +874,10 @@ def promises(made: Made, result: spear_np.Inversion) -> tuple[str, str, str]:
         f"worst error {outcome.worst:.1e}, {outcome.broken} bounds" if outcome.wrong or outcome.broken else ""
     )
     data = LayerData(
-        inputs=made.inputs,
-        weight=made.shared.weights[0].numpy(),
+        inputs=inputs,
+        weight=made.shared.weights[0].numpy()[:, covered],
         bias=made.shared.biases[0].numpy(),
-        weight_grad=made.arrays[0][0].double().numpy(),
+        weight_grad=made.arrays[0][0].double().numpy()[:, covered],
         bias_grad=made.arrays[0][1].double().numpy(),
         output_grad=columns,
     )

@@ -69,7 +69,7 @@ def test_another_factor_of_all_bias_gradients_is_seen(factor: float) -> None:
     assert ("scale" if close else f"{factor:.4g} times") in answer.reason
     if not close:
         return
-    assert answer.certificate["scale"].value == pytest.approx(abs(factor - 1), rel=1e-3)
+    assert answer.certificate["scale"].value == pytest.approx(abs(factor - 1), rel=3e-2)
     rows = np.asarray(answer.inputs)
     errors = np.min(np.max(np.abs(rows[:, None, :] - inputs[None, :, :] / factor), axis=2), axis=1)
     assert np.max(errors) < 1e-4 * np.ptp(inputs) / factor  # what comes back is a multiple of the inputs
@@ -80,10 +80,9 @@ def test_another_factor_of_all_bias_gradients_is_seen(factor: float) -> None:
 def test_gradients_of_another_loss_tell_no_scale() -> None:
     _, layers = scaled_network(1.0)
     answer = inverted(layers, "mse")
-    assert answer.status is spear_np.Status.EXACT
+    assert answer.status is spear_np.Status.APPROXIMATE
     assert mentions_scale(answer)
-    with pytest.raises(KeyError):
-        answer.certificate["scale"]
+    assert answer.certificate["scale"].value == np.inf
 
 
 def test_smoothed_labels_are_not_taken_for_another_scale() -> None:

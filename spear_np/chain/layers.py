@@ -51,7 +51,7 @@ class ChainLayer:
     weight: Array
     """(m, n): W; None for the first layer."""
     unweighted: int = 0
-    """Features of the first layer that have a gradient, but only zeros for weights: no equation holds them."""
+    """Features of the first layer that have only zeros for weights: no equation holds them."""
 
     @property
     def rank(self) -> int:
@@ -198,8 +198,7 @@ def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
         part = xp.matrix_transpose(blocks[0]) @ space.to_basis
         basis.append(xp.astype(part, xp.float32) if first else part)
         if first:
-            blind = xp.all(blocks[1] == 0, axis=0) & xp.any(blocks[0] != 0, axis=0)
-            unweighted += int(xp.sum(xp.astype(blind, xp.int64)))
+            unweighted += int(xp.sum(xp.astype(xp.all(blocks[1] == 0, axis=0), xp.int64)))
         else:
             weight.append(blocks[1])
     V = xp.concat(basis, axis=0)

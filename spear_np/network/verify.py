@@ -105,26 +105,15 @@ def verify(
     checks = _checks(
         chain, ahead, behind, apart, chance, residual, bias_residual, float(np.max(bound)) / size, count
     )
-    if scale is not None:
+    if chain.layers[0].unweighted:
+        checks = (*checks, _features_check(chain.layers[0].unweighted))
+    if unscaled:
         checks = (*checks, _scale_check(scale))
-        if not checks[-1].passed:
-            misscaled = scale.factor
-            bound = bound + abs(scale.factor - 1) * _largest_entries(chain, c)
+    if scale is not None and abs(scale.factor - 1) > max(EXACT_TOLERANCE, ZERO_SIGMAS * scale.deviation):
+        misscaled = scale.factor
+        bound = bound + abs(scale.factor - 1) * _largest_entries(chain, c)
     certificate = Certificate(
-        checks=(
-            *_checks(
-                chain,
-                ahead,
-                behind,
-                apart,
-                chance,
-                residual,
-                bias_residual,
-                float(np.max(bound)) / size,
-                count,
-            ),
-            *((_scale_check(scale),) if scale is not None else ()),
-        ),
+        checks=checks,
         zero_count=tuple(int(n) for n in off),
         redundancy=(spare,) * count,
         sign_agreement=(math.nan,) * count,
@@ -303,19 +292,29 @@ def _checks(
     )
 
 
-def _scale_check(scale: OutputScale) -> Check:
+def _features_check(unweighted: int) -> Check:
+    return Check(
+        "features_weighted",
+        float(unweighted),
+        "<=",
+        0.0,
+        "features that have only zeros for weights: no equation holds their values",
+    )
+
+
+def _scale_check(scale: OutputScale | None) -> Check:
     return Check(
         "scale",
-        abs(scale.factor - 1),
+        math.inf if scale is None else abs(scale.factor - 1) + ZERO_SIGMAS * scale.deviation,
         "<=",
-        max(EXACT_TOLERANCE, ZERO_SIGMAS * scale.deviation),
-        "how far the outputs of the inputs are from those that their gradients under cross-entropy belong to, share of their size",
+        EXACT_TOLERANCE,
+        "share by which another scale of all inputs fits their outputs as well, by cross-entropy; infinite where nothing tells it",
     )
 
 
 def _caveats(chain: Chain, scale: OutputScale | None, *, unscaled: bool) -> tuple[str, ...]:
     b = chain.batch_size
-    told = scale is not None and ZERO_SIGMAS * scale.deviation <= EXACT_TOLERANCE
+    told = bool(_scale_check(scale).passed)
     return (
         (
             f"{b} is the rank of the gradients, the batch may be larger: identical inputs count once, inputs with the same "
@@ -335,8 +334,8 @@ def _as_far_as(scale: OutputScale | None) -> str:
 
 def _unweighted(count: int) -> str:
     return (
-        f"{count} feature(s) have a gradient, but only zeros for weights: nothing depends on their values, which are taken from "
-        "weight_grad alone"
+        f"{count} feature(s) have only zeros for weights: nothing depends on their values, which are taken from weight_grad "
+        "alone, and no bound covers them"
     )
 
 
