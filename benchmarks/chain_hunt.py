@@ -827,23 +827,32 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def problem(seed: int, families: Sequence[str]) -> tuple[str, Made]:
+def one_hidden_layer(plan: Plan, rng: Generator) -> None:
+    """A ReLU layer, and the output layer shows fewer inputs than there are."""
+    width = int(rng.integers(60, FIRST_LIMIT + 60))
+    plan.widths, plan.activations, plan.gains = [width], [Activation("relu")], plan.gains[:1] * 2
+    plan.b = int(rng.integers(12, max(13, int(0.45 * width))))
+
+
+def problem(seed: int, families: Sequence[str], *, one_hidden: bool = False) -> tuple[str, Made]:
     """The problem of a seed."""
     rng = np.random.default_rng([seed, 4711])
     name = str(rng.choice(list(families)))
     family = FAMILIES[name]
     plan = draw_plan(rng, seed)
+    if one_hidden:
+        one_hidden_layer(plan, rng)
     family.plan(plan, rng)
     made = make(plan, rng)
     family.alter(made, rng)
     return name, made
 
 
-def solve(made: Made, limit: float) -> spear_np.Inversion:
-    """Invert it by the chain alone."""
+def solve(made: Made, limit: float, method: str = "chain") -> spear_np.Inversion:
+    """Invert it, by the chain alone if nothing else is said."""
     loss = "cross_entropy" if made.plan.loss == "cross-entropy" else "squared_error"
     return spear_np.invert_chain(
-        made.layers(), method="chain", loss=loss, time_limit=limit, batch_size=made.batch_size
+        made.layers(), method=method, loss=loss, time_limit=limit, batch_size=made.batch_size
     )
 
 
@@ -890,13 +899,13 @@ def promises(made: Made, result: spear_np.Inversion) -> tuple[str, str, str]:
     return false, "; ".join(text for text in found if not text.startswith("exact")), "" if found else forgiven
 
 
-def run(job: tuple[int, tuple[str, ...]]) -> Row:
+def run(job: tuple[int, tuple[str, ...], bool]) -> Row:
     """Solve the problem of one seed and judge the answer."""
-    seed, families = job
+    seed, families, one_hidden = job
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        name, made = problem(seed, families)
+        name, made = problem(seed, families, one_hidden=one_hidden)
     plan = made.plan
     row: Row = {
         "family": name,
@@ -909,7 +918,8 @@ def run(job: tuple[int, tuple[str, ...]]) -> Row:
     started = time.perf_counter()
     try:
         with threadpool_limits(limits=1):
-            result = solve(made, LIMIT[FAMILIES[name].tampered])
+            limit = LIMIT[FAMILIES[name].tampered]
+            result = solve(made, 3 * limit, "auto") if one_hidden else solve(made, limit)
     except spear_np.InputError as error:
         return row | {"status": "refused", "problem": str(error), "seconds": 0.0}
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what the hunt is for
@@ -931,7 +941,10 @@ def main() -> int:
     options = parse()
     families = tuple(options.families)
     start, rows = time.perf_counter(), []
-    jobs = [(seed, families) for seed in range(options.first_seed, options.first_seed + options.count)]
+    jobs = [
+        (seed, families, options.one_hidden)
+        for seed in range(options.first_seed, options.first_seed + options.count)
+    ]
     with ProcessPoolExecutor(options.workers) as pool:
         for row in pool.map(run, jobs, chunksize=4):
             rows.append(row)
@@ -968,6 +981,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=1000, help="problems")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument(
+        "--one-hidden", action="store_true", help="networks with one ReLU layer, larger batches"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and results/NAME.md")
     return parser.parse_args()

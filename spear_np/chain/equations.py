@@ -188,13 +188,16 @@ class Linearised:
 
 
 def linearised(chain: Chain, passed: Forward, number: int, *, rough: bool = False) -> Linearised:
-    """The derivatives of `membership` in layer `number`, products in float32 if `rough`."""
+    """The derivatives of `membership` in layer `number`; products in float32, and the quick way where it will do, if `rough`.
+
+    Where it matters what equations leave open, rounding must not hide it.
+    """
     xp, layer = chain.xp, chain.layers[number]
     slope, by_c, basis = passed.slope[number - 1], passed.by_coordinates[number - 1], layer.basis
     scale = membership_scale(chain, passed, number)
     total = ones_deviation(chain, layer, passed.a[number - 1] @ basis, passed.variance[number - 1])
-    units, projected = None, not chain.straight
-    if chain.straight and slope.shape[0] == 1:
+    units, projected = None, not (rough and chain.straight)
+    if not projected and slope.shape[0] == 1:
         sloped = xp.nonzero(slope[0, :] != 0)[0]
         projected = sloped.shape[0] < WELL_HELD * by_c.shape[2]
         if not projected:

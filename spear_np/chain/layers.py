@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import array_api_compat
+
 from ..backend import Array, Device, scatter_columns
 from ..errors import InputError
 from ..factors.activation import Activation
@@ -67,6 +69,12 @@ class ChainLayer:
     def sigma(self) -> Activation:
         """σ."""
         return self.layer.activation
+
+    @cached_property
+    def telling(self) -> int:
+        """How many of the n features say something of an input: the others have no gradient, as behind dead units."""
+        xp = array_api_compat.array_namespace(self.basis)
+        return int(xp.sum(xp.astype(xp.any(self.basis != 0, axis=1), xp.int64)))
 
     @property
     def bias(self) -> Array:

@@ -19,6 +19,7 @@ from ..search.levenberg import Levenberg
 from ..search.reflect import Reflect
 from .assemble import answer_of
 from .diagnose import likelier_activation
+from .verify import spare_equations
 
 SAME_INPUT = 0.5
 """Product with the dual of a found input from which a candidate is that input.
@@ -31,6 +32,11 @@ ones.
 
 Measured: at m = 200 and straight pieces the steps for each input found with one layer rise from 300 at .36 m to ten times that
 at .44 m; smooth activations reach further (benchmarks/chain.py).
+"""
+SPARED = 0.25
+"""Equations to spare for each input below which a further layer takes part.
+
+Heuristic: with a single one, mixtures of the inputs of a layer with nine units that are alive met them all.
 """
 FEW = 1.1
 """Units with a slope, for each coordinate of an input, below which they may not determine it.
@@ -133,8 +139,13 @@ class ChainProblem:
         """How many layers behind the first take part: more where little room is left, and one more each time all fail."""
         kind = "straight" if self.chain.layers[0].sigma.piecewise_linear else "smooth"
         share = missing / self.chain.layers[0].units
-        wanted = 1 + sum(share > room for room in ROOM[kind]) + turn // len(self._searches())
-        return max(1, min(wanted, self.chain.depth))
+        wanted = 1 + sum(share > room for room in ROOM[kind])
+        # Behind dead units a layer has fewer equations than its width says.
+        while (
+            wanted < self.chain.depth and spare_equations(self.chain, wanted) < SPARED * self.batch_size + 1
+        ):
+            wanted += 1
+        return max(1, min(wanted + turn // len(self._searches()), self.chain.depth))
 
     def advance(self, state: ChainState, rng: np.random.Generator) -> ChainState:
         """Propose, examine, remove what is found; change the search where nothing new comes."""

@@ -182,7 +182,7 @@ def _too_shallow(chain: Chain, cut: str | None) -> str:
 def _too_many(chain: Chain) -> str:
     """How many layers a batch would need, from the widths of those that are there."""
     b = chain.batch_size
-    room = [chain.layers[number].basis.shape[0] - b + 1 for number in range(1, chain.depth + 1)]
+    room = [chain.layers[number].telling - b + 1 for number in range(1, chain.depth + 1)]
     typical = min(room)
     if typical <= 0:
         return f"{b} inputs are as many as a layer has units: no number of layers would do"
