@@ -39,7 +39,7 @@ class Way:
 
 
 WAYS = (
-    Way("ReLU, zeros of one layer", "relu", 5, "descent", start=0.2),
+    Way("ReLU, zeros of one layer", "relu", 5, "descent", start=0.1),
     Way("ReLU, one hidden layer and the output layer", "relu", 1, "auto", start=0.4),
     Way("ReLU, chain of K = 1", "relu", 2, "chain", 1 / 2),
     Way("ReLU, chain of K = 2", "relu", 3, "chain", 2 / 3, start=0.4),

@@ -35,6 +35,11 @@ LEAST_ROUNDING = 0.4
 Measured: the estimate holds the safety factor `ROUNDING_SAFETY`, and with a third one row of 2,500 problems was off by 1.06 times its
 bound (benchmarks/chain_hunt.py, seeds 20001 to 22500).
 """
+UNTESTED = 1e-5
+"""Root mean square of an input's equations, in standard deviations, below which nothing but our own rounding is left of them.
+
+Measured: inputs have 1e-2 and more; mixtures behind a layer whose units are mostly dead, 1e-9 (benchmarks/chain_hunt.py, seed 23904).
+"""
 NEAR = 0.4
 """Density of a normal variable at its mean, times its standard deviation.
 
@@ -81,7 +86,8 @@ def verify(
     common = math.sqrt(
         float(np.mean(seen**2))
     )  # an input whose own equations happen to fit well is no better known
-    bound = _bound(chain, deviation, np.maximum(seen, common))
+    # The noise of the data shows in whatever equation is to spare: where none shows, none is.
+    bound = np.where(seen < UNTESTED, math.inf, _bound(chain, deviation, np.maximum(seen, common)))
     for row in np.flatnonzero(bound > EXACT_TOLERANCE * size).tolist():
         one = known[row]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -92,7 +98,7 @@ def verify(
                 tried.append(examine(chain, one.c, depth, others))
         for better in tried:
             narrower = _bound(chain, better.deviation, np.maximum(better.noise_seen, common))
-            if better.accepted[0] and narrower[0] < bound[row]:
+            if better.accepted[0] and better.noise_seen[0] >= UNTESTED and narrower[0] < bound[row]:
                 c, q = _with_row(chain, c, row, better.c), _with_row(chain, q, row, better.q)
                 columns = _with_row(chain, columns, row, better.output_grad)
                 bound[row], ahead[row] = narrower[0], better.forward_residual[0]
