@@ -9,12 +9,16 @@ For every width the batch grows by a twentieth of it until fewer than four in fi
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+import spear_np
 from benchmarks import environment
-from benchmarks.chain import Cell, run
-from benchmarks.networks import Network
+from benchmarks.chain import Cell, Outcome, judged, run
+from benchmarks.networks import Network, share
 from spear_np.theory import hit_probability
 
 SHARE = 0.8
@@ -32,14 +36,15 @@ class Way:
     activation: str
     hidden: int
     """Layers of the network before the output layer."""
-    method: str
+    method: str | None
+    """None for the first layer alone."""
     counting: float | None = None
     """What counting equations allows, as a share of the width."""
     start: float = 0.3
 
 
 WAYS = (
-    Way("ReLU, zeros of one layer", "relu", 5, "descent", start=0.1),
+    Way("ReLU, zeros of one layer", "relu", 5, None, start=0.1),
     Way("ReLU, one hidden layer and the output layer", "relu", 1, "auto", start=0.4),
     Way("ReLU, chain of K = 1", "relu", 2, "chain", 1 / 2),
     Way("ReLU, chain of K = 2", "relu", 3, "chain", 2 / 3, start=0.4),
@@ -50,6 +55,14 @@ WAYS = (
 )
 
 
+def alone(cell: Cell, seed: int) -> Outcome:
+    """Invert the first layer as if nothing were known of the others."""
+    shared = share(cell.network, cell.b, seed)
+    started = time.perf_counter()
+    result = spear_np.invert_layer(shared.layers[0], time_limit=cell.time_limit)
+    return judged(shared, result, time.perf_counter() - started)
+
+
 def largest(way: Way, m: int, options: argparse.Namespace) -> int:
     """The largest batch of which enough are whole; zero if even the first is not."""
     reached, step = 0, max(1, round(STEP * m))
@@ -58,7 +71,7 @@ def largest(way: Way, m: int, options: argparse.Namespace) -> int:
         cell = Cell(way.title, network, b, time_limit=options.time_limit)
         lost, allowed = 0, int((1 - SHARE) * options.batches + 1e-9)
         for seed in range(options.first_seed, options.first_seed + options.batches):
-            outcome = run(cell, seed, way.method)
+            outcome = alone(cell, seed) if way.method is None else run(cell, seed, way.method)
             lost += outcome.right < b or outcome.seconds > 1.5 * options.time_limit
             if lost > allowed:
                 return reached
@@ -91,29 +104,30 @@ def report(table: dict[Way, dict[int, int]], options: argparse.Namespace) -> str
 
 
 def draw(table: dict[Way, dict[int, int]], path: Path) -> None:
-    """Batch size against width, one line for each way, and what counting allows for K = 1, 2, 3."""
+    """Batch size as a share of the width: a group of bars for each way, one a width, and what counting allows."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    for number, (way, reached) in enumerate(table.items()):
-        style = "--" if way.activation == "gelu" else "-"
-        axis.plot(
-            list(reached), list(reached.values()), style, marker="o", color=f"C{number}", label=way.title
-        )
     widths = sorted({m for reached in table.values() for m in reached})
-    for k in (1, 2, 3):
-        axis.plot(widths, [m * k / (k + 1) for m in widths], ":", color="grey", linewidth=1)
-        axis.annotate(f"{k}m/{k + 1}", (widths[-1], widths[-1] * k / (k + 1)), color="grey", fontsize=8)
-    axis.plot(widths, [published(m) for m in widths], "k-", label="published sampling, expected")
-    axis.set(xlabel="units m", ylabel="batch size b", xscale="log", yscale="log")
-    axis.set_xticks(widths, [str(m) for m in widths])
-    axis.minorticks_off()
-    ticks = [16, 50, 100, 200, 300]
-    axis.set_yticks(ticks, [str(b) for b in ticks])
-    axis.legend(fontsize=8, frameon=False)
+    rows = np.arange(len(table) + 1)
+    thick = 0.8 / len(widths)
+    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    for number, m in enumerate(widths):
+        values = [published(m), *(reached[m] for reached in table.values())]
+        places = rows + (number - (len(widths) - 1) / 2) * thick
+        bars = axis.barh(places, [b / m for b in values], thick * 0.9, color=f"C{number}", label=f"m = {m}")
+        axis.bar_label(bars, [f"b = {b}" for b in values], padding=3, fontsize=8)
+    for row, way in enumerate(table, start=1):
+        if way.counting is not None:
+            axis.plot([way.counting] * 2, [row - 0.45, row + 0.45], color="black", linewidth=1.5)
+    axis.plot([], [], color="black", linewidth=1.5, label="by counting")
+    axis.set_yticks(rows, ["published sampling, expected", *(way.title for way in table)])
+    axis.invert_yaxis()
+    axis.set(xlabel="largest batch found whole, as a share of the units", xlim=(0, 0.85))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1.0, 0.62))
     figure.savefig(path, dpi=120)
 
 
