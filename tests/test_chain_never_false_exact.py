@@ -47,10 +47,24 @@ def dependent_inputs(seed: int) -> Made:
     return _made(seed, _plan(seed, "gaussian", 4, [88], ["relu"], [1.0] * 2), dependent)
 
 
+def mostly_dead_units(seed: int) -> Made:
+    """Few units of a layer are alive: mixtures of inputs meet the few equations that are left."""
+    return _made(
+        seed, _plan(seed, "digits", 5, [41, 43], ["relu", "relu"], [1.0] * 3), FAMILIES["dead units"].plan
+    )
+
+
+def of_the_hunt(seed: int) -> Made:
+    """A duplicate whose open direction was hidden by rounding; mixtures behind dead units; noise that one input hardly shows."""
+    return problem(seed, tuple(FAMILIES))[1]
+
+
 BROKEN_ONCE = [
     *((between_two_inputs, seed) for seed in (3, 6, 9, 11, 12)),
     *((few_units_on, seed) for seed in (1, 3, 15, 17)),
     *((dependent_inputs, seed) for seed in (1, 5, 9)),
+    *((mostly_dead_units, seed) for seed in (1, 2, 3)),
+    *((of_the_hunt, seed) for seed in (20289, 20729, 22338, 23904)),
 ]
 LIMIT = 0.5
 """Seconds: wrong answers come as soon as right ones."""
