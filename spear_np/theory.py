@@ -92,7 +92,7 @@ def false_direction_probability(rows: int, redundancy: int, chance: float) -> fl
     return float(min(1.0, math.exp(min(0.0, ways + redundancy * math.log(chance)))))
 
 
-def largest_chain_batch(widths: Sequence[int]) -> int:
+def largest_chain_batch(widths: Sequence[int], last: int | None = None) -> int:
     """Largest batch that a chain decides by counting.
 
     With b inputs, membership in the layers behind the first gives ``Σ_l (m_l - b + 1)`` equations in b - 1 unknowns. Only as
@@ -102,11 +102,15 @@ def largest_chain_batch(widths: Sequence[int]) -> int:
     ----------
     widths : sequence of int
         m_l, output units of the layers, all but the last of the chain.
+    last : int, optional
+        Output units of the last layer: the gradient of a layer shows no more inputs than it has units.
     """
+    shown = [*widths[1:], max(widths, default=0) if last is None else last]
+    layers = sorted(zip(map(min, widths, shown), widths, strict=True), reverse=True)
     best = 0
-    for depth in range(1, len(widths) + 1):
-        used = sorted(widths, reverse=True)[:depth]
-        best = max(best, min(sum(width + 1 for width in used) // (depth + 1), min(used)))
+    for depth in range(1, len(layers) + 1):
+        used = layers[:depth]
+        best = max(best, min(sum(width + 1 for _, width in used) // (depth + 1), min(used)[0]))
     return best
 
 

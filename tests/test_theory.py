@@ -183,3 +183,20 @@ class TestFalseMembers:
         assert theory.false_member_probability(units, unknowns, spare + 1, chance) <= p
         assert theory.false_member_probability(units + 1, unknowns, spare, chance) >= p * (1 - 1e-9)
         assert theory.false_member_probability(units, unknowns + 1, spare, chance) >= p * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("widths", "last", "largest"),
+    [
+        ((200,), None, 100),
+        ((200, 200), None, 134),
+        ((200,), 10, 10),  # an output layer of ten classes shows ten inputs at most
+        ((200, 200), 10, 100),
+        ((30,), 40, 15),
+        ((200, 20, 200), 10, 20),
+    ],
+)
+def test_largest_batch_of_a_chain_by_counting(
+    widths: tuple[int, ...], last: int | None, largest: int
+) -> None:
+    assert theory.largest_chain_batch(widths, last) == largest

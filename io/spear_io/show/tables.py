@@ -248,10 +248,10 @@ def _chain_text(record: RecordOverview, chain: Sequence[str]) -> str:
 def _reach(record: RecordOverview, chain: Sequence[str]) -> str:
     """Return ": decides up to 67 inputs of 'fc1'", by counting equations; nothing where widths are not known."""
     shapes = {layer.layer: layer.shape for layer in record.layers}
-    widths = [shape[0] for name in chain[:-1] if (shape := shapes[name]) is not None]
-    if len(widths) < len(chain) - 1:
+    widths = [shape[0] for name in chain if (shape := shapes[name]) is not None]
+    if len(widths) < len(chain):
         return ""
-    largest = spear_np.theory.largest_chain_batch(widths)
+    largest = spear_np.theory.largest_chain_batch(widths[:-1], widths[-1])
     return f": decides up to {largest} inputs of '{printable(chain[0])}'"
 
 
