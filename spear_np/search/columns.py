@@ -111,6 +111,8 @@ class Columns:
     """(b,): s, with s · c = 1 for every input."""
     passed: Array
     """(ℓ, t): W_2ᵀ in units of the noise."""
+    span: Array
+    """(ℓ, r): orthonormal, what the columns of weight_grad span, in its own units: columns of all sizes are known alike well there."""
     model: SignModel
     typical: HostArray
     """(t,): softmax of the output bias, what a network says that knows nothing."""
@@ -125,7 +127,10 @@ class Columns:
             return None
         if behind is None or space.passed is None:
             return None
-        ones = space.device.float64(total)
+        xp, ones = space.xp, space.device.float64(total)
+        rows = space.live_of(space.noise)[:, None] * space.U * space.S[None, :]
+        left, values, _ = xp.linalg.svd(rows, full_matrices=False)
+        shown = int(xp.sum(xp.astype(values > SHOWN * values[0], xp.int64)))
         bias = to_host(behind.gradients.vector("bias", device=space.device))
         bias = bias if np.all(np.isfinite(bias)) else np.zeros_like(bias)
         odds = np.exp(bias - np.max(bias))
@@ -133,6 +138,7 @@ class Columns:
             to_units=space.live_of(layer.weight_in_basis + layer.bias[:, None] * ones[None, :]),
             ones=ones,
             passed=space.passed,
+            span=xp.astype(left[:, :shown], xp.float32),
             model=model,
             typical=odds / np.sum(odds),
         )
@@ -202,18 +208,13 @@ class Columns:
         centre = self.to_units @ (xp.linalg.pinv(equations)[:, 0] / length[0])
         centre = centre - directions @ (directions.T @ centre)
         size = xp.sqrt(xp.mean(centre**2))
-        # In the units of the gradient itself, where columns of all sizes are known alike well.
-        noise = space.live_of(space.noise)[:, None]
-        rows = noise * space.U * space.S[None, :]
-        left, values, _ = xp.linalg.svd(rows, full_matrices=False)
-        shown = int(xp.sum(xp.astype(values > SHOWN * values[0], xp.int64)))
-        back = noise * self.passed
+        back = space.live_of(space.noise)[:, None] * self.passed
         back = back / xp.sqrt(xp.mean((delta @ back.T) ** 2))
         inverse = xp.linalg.pinv(back.T @ back)
         return _Sets(
             centre=xp.astype(centre * (scale / size), xp.float32),
             directions=xp.astype(directions, xp.float32),
-            columns=xp.astype(left[:, :shown], xp.float32),
+            columns=self.span,
             passed=xp.astype(back.T, xp.float32),
             to_delta=xp.astype(back @ inverse, xp.float32),
             gain=to_host(inverse),
