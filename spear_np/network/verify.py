@@ -113,6 +113,9 @@ def verify(
     unscaled = _scales_alike(chain)
     scale = output_scale(chain, c, q, loss) if unscaled else None
     misscaled = None
+    if scale is not None and abs(scale.factor - 1) > max(EXACT_TOLERANCE, ZERO_SIGMAS * scale.deviation):
+        misscaled = scale.factor
+        bound = bound + abs(scale.factor - 1) * _largest_entries(chain, c)
     checks = _checks(
         chain, ahead, behind, apart, chance, residual, bias_residual, float(np.max(bound)) / size, count
     )
@@ -120,9 +123,6 @@ def verify(
         checks = (*checks, _features_check(chain.layers[0].unweighted))
     if unscaled:
         checks = (*checks, _scale_check(scale))
-    if scale is not None and abs(scale.factor - 1) > max(EXACT_TOLERANCE, ZERO_SIGMAS * scale.deviation):
-        misscaled = scale.factor
-        bound = bound + abs(scale.factor - 1) * _largest_entries(chain, c)
     certificate = Certificate(
         checks=checks,
         zero_count=tuple(int(n) for n in off),

@@ -176,11 +176,9 @@ class Columns:
     def _guessed(self, space: RowSpace, known: HostArray, rng: np.random.Generator) -> Array:
         """(k, ℓ) bool: the units that guesses of an input turn on, which is none of those with the directions `known` (f, b)."""
         mean, root = missing_inputs(space, self.model, to_host(self.ones), known)
-        spread = rng.choice(SPREADS, (COLUMN_STARTS, 1))
-        guesses = (
-            mean[None, :]
-            + space.device.float64(rng.standard_normal((COLUMN_STARTS, mean.shape[0])) * spread) @ root.T
-        )
+        device = space.device
+        spread = device.float64(rng.choice(SPREADS, (COLUMN_STARTS, 1)))
+        guesses = mean[None, :] + (device.normal(rng, (COLUMN_STARTS, mean.shape[0])) * spread) @ root.T
         return guesses @ self.to_units.T > 0
 
     def _output_grads(self, count: int, rng: np.random.Generator) -> tuple[HostArray, HostArray]:
