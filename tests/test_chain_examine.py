@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.chain.covariance import input_deviation, slopes_beside, wider
-from spear_np.chain.equations import forward
+from spear_np.chain.covariance import input_deviation, noise_along, rests_on_level, slopes_beside, wider
+from spear_np.chain.equations import System, forward, membership_change
 from spear_np.chain.examine import CONSISTENT, Known, examine, polish, reexamine, refine
 from spear_np.chain.layers import Chain
 from tests.backends import Backend, assert_lives_on
@@ -167,10 +168,57 @@ class TestWhatIsOpen:
 
     def test_the_wider_of_two_covariances_and_the_open_one(self) -> None:
         one, two, open_ = (np.eye(3)[None] * size for size in (1.0, 2.0, 0.0))
-        assert np.all(wider(one, two) == two)
-        assert np.all(wider(two, one) == two)
-        assert np.all(wider(one, open_) == open_)
-        assert np.all(wider(open_, one) == open_)
+        assert np.all(wider(one, two, 3) == two)
+        assert np.all(wider(two, one, 3) == two)
+        assert np.all(wider(one, open_, 3) == open_)
+        assert np.all(wider(open_, one, 3) == open_)
+
+    @pytest.mark.parametrize("loud", [1.0, 30.0])
+    def test_noise_along_is_that_of_the_equations_that_move_the_input(self, loud: float) -> None:
+        """Coordinates that each have equations of their own; those of the first are louder than the others by a factor."""
+        _, chain = case("gelu")
+        rng = np.random.default_rng(0)
+        count = 400
+        jacobian = np.repeat(np.eye(8), count, axis=0)
+        jacobian[:count] *= 0.5  # the first is the least certain
+        residual = rng.standard_normal(8 * count) * np.where(np.arange(8 * count) < count, loud, 1.0)
+        left = residual - jacobian @ np.linalg.lstsq(jacobian, residual, rcond=None)[0]
+        covariance = np.linalg.inv(jacobian.T @ jacobian)[None]
+        equations = System(left[None], jacobian[None], np.zeros(8 * count))
+        # Inputs mix coordinates, of which the loud one is the largest share.
+        expected = np.max(
+            np.linalg.norm(
+                chain.layers[0].basis @ (np.sqrt(covariance[0]) * np.diag([loud] + [1.0] * 7)), axis=1
+            )
+        )
+        plain = np.sqrt(
+            np.max(np.sum((chain.layers[0].basis @ covariance[0]) * chain.layers[0].basis, axis=1))
+        )
+        assert noise_along(chain, equations, covariance, covariance)[0] == pytest.approx(
+            expected / plain, rel=0.1
+        )
+
+    def test_nothing_tests_what_one_equation_decides(self) -> None:
+        _, chain = case("gelu")
+        jacobian = np.concatenate([np.repeat(np.eye(8)[1:], 5, axis=0), np.eye(8)[:1]])
+        covariance = np.linalg.inv(jacobian.T @ jacobian)[None]
+        # What takes nothing out of an equation is a condition of scale, which always stands alone.
+        for absorbed, expected in ((1e-9, np.inf), (0.0, 0.0)):
+            equations = System(np.zeros((1, 36)), jacobian[None], np.full(36, absorbed))
+            assert noise_along(chain, equations, covariance, covariance)[0] == expected
+
+    @pytest.mark.parametrize("followed", [True, False])
+    def test_a_level_that_the_input_can_follow_is_not_tested(self, followed: bool) -> None:
+        data, chain = case("relu")
+        passed = forward(chain, true_coordinates(chain, data)[:1], 0)
+        flat = np.arange(chain.layers[0].units)[None, :] == 3
+        passed = replace(passed, a=(np.where(flat, 1.0, passed.a[0]),), slope=(np.where(flat, 0.0, 1.0),))
+        level = membership_change(chain, passed, 1, flat.astype(float)[:, :, None])
+        jacobian = np.random.default_rng(0).standard_normal((1, level.shape[1], 8))
+        if followed:
+            jacobian[:, :, :1] = level
+        inverse = np.linalg.inv(jacobian[0].T @ jacobian[0])[None]
+        assert bool(rests_on_level(chain, passed, 1, jacobian, inverse)[0]) is followed
 
     def test_deviation_is_that_of_the_least_certain_entry(self) -> None:
         data, chain = case("gelu")

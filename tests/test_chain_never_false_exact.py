@@ -55,7 +55,10 @@ def mostly_dead_units(seed: int) -> Made:
 
 
 def of_the_hunt(seed: int) -> Made:
-    """A duplicate whose open direction was hidden by rounding; mixtures behind dead units; noise that one input hardly shows."""
+    """A duplicate whose open direction was hidden by rounding; mixtures behind dead units; noise that one input hardly shows.
+
+    A level of hardtanh that is off by a hundredth and one unit that tells it; a near duplicate whose twin is missing.
+    """
     return problem(seed, tuple(FAMILIES))[1]
 
 
@@ -64,7 +67,7 @@ BROKEN_ONCE = [
     *((few_units_on, seed) for seed in (1, 3, 15, 17)),
     *((dependent_inputs, seed) for seed in (1, 5, 9)),
     *((mostly_dead_units, seed) for seed in (1, 2, 3)),
-    *((of_the_hunt, seed) for seed in (20289, 20729, 22338, 23904)),
+    *((of_the_hunt, seed) for seed in (20289, 20729, 21224, 21558, 22338, 22875, 23333, 23904, 42540)),
 ]
 LIMIT = 0.5
 """Seconds: wrong answers come as soon as right ones."""

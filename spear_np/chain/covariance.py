@@ -8,9 +8,15 @@ import array_api_compat
 import numpy as np
 
 from ..backend import Array, HostArray, inverse_or_zero, positive_definite, to_host
-from .equations import Forward
+from .equations import Forward, System, membership_change
 from .layers import Chain
 
+TOLD_BY_ONE = 1e-3
+"""Share of itself that the other equations leave of one from which they do not test it: it alone decides something.
+
+Measured: a hundredth and more in batches of benchmarks/chain.py, up to 110 inputs on 200 units; 1e-12 where one unit is all that
+tells two inputs apart.
+"""
 AT_KINK = 6.0
 """Standard deviations of a pre-activation within which it may be on either side of a kink.
 
@@ -32,6 +38,67 @@ def covariance_of(gram: Array, noise: Array) -> Array:
     clear = positive_definite(xp, information)
     information = xp.where(clear[:, None, None], information, xp.zeros_like(information))
     return inverse_or_zero(xp, information) / scale
+
+
+def noise_along(
+    chain: Chain, equations: System, inverse: Array, covariance: Array, *, ahead: slice = slice(None)
+) -> HostArray:
+    """(k,): noise along the least certain direction of each input, by its own residuals, in units of what it is taken to be.
+
+    `inverse` (k, u, u) is that of JᵀJ, with whatever else determines the unknowns, `covariance` (k, u, u) that of the unknowns; the
+    first b of them are coordinates. Infinite where one of the equations `ahead`, those of membership, alone decides something of
+    the input: nothing would contradict an error in it.
+
+    Notes
+    -----
+    The root mean square of all equations tells the noise where they all have as much of it. An input is moved by some of them
+    more than by others: with their own residuals in the place of one variance for all, the covariance is
+    ``C Jᵀ diag(r² / (1 - h)) J C``, h the share of itself that an equation fits (MacKinnon and White 1985, HC2), here by the
+    unknowns and by the space that its gradient spans.
+    """
+    xp, b = chain.xp, chain.batch_size
+    jacobian = equations.jacobian
+    fitted = xp.sum((jacobian @ inverse) * jacobian, axis=2)
+    left = 1 - equations.absorbed[None, :] - fitted
+    # What fixes nothing but a scale always stands alone.
+    alone = ((left < TOLD_BY_ONE) & (equations.absorbed[None, :] > 0))[:, ahead]
+    own = equations.residual / xp.sqrt(xp.where(left < TOLD_BY_ONE, xp.ones_like(left), left))
+    moved = (jacobian @ covariance)[:, :, :b] * own[:, :, None]
+    seen = _largest_variance(chain, xp.matrix_transpose(moved) @ moved)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: HostArray = np.sqrt(np.abs(seen / _largest_variance(chain, covariance[:, :b, :b])))
+    return np.where(to_host(xp.any(alone, axis=1)), math.inf, np.nan_to_num(result, nan=0.0, posinf=math.inf))
+
+
+def rests_on_level(chain: Chain, passed: Forward, depth: int, jacobian: Array, inverse: Array) -> HostArray:
+    """(k,) bool: whether another level of a saturated activation would only move the input, and no equation contradict it.
+
+    Where one unit that saturates is all that tells two inputs apart, a mixture of both meets every equation with a wrong level.
+    `jacobian` (k, e, u) is that of the membership up to layer `depth`, `inverse` (k, u, u) that of JᵀJ of all equations.
+    """
+    xp = chain.xp
+    rests = xp.zeros_like(passed.z[0][:, 0]) > 0
+    for number in range(depth):
+        flat = (passed.slope[number] == 0) & (passed.a[number] != 0)
+        if not chain.layers[number].sigma.piecewise_linear or not bool(xp.any(flat)):
+            continue
+        for sign in (-1.0, 1.0):
+            moved = flat & (xp.sign(passed.a[number]) == sign)
+            change = xp.astype(moved, xp.float64)[:, :, None]
+            blocks = []
+            for behind in range(1, depth + 1):
+                if behind > number + 1:
+                    weight = chain.layers[behind - 1].weight
+                    change = passed.slope[behind - 1][:, :, None] * (weight[None, :, :] @ change)
+                none = xp.zeros_like(change) if behind <= number else change
+                blocks.append(membership_change(chain, passed, behind, none))
+            response = xp.concat(blocks, axis=1)
+            seen = xp.sum(response**2, axis=(1, 2))
+            along = xp.matrix_transpose(jacobian) @ response
+            left = seen - xp.sum(along * (inverse @ along), axis=(1, 2))
+            rests = rests | ((left < TOLD_BY_ONE * seen) & xp.any(moved, axis=1))
+    result: HostArray = to_host(rests)
+    return result
 
 
 def slopes_beside(chain: Chain, passed: Forward, covariance: Array) -> list[tuple[Array, ...]]:
@@ -58,11 +125,15 @@ def slopes_beside(chain: Chain, passed: Forward, covariance: Array) -> list[tupl
     return [tuple(flat), tuple(steep)] if found else []
 
 
-def wider(one: Array, other: Array) -> Array:
-    """(k, b, b): the larger of two covariances of each input; zeros, which stand for an open one, are the largest."""
+def wider(one: Array, other: Array, b: int) -> Array:
+    """(k, u, u): the larger of two covariances of each input; zeros, which stand for an open one, are the largest.
+
+    The first `b` unknowns count, its coordinates.
+    """
     xp = array_api_compat.array_namespace(one)
     closed = xp.any(one != 0, axis=(1, 2))
-    more = xp.sum(xp.linalg.diagonal(other), axis=1) > xp.sum(xp.linalg.diagonal(one), axis=1)
+    before, after = xp.linalg.diagonal(one)[:, :b], xp.linalg.diagonal(other)[:, :b]
+    more = xp.sum(after, axis=1) > xp.sum(before, axis=1)
     more = more | xp.all(other == 0, axis=(1, 2))
     return xp.where((closed & more)[:, None, None], other, one)
 
@@ -70,18 +141,23 @@ def wider(one: Array, other: Array) -> Array:
 def input_deviation(chain: Chain, c: Array, covariance: Array) -> HostArray:
     """(k,): standard deviation of the least certain entry of the inputs at `c` (k, b), known with this `covariance`.
 
-    What noise adds outside the row space of weight_grad counts too.
+    What noise adds outside the row space of weight_grad counts too. Infinite where the covariance is zero, which stands for open.
     """
     xp, first = chain.xp, chain.layers[0]
-    basis = first.basis
-    within = []
-    for row in range(c.shape[0]):
-        turned = basis @ xp.astype(covariance[row, :, :], basis.dtype)
-        within.append(xp.max(xp.sum(turned * basis, axis=1)))
-    variance = to_host(xp.stack(within)) + to_host(first.spread(c)) ** 2
+    variance = _largest_variance(chain, covariance) + to_host(first.spread(c)) ** 2
     open_ = to_host(xp.all(covariance == 0, axis=(1, 2)))
     deviation: HostArray = np.where(open_ | (variance < 0), math.inf, np.sqrt(np.abs(variance)))
     return np.nan_to_num(deviation, nan=math.inf, posinf=math.inf)
+
+
+def _largest_variance(chain: Chain, covariance: Array) -> HostArray:
+    """(k,): variance of the least certain entry of inputs whose coordinates have the `covariance` (k, b, b)."""
+    xp, basis = chain.xp, chain.layers[0].basis
+    largest = []
+    for row in range(covariance.shape[0]):
+        turned = basis @ xp.astype(covariance[row, :, :], basis.dtype)
+        largest.append(xp.max(xp.sum(turned * basis, axis=1)))
+    return to_host(xp.stack(largest))
 
 
 def variance_of(rows: Array, covariance: Array) -> Array:

@@ -74,6 +74,8 @@ class System:
     """(k, e)."""
     jacobian: Array
     """(k, e, u): derivatives by the u unknowns."""
+    absorbed: Array
+    """(e,): share of the variance of each that its gradient has taken out already: what lies in a row or column space."""
 
 
 def forward(
@@ -142,13 +144,27 @@ def membership(chain: Chain, passed: Forward, number: int, *, derivatives: bool 
     total = ones_deviation(chain, layer, c, passed.variance[number - 1])
     rest = (a - c @ layer.basis.T) / scale
     residual = xp.concat([rest, ((c @ layer.ones - 1) / total)[:, None]], axis=1)
+    absorbed = absorbed_by(xp, layer.basis)
     if not derivatives:
-        return System(residual, residual[:, :0, None])
+        return System(residual, residual[:, :0, None], absorbed)
     slopes = slope[:, :, None] * passed.by_coordinates[number - 1]
-    inside = xp.matrix_transpose(layer.basis)[None, :, :] @ slopes
-    outside = (slopes - layer.basis[None, :, :] @ inside) / scale[:, :, None]
+    return System(residual, membership_change(chain, passed, number, slopes), absorbed)
+
+
+def membership_change(chain: Chain, passed: Forward, number: int, change: Array) -> Array:
+    """(k, m + 1, u): how the equations of `membership` in layer `number` move with a `change` (k, m, u) of a_l."""
+    xp, layer = chain.xp, chain.layers[number]
+    scale = membership_scale(chain, passed, number)
+    total = ones_deviation(chain, layer, passed.a[number - 1] @ layer.basis, passed.variance[number - 1])
+    inside = xp.matrix_transpose(layer.basis)[None, :, :] @ change
+    outside = (change - layer.basis[None, :, :] @ inside) / scale[:, None, None]
     ones = (layer.ones[None, None, :] @ inside) / total[:, None, None]
-    return System(residual, xp.concat([outside, ones], axis=1))
+    return xp.concat([outside, ones], axis=1)
+
+
+def absorbed_by(xp: Any, basis: Array) -> Array:
+    """(m + 1,): the diagonal of the projection on `basis` (m, r), and nothing for the equation that goes with it."""
+    return xp.concat([xp.sum(basis**2, axis=1), xp.zeros_like(basis[0, :1])])
 
 
 @dataclass(frozen=True)
@@ -401,14 +417,17 @@ def system(chain: Chain, c: Array, q: Array, depth: int, passed: Forward | None 
             [xp.broadcast_to(first.ones[None, None, :], (k, 1, b)) / total[:, None, None], none], axis=2
         )
     ]
+    absorbed = [xp.zeros_like(total[:1])]
     for block in blocks:
         residuals.append(block.residual)
+        absorbed.append(block.absorbed)
         zero = xp.broadcast_to(none, (k, block.residual.shape[1], t))
         jacobians.append(xp.concat([block.jacobian, zero], axis=2))
     side = backward_side(chain, c, q, passed)
     residuals.append(side.residual)
     jacobians.append(side.jacobian)
-    return System(xp.concat(residuals, axis=1), xp.concat(jacobians, axis=1))
+    absorbed.append(side.absorbed)
+    return System(xp.concat(residuals, axis=1), xp.concat(jacobians, axis=1), xp.concat(absorbed))
 
 
 def system_noise(chain: Chain, c: Array, q: Array, depth: int, passed: Forward) -> Array:
@@ -498,14 +517,15 @@ def backward_side(
     product = xp.sqrt(2 * (size * spread) ** 2 + xp.sum(variance / noise**2 * seen**2, axis=1))
     own = (xp.sum(p * c, axis=1) - 1) / product
     residual = xp.concat([(d - along @ U.T) / scale, own[:, None]], axis=1)
+    absorbed = absorbed_by(xp, U)
     if not passed.by_coordinates:
-        return System(residual, residual[:, :0, None])
+        return System(residual, residual[:, :0, None], absorbed)
     by_all = xp.concat([_bends(chain, passed, columns), backward_map(chain, passed)], axis=2) / noise[:, None]
     by_along = xp.matrix_transpose(U)[None, :, :] @ by_all
     by_rest = (by_all - U[None, :, :] @ by_along) / scale[:, :, None]
     by_own = (c[:, None, :] @ (by_along / space.S[None, :, None]))[:, 0, :]
     by_own = (by_own + xp.concat([p, xp.zeros_like(q)], axis=1)) / product[:, None]
-    return System(residual, xp.concat([by_rest, by_own[:, None, :]], axis=1))
+    return System(residual, xp.concat([by_rest, by_own[:, None, :]], axis=1), absorbed)
 
 
 def _bends(chain: Chain, passed: Forward, columns: list[Array]) -> Array:

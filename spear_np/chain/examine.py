@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from ..backend import OWN_ROUNDING, Array, HostArray, inverse_or_zero, solve_or_nan, to_host
-from .covariance import AT_KINK, covariance_of, input_deviation, slopes_beside, variance_of, wider
+from .covariance import (
+    AT_KINK,
+    covariance_of,
+    input_deviation,
+    noise_along,
+    rests_on_level,
+    slopes_beside,
+    variance_of,
+    wider,
+)
 from .equations import (
     ROUNDING_SHARE,
     Forward,
@@ -102,6 +111,8 @@ class Examined:
     dual_deviation: Array
     """(k,): standard deviation of ``p · c`` for another input, by the doubt of this one's ∂L/∂Z, for each ``|S_0⁻¹ c|``; of
     layers of straight pieces."""
+    along: HostArray
+    """(k,): noise along the least certain direction, see `noise_along`."""
     refined: bool = False
     """Whether the backward side took part in the fit."""
 
@@ -181,6 +192,7 @@ def examine(chain: Chain, c: Array, depth: int, known: Known | None = None) -> E
         forward_residual=ahead,
         backward_residual=side.residual,
         apart=side.apart,
+        along=_along(chain, c, depth, known, covariance),
     )
 
 
@@ -277,6 +289,7 @@ def reexamine(chain: Chain, seen: Examined, depth: int) -> Examined:
         forward_residual=np.where(better.converged, _rms(residual[:, :-size], b), math.inf),
         backward_residual=_rms(residual[:, -size:], b + t),
         apart=seen.apart,
+        along=better.along,
         refined=True,
     )
 
@@ -384,7 +397,7 @@ def _determined(chain: Chain, c: Array, depth: int, known: Known | None) -> Arra
     covariance = _covariance_ahead(chain, c, passed, depth, known)
     for slopes in slopes_beside(chain, passed, covariance):
         beside = forward(chain, c, depth - 1, slopes=slopes)
-        covariance = wider(covariance, _covariance_ahead(chain, c, beside, depth, known))
+        covariance = wider(covariance, _covariance_ahead(chain, c, beside, depth, known), c.shape[1])
     return covariance
 
 
@@ -399,6 +412,28 @@ def _covariance_ahead(chain: Chain, c: Array, passed: Forward, depth: int, known
     if known is not None:
         noise = noise + _orthogonal_noise(chain, c, known)
     return covariance_of(gram, noise)
+
+
+def _along(chain: Chain, c: Array, depth: int, known: Known | None, covariance: Array) -> HostArray:
+    """(k,): `noise_along` of the equations of a polish at its end `c` (k, b); infinite where they are not tested."""
+    xp = chain.xp
+    passed = forward(chain, c, depth - 1)
+    others = [] if known is None else [_orthogonal(chain, c, known)]
+    ahead = _joined(xp, [membership(chain, passed, number) for number in range(1, depth + 1)])
+    linear = [linearised(chain, passed, number) for number in range(1, depth + 1)]
+    gram = _normal(chain, linear, others[0] if others else None)[0]
+    inverse = covariance_of(gram, xp.zeros_like(gram))
+    along = noise_along(chain, _joined(xp, [ahead, *others]), inverse, covariance)
+    return np.where(rests_on_level(chain, passed, depth, ahead.jacobian, inverse), math.inf, along)
+
+
+def _joined(xp: Any, systems: Sequence[System]) -> System:
+    """All equations of the `systems` as one."""
+    return System(
+        xp.concat([one.residual for one in systems], axis=1),
+        xp.concat([one.jacobian for one in systems], axis=1),
+        xp.concat([one.absorbed for one in systems]),
+    )
 
 
 def _normal(chain: Chain, linear: list[Linearised], others: System | None) -> tuple[Array, Array]:
@@ -430,7 +465,8 @@ def _rest(chain: Chain, c: Array) -> HostArray:
 def _orthogonal(chain: Chain, c: Array, known: Known) -> System:
     """(k, f) equations: p · c = 0 for the duals of `known` inputs; noise enters through the coordinates and the duals alike."""
     deviation = known.spread(chain, c)
-    return System((c @ known.duals.T) / deviation, known.duals[None, :, :] / deviation[:, :, None])
+    jacobian = known.duals[None, :, :] / deviation[:, :, None]
+    return System((c @ known.duals.T) / deviation, jacobian, chain.xp.zeros_like(known.deviation))
 
 
 def _orthogonal_noise(chain: Chain, c: Array, known: Known) -> Array:
@@ -454,6 +490,8 @@ class Refined:
     """(k,): standard deviation of the least certain entry of each input."""
     converged: HostArray
     """(k,) bool: whether the last step was lost in the noise."""
+    along: HostArray
+    """(k,): noise along the least certain direction, see `noise_along`."""
 
 
 def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
@@ -480,14 +518,28 @@ def refine(chain: Chain, c: Array, q: Array, depth: int) -> Refined:
     at = system(chain, c, q, depth)
     at_rest = moved <= rest
     deviation = np.full(c.shape[0], math.inf)
+    along = np.full(c.shape[0], math.inf)
     if np.any(at_rest):
         passed = forward(chain, c, len(chain.layers) - 2)
         covariance = _covariance_of_all(chain, c, q, depth, passed)
-        for slopes in slopes_beside(chain, passed, covariance):
+        for slopes in slopes_beside(chain, passed, covariance[:, :b, :b]):
             beside = forward(chain, c, len(chain.layers) - 2, slopes=slopes)
-            covariance = wider(covariance, _covariance_of_all(chain, c, q, depth, beside))
-        deviation = np.where(at_rest, input_deviation(chain, c, covariance), math.inf)
-    return Refined(c, q, at.residual, deviation, at_rest)
+            covariance = wider(covariance, _covariance_of_all(chain, c, q, depth, beside), b)
+        deviation = np.where(at_rest, input_deviation(chain, c, covariance[:, :b, :b]), math.inf)
+        along = _along_all(chain, at, passed, depth, covariance)
+    return Refined(c, q, at.residual, deviation, at_rest, along)
+
+
+def _along_all(chain: Chain, at: System, passed: Forward, depth: int, covariance: Array) -> HostArray:
+    """(k,): as `_along`, of all equations `at` the point of a pass."""
+    xp = chain.xp
+    gram = xp.matrix_transpose(at.jacobian) @ at.jacobian
+    inverse = covariance_of(gram, xp.zeros_like(gram))
+    side = chain.layers[0].units + 1  # of the backward side, which are not all of one variance
+    ahead = slice(1, int(at.residual.shape[1]) - side)
+    along = noise_along(chain, at, inverse, covariance, ahead=ahead)
+    rests = rests_on_level(chain, passed, depth, at.jacobian[:, ahead, :], inverse)
+    return np.where(rests, math.inf, along)
 
 
 def _scaled_normal(xp: Any, jacobian: Array) -> tuple[Array, Array, Array]:
@@ -499,8 +551,7 @@ def _scaled_normal(xp: Any, jacobian: Array) -> tuple[Array, Array, Array]:
 
 
 def _covariance_of_all(chain: Chain, c: Array, q: Array, depth: int, passed: Forward) -> Array:
-    """(k, b, b): covariance of the coordinates where all equations, forward and backward, take part."""
+    """(k, u, u): covariance of the unknowns where all equations, forward and backward, take part."""
     jacobian = system(chain, c, q, depth, passed).jacobian
     gram = chain.xp.matrix_transpose(jacobian) @ jacobian
-    b = c.shape[1]
-    return covariance_of(gram, system_noise(chain, c, q, depth, passed))[:, :b, :b]
+    return covariance_of(gram, system_noise(chain, c, q, depth, passed))
