@@ -52,7 +52,7 @@ def noise_along(
     Notes
     -----
     The root mean square of all equations tells the noise where they all have as much of it. An input is moved by some of them
-    more than by others: with their own residuals in the place of one variance for all, the covariance is
+    more than by others: with their own residuals in the place of one variance for all, its covariance is
     ``C Jᵀ diag(r² / (1 - h)) J C``, h the share of itself that an equation fits (MacKinnon and White 1985, HC2), here by the
     unknowns and by the space that its gradient spans.
     """
@@ -63,11 +63,13 @@ def noise_along(
     # What fixes nothing but a scale always stands alone.
     alone = ((left < TOLD_BY_ONE) & (equations.absorbed[None, :] > 0))[:, ahead]
     own = equations.residual / xp.sqrt(xp.where(left < TOLD_BY_ONE, xp.ones_like(left), left))
-    moved = (jacobian @ covariance)[:, :, :b] * own[:, :, None]
-    seen = _largest_variance(chain, xp.matrix_transpose(moved) @ moved)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        result: HostArray = np.sqrt(np.abs(seen / _largest_variance(chain, covariance[:, :b, :b])))
-    return np.where(to_host(xp.any(alone, axis=1)), math.inf, np.nan_to_num(result, nan=0.0, posinf=math.inf))
+    entry, variance = _least_certain(chain, covariance[:, :b, :b])
+    towards = (covariance[:, :, :b] @ entry[:, :, None])[:, :, 0]
+    moved = (jacobian @ towards[:, :, None])[:, :, 0]
+    seen = xp.sum((moved * own) ** 2, axis=1)
+    told = ~xp.any(alone, axis=1) & (variance > 0)
+    result: HostArray = to_host(xp.sqrt(seen / xp.where(told, variance, xp.ones_like(variance))))
+    return np.where(to_host(told), np.nan_to_num(result, nan=math.inf, posinf=math.inf), math.inf)
 
 
 def rests_on_level(chain: Chain, passed: Forward, depth: int, jacobian: Array, inverse: Array) -> HostArray:
@@ -144,20 +146,25 @@ def input_deviation(chain: Chain, c: Array, covariance: Array) -> HostArray:
     What noise adds outside the row space of weight_grad counts too. Infinite where the covariance is zero, which stands for open.
     """
     xp, first = chain.xp, chain.layers[0]
-    variance = _largest_variance(chain, covariance) + to_host(first.spread(c)) ** 2
+    variance = to_host(_least_certain(chain, covariance)[1] + first.spread(c) ** 2)
     open_ = to_host(xp.all(covariance == 0, axis=(1, 2)))
     deviation: HostArray = np.where(open_ | (variance < 0), math.inf, np.sqrt(np.abs(variance)))
     return np.nan_to_num(deviation, nan=math.inf, posinf=math.inf)
 
 
-def _largest_variance(chain: Chain, covariance: Array) -> HostArray:
-    """(k,): variance of the least certain entry of inputs whose coordinates have the `covariance` (k, b, b)."""
+def _least_certain(chain: Chain, covariance: Array) -> tuple[Array, Array]:
+    """The row of the basis (k, b) at the least certain entry of each input, and its variance (k,).
+
+    `covariance` (k, b, b) is that of the coordinates.
+    """
     xp, basis = chain.xp, chain.layers[0].basis
-    largest = []
+    entries, variances = [], []
     for row in range(covariance.shape[0]):
         turned = basis @ xp.astype(covariance[row, :, :], basis.dtype)
-        largest.append(xp.max(xp.sum(turned * basis, axis=1)))
-    return to_host(xp.stack(largest))
+        variance = xp.sum(turned * basis, axis=1)
+        entries.append(xp.take(basis, xp.argmax(variance, keepdims=True), axis=0)[0, :])
+        variances.append(xp.max(variance))
+    return xp.astype(xp.stack(entries), covariance.dtype), xp.astype(xp.stack(variances), covariance.dtype)
 
 
 def variance_of(rows: Array, covariance: Array) -> Array:

@@ -11,7 +11,7 @@ Shapes: k inputs, b coordinates, m units of layer 0, t numbers at the top.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend import OWN_ROUNDING, Array, inverse_or_zero
@@ -194,6 +194,11 @@ class Linearised:
         if not self.projected:
             product = product - xp.matrix_transpose(self.inside) @ self.inside
         return xp.astype(product, xp.float64) + self.ones[:, :, None] * self.ones[:, None, :]
+
+    def system(self, chain: Chain, passed: Forward, number: int) -> System:
+        """The equations of `membership` in layer `number`, with these derivatives, all units of which are here."""
+        bare = membership(chain, passed, number, derivatives=False)
+        return replace(bare, jacobian=chain.xp.concat([self.by_units, self.ones[:, None, :]], axis=1))
 
     def against(self, xp: Any, residual: Array) -> Array:
         """(k, b): Jᵀ times a `residual` (k, m + 1) of `membership`."""

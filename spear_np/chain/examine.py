@@ -170,9 +170,10 @@ def examine(chain: Chain, c: Array, depth: int, known: Known | None = None) -> E
     With the duals of `known` inputs, they are held orthogonal to these: what an input needs that
     turns on fewer units than it has coordinates.
     """
-    c, covariance, ahead = polish(chain, c, depth, known)
-    if c.shape[0] == 1 and ahead[0] <= CONSISTENT:
-        c, covariance, ahead = _across_kinks(chain, c, covariance, ahead, depth, known)
+    end = polish(chain, c, depth, known)
+    if end.c.shape[0] == 1 and end.residual[0] <= CONSISTENT:
+        end = _across_kinks(chain, end, depth, known)
+    c, covariance, ahead = end.c, end.covariance, end.residual
     passed = forward(chain, c, len(chain.layers) - 2, derivatives=False, noisy=depth)
     doubt = variance_of(chain.layers[0].to_units, covariance)
     side = _best_side(chain, c, passed, doubt)
@@ -192,7 +193,7 @@ def examine(chain: Chain, c: Array, depth: int, known: Known | None = None) -> E
         forward_residual=ahead,
         backward_residual=side.residual,
         apart=side.apart,
-        along=_along(chain, c, depth, known, covariance),
+        along=end.along,
     )
 
 
@@ -302,19 +303,17 @@ def _rms(residual: HostArray, unknowns: int) -> HostArray:
     return np.nan_to_num(result, nan=math.inf, posinf=math.inf)
 
 
-def _across_kinks(
-    chain: Chain, c: Array, covariance: Array, ahead: HostArray, depth: int, known: Known | None
-) -> tuple[Array, Array, HostArray]:
-    """The best of one polished input (1, b) and of those polished from the other side of the kinks next to it.
+def _across_kinks(chain: Chain, end: Polished, depth: int, known: Known | None) -> Polished:
+    """The best of one polished input and of those polished from the other side of the kinks next to it.
 
     Gauss-Newton may rest on the wrong side of a kink that is no further than the noise: the right side fits better.
     """
     xp, first = chain.xp, chain.layers[0]
-    if not first.sigma.kinks or not bool(xp.any(covariance != 0)):
-        return c, covariance, ahead
-    best = c, covariance, ahead
-    z = to_host(c @ first.to_units.T)[0]
-    towards = first.to_units @ covariance[0, :, :]
+    if not first.sigma.kinks or not bool(xp.any(end.covariance != 0)):
+        return end
+    best = end
+    z = to_host(end.c @ first.to_units.T)[0]
+    towards = first.to_units @ end.covariance[0, :, :]
     deviation = np.sqrt(np.abs(to_host(xp.sum(towards * first.to_units, axis=1))))
     for kink in first.sigma.kinks:
         distance = np.abs(z - kink) / np.maximum(deviation, np.finfo(np.float64).tiny)
@@ -323,8 +322,8 @@ def _across_kinks(
                 break
             # The least change, for this covariance, that takes the unit as far beyond the kink as it is before it.
             move = towards[unit, :] * float(2 * (kink - z[unit]) / deviation[unit] ** 2)
-            other = polish(chain, c + move[None, :], depth, known)
-            if other[2][0] < best[2][0]:
+            other = polish(chain, end.c + move[None, :], depth, known)
+            if other.residual[0] < best.residual[0]:
                 best = other
     return best
 
@@ -349,12 +348,22 @@ def _membership_rms(chain: Chain, c: Array, depth: int) -> HostArray:
     return _rms(to_host(chain.xp.concat(parts, axis=1)), c.shape[1])
 
 
-def polish(chain: Chain, c: Array, depth: int, known: Known | None = None) -> tuple[Array, Array, HostArray]:
-    """Gauss-Newton on the membership up to layer `depth` from `c` (k, b), with s · c = 1 kept, and p · c = 0 for `known` inputs.
+@dataclass(frozen=True)
+class Polished:
+    """k inputs at the end of a polish."""
 
-    Returns the coordinates, their covariance (k, b, b) and the root mean square of the membership equations (k,),
-    infinite where they have not come to rest.
-    """
+    c: Array
+    """(k, b)."""
+    covariance: Array
+    """(k, b, b) of the coordinates; zero where they are not determined."""
+    residual: HostArray
+    """(k,): root mean square of the membership equations, infinite where they have not come to rest."""
+    along: HostArray
+    """(k,): noise along the least certain direction, see `noise_along`; infinite where equations are not tested."""
+
+
+def polish(chain: Chain, c: Array, depth: int, known: Known | None = None) -> Polished:
+    """Gauss-Newton on the membership up to layer `depth` from `c` (k, b), with s · c = 1 kept, and p · c = 0 for `known` inputs."""
     xp, ones = chain.xp, chain.layers[0].ones
     b = c.shape[1]
     rest = _rest(chain, c)
@@ -387,44 +396,42 @@ def polish(chain: Chain, c: Array, depth: int, known: Known | None = None) -> tu
             break
     ahead = np.where(moved <= rest, _membership_rms(chain, c, depth), math.inf)
     if not np.any(ahead <= CONSISTENT):
-        return c, xp.zeros_like(inverse), ahead
-    return c, _determined(chain, c, depth, known), ahead
+        return Polished(c, xp.zeros_like(inverse), ahead, np.full(len(ahead), math.inf))
+    covariance, along = _determined(chain, c, depth, known)
+    return Polished(c, covariance, ahead, along)
 
 
-def _determined(chain: Chain, c: Array, depth: int, known: Known | None) -> Array:
-    """(k, b, b): covariance of the coordinates at the end `c` of a polish; zero where they are not determined."""
+def _determined(chain: Chain, c: Array, depth: int, known: Known | None) -> tuple[Array, HostArray]:
+    """The covariance (k, b, b) of the coordinates at the end `c` of a polish, and the noise along them, as in `Polished`."""
+    xp = chain.xp
     passed = forward(chain, c, depth - 1)
-    covariance = _covariance_ahead(chain, c, passed, depth, known)
+    linear = [linearised(chain, passed, number) for number in range(1, depth + 1)]
+    covariance, gram = _covariance_ahead(chain, c, passed, linear, known)
     for slopes in slopes_beside(chain, passed, covariance):
         beside = forward(chain, c, depth - 1, slopes=slopes)
-        covariance = wider(covariance, _covariance_ahead(chain, c, beside, depth, known), c.shape[1])
-    return covariance
+        other = [linearised(chain, beside, number) for number in range(1, depth + 1)]
+        covariance = wider(covariance, _covariance_ahead(chain, c, beside, other, known)[0], c.shape[1])
+    ahead = _joined(xp, [one.system(chain, passed, number) for number, one in enumerate(linear, start=1)])
+    every = ahead if known is None else _joined(xp, [ahead, _orthogonal(chain, c, known)])
+    inverse = covariance_of(gram, xp.zeros_like(gram))
+    along = noise_along(chain, every, inverse, covariance)
+    return covariance, np.where(
+        rests_on_level(chain, passed, depth, ahead.jacobian, inverse), math.inf, along
+    )
 
 
-def _covariance_ahead(chain: Chain, c: Array, passed: Forward, depth: int, known: Known | None) -> Array:
-    """(k, b, b): covariance of the coordinates `c` by the equations of a polish, with the slopes of `passed`."""
-    linear = [linearised(chain, passed, number) for number in range(1, depth + 1)]
+def _covariance_ahead(
+    chain: Chain, c: Array, passed: Forward, linear: list[Linearised], known: Known | None
+) -> tuple[Array, Array]:
+    """(k, b, b) each: covariance of the coordinates `c` by the equations of a polish, with the slopes of `passed`, and JᵀJ."""
     others = None if known is None else _orthogonal(chain, c, known)
     gram = _normal(chain, linear, others)[0]
     noise = membership_noise(chain, passed, 1, linear[0])
-    for number in range(2, depth + 1):
-        noise = noise + membership_noise(chain, passed, number, linear[number - 1])
+    for number, one in enumerate(linear[1:], start=2):
+        noise = noise + membership_noise(chain, passed, number, one)
     if known is not None:
         noise = noise + _orthogonal_noise(chain, c, known)
-    return covariance_of(gram, noise)
-
-
-def _along(chain: Chain, c: Array, depth: int, known: Known | None, covariance: Array) -> HostArray:
-    """(k,): `noise_along` of the equations of a polish at its end `c` (k, b); infinite where they are not tested."""
-    xp = chain.xp
-    passed = forward(chain, c, depth - 1)
-    others = [] if known is None else [_orthogonal(chain, c, known)]
-    ahead = _joined(xp, [membership(chain, passed, number) for number in range(1, depth + 1)])
-    linear = [linearised(chain, passed, number) for number in range(1, depth + 1)]
-    gram = _normal(chain, linear, others[0] if others else None)[0]
-    inverse = covariance_of(gram, xp.zeros_like(gram))
-    along = noise_along(chain, _joined(xp, [ahead, *others]), inverse, covariance)
-    return np.where(rests_on_level(chain, passed, depth, ahead.jacobian, inverse), math.inf, along)
+    return covariance_of(gram, noise), gram
 
 
 def _joined(xp: Any, systems: Sequence[System]) -> System:
