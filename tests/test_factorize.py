@@ -44,6 +44,37 @@ class TestRank:
         assert factors.space.spectrum.rounding
         assert factors.space.spectrum.gap > 3
 
+    @pytest.mark.parametrize("power", [0, -12])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_numbers_too_small_for_their_precision_add_none(self, seed: int, power: int) -> None:
+        """Below 6e-5 float16 has fewer digits: rows that small are noise, in proportion to nothing."""
+        b = 6
+        data = digit_layer(b, width=M, seed=seed, dtype=np.float64)
+        size = 3e-4 / np.sqrt(np.mean(data.weight_grad**2))
+        # Some units have a gradient a thousand times smaller than the others.
+        factor = np.where(np.arange(M) % 8 == 0, 1e-3, 1.0) * size
+        exact = data.weight_grad * factor[:, None]
+        shared = changed(
+            data,
+            weight_grad=exact.astype(np.float16).astype(np.float32) * np.float32(2.0**power),
+            bias_grad=(data.bias_grad * factor).astype(np.float16).astype(np.float32)
+            * np.float32(2.0**power),
+        )
+        factors = factors_of(shared, Backend.NUMPY)
+        spectrum = factors.space.spectrum
+        assert (spectrum.rank, spectrum.rounding, spectrum.alternatives) == (b, True, 0)
+        assert spectrum.spacing == 2.0 ** (power - 24)
+        assert spectrum.rank_without_spacing is None or spectrum.rank_without_spacing > b
+        # What the noise is taken for is no less than what rounding did.
+        error = np.linalg.norm(shared.weight_grad - exact * 2.0**power, axis=1) / np.sqrt(exact.shape[1])
+        assert np.all(error <= to_host(factors.space.noise))
+
+    def test_where_all_numbers_are_large_enough_their_spacing_plays_no_part(self) -> None:
+        data = rounded(digit_layer(5, width=M, seed=1, dtype=np.float64), "float16")
+        spectrum = factors_of(data, Backend.NUMPY).space.spectrum
+        assert spectrum.rank_without_spacing in (None, spectrum.rank)
+        assert factors_of(digit_layer(5, width=M, seed=1), Backend.NUMPY).space.spectrum.spacing == 0
+
     def test_equal_inputs_count_once(self) -> None:
         data = digit_layer(5, width=M, seed=1)
         twice = changed(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spear_np import Activation, InputError, LayerGradients, survey
 from spear_np.factors import gradients
-from spear_np.factors.gradients import fits_precision
+from spear_np.factors.gradients import fits_precision, spacing_of
 from tests.backends import Backend, assert_array
 from tests.layers import digit_layer
 from tests.networks import Floats
@@ -160,6 +160,29 @@ class TestDigits:
             assert fits_precision(np, narrow, precision)
             digit = 2.0 ** (np.floor(np.log2(np.abs(narrow))) - (24 if precision == "float32" else 11))
             assert not fits_precision(np, narrow + np.sign(narrow) * digit, precision)
+
+    @given(
+        st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=8),
+        st.integers(-40, 40),
+    )
+    def test_their_spacing_is_the_largest_power_of_two_that_divides_all(
+        self, numbers: list[float], power: int
+    ) -> None:
+        values = np.asarray(numbers) * 2.0**power
+        spacing = spacing_of(np, values, np.inf)
+        if not np.any(values):
+            assert spacing == np.inf
+            return
+        assert np.log2(spacing).is_integer()
+        assert spacing >= 2.0 ** (power - 24)  # the smallest float16
+        assert np.all(values % spacing == 0)
+        assert np.any(values % (2 * spacing) != 0) or spacing == 2.0 ** np.floor(
+            np.log2(np.min(np.abs(values[values != 0])))
+        )
+
+    @given(st.lists(st.floats(min_value=-1.0, max_value=1.0, allow_subnormal=True), min_size=1, max_size=4))
+    def test_any_numbers_have_a_spacing(self, numbers: list[float]) -> None:
+        assert spacing_of(np, np.asarray(numbers), 2.0**-1000) <= 2.0**-1000
 
     def test_numbers_beyond_all_splitting_fit_nothing(self) -> None:
         assert not fits_precision(np, np.asarray([1e300]), "float32")

@@ -18,7 +18,7 @@ The argument, for one direction q and the output units Z on which gradient and l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,14 +26,15 @@ from ..answer.certificate import Certificate, Evidence
 from ..answer.result import Status
 from ..backend import Array, HostArray, to_host
 from ..directions.chance import MAX_CHANCE, chances
-from ..directions.disaggregate import Disaggregation
-from ..directions.uniqueness import uniqueness
+from ..directions.disaggregate import EXPLAINED, Disaggregation
+from ..directions.uniqueness import Uniqueness, uniqueness
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from ..factors.zero import zeros_tell
 from ..inputs.bounds import MAX_HIDDEN_ROW, noise_bound
 from ..inputs.reconstruct import Reconstruction
 from .agreement import Agreement, compare_signs
+from .alternatives import refuted
 from .dependence import dependent_columns
 from .specification import CHECKS, EXACT_TOLERANCE, MAX_HIDDEN, Figures
 
@@ -61,6 +62,13 @@ DEPENDENT = (
     "columns of ∂L/∂Z depend on each other on the units that their inputs share, as they do behind a layer with few outputs: "
     "where no activation signs confirm them, rows may be combinations of inputs, and nothing bounds their errors"
 )
+
+
+def _refuted(count: int) -> str:
+    return (
+        f"{count} column(s) of ∂L/∂Z have zeros that only single units tell from those of others: every other batch that fits "
+        "the remaining zeros was written down, and has a gradient on a unit that its inputs leave off"
+    )
 
 
 def _tied(count: int) -> str:
@@ -99,14 +107,22 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     # The dual vectors of the directions, in U-coordinates, are the inputs.
     unique = uniqueness(space, batch.directions, batch.input_coords / space.S, off)
     residual = _residual(space, batch)
-    bound = noise_bound(
-        space,
-        batch.recovery,
-        to_host(batch.input_max),
-        to_host(choice.scale_variance),
-        unique,
-        largest=to_host(batch.largest_residual),
-    ) * max(1.0, residual)  # what is left of weight_grad is noise too, whatever it comes from
+
+    def bounded(unique: Uniqueness) -> HostArray:
+        """(k,): bounds on the errors of the inputs."""
+        scale, largest = to_host(choice.scale_variance), to_host(batch.largest_residual)
+        bound = noise_bound(space, batch.recovery, to_host(batch.input_max), scale, unique, largest=largest)
+        # What is left of weight_grad is noise too, whatever it comes from.
+        return bound * max(1.0, residual)
+
+    bound = bounded(unique)
+    alternatives, lone = int(np.sum(unique.redundancy < 1)), 0
+    if alternatives and _explained(factors, choice):
+        mixing = refuted(factors, batch, to_host(off), unique, tolerance)
+        settled = unique if mixing is None else replace(unique, mixing=mixing)
+        if mixing is not None and np.all(bounded(settled) <= tolerance):
+            unique, bound = settled, bounded(settled)
+            alternatives, lone = 0, alternatives
     signs = compare_signs(factors, batch, np.clip(bound, tolerance, ROW_TOLERANCE * batch.data_range))
     dependent = (choice.lenient or not factors.signs_known) and dependent_columns(space, batch.directions)
     if dependent:
@@ -135,7 +151,7 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
         )
         for i in range(k)
     )
-    figures = Figures(factors, choice, unique, signs, bound, residual, batch.data_range)
+    figures = Figures(factors, choice, unique, alternatives, signs, bound, residual, batch.data_range)
     certificate = Certificate(
         checks=tuple(specification.check(figures) for specification in CHECKS),
         zero_count=tuple(int(c) for c in to_host(space.xp.sum(space.xp.astype(off, space.xp.int64), axis=0))),
@@ -147,6 +163,7 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
         caveats=(
             *_caveats(factors),
             *((DEPENDENT,) if dependent else ()),
+            *((_refuted(lone),) if lone else ()),
             *((_tied(int(np.sum(unique.with_layer_behind))),) if np.any(unique.with_layer_behind) else ()),
         ),
     )
@@ -172,6 +189,12 @@ def verdict_of(certificate: Certificate, factors: Factors) -> Verdict:
     return Verdict(certificate, status, reason, factors.signs_known)
 
 
+def _explained(factors: Factors, choice: Disaggregation) -> bool:
+    """Whether signs and bias_grad can refute: both are there, and bias_grad is the sum of the columns to its noise."""
+    residual = choice.bias_residual
+    return factors.signs_known and not choice.lenient and residual is not None and residual <= EXPLAINED
+
+
 def _residual(space: RowSpace, batch: Reconstruction) -> float:
     """Root mean square, over the live rows, of what the batch leaves of weight_grad, in units of its noise."""
     live = to_host(space.live_of(batch.residual))
@@ -179,7 +202,8 @@ def _residual(space: RowSpace, batch: Reconstruction) -> float:
 
 
 def _caveats(factors: Factors) -> tuple[str, ...]:
-    b, rank = factors.space.batch_size, factors.space.spectrum.rank
+    b, spectrum = factors.space.batch_size, factors.space.spectrum
+    rank = spectrum.rank
     caveats = [
         (
             f"{b} is the rank of the gradient, the batch may be larger: identical inputs count once, inputs with "
@@ -200,6 +224,12 @@ def _caveats(factors: Factors) -> tuple[str, ...]:
         caveats.append("bias is missing and was taken for zero")
     if rank is not None and b != rank:
         caveats.append(f"the batch size {b} was given; the singular values say {rank}")
+    elif spectrum.spacing and spectrum.rank_without_spacing != rank:
+        digits = spectrum.rank_without_spacing or "more than can be told"
+        caveats.append(
+            f"{b} inputs are all that stands out of the rounding to {factors.gradients.precision_name}, whose smallest numbers "
+            f"here are {spectrum.spacing:.1e} apart; without that distance it would be {digits}"
+        )
     return tuple(caveats)
 
 

@@ -50,6 +50,8 @@ class Figures:
     factors: Factors
     choice: Disaggregation
     unique: Uniqueness
+    alternatives: int
+    """Directions that single zero rows hold in place, other batches that these allow being not refuted."""
     signs: Agreement
     bound: HostArray
     """(k,): bound on the error of each input, in units of the input."""
@@ -114,11 +116,11 @@ CHECKS = (
         lambda figures: float(np.mean(figures.unique.unique)),
     ),
     Specification(
-        "redundancy",
-        ">=",
-        1.0,
-        "zero rows that any direction could lose",
-        lambda figures: float(np.min(figures.unique.redundancy)),
+        "alternatives",
+        "<=",
+        0.0,
+        "directions that a single zero row holds, where signs do not refute all others",
+        lambda figures: float(figures.alternatives),
     ),
     Specification(
         "gap",

@@ -138,12 +138,31 @@ class _Rows:
 def _zero_rows(space: RowSpace, off: Array) -> _Rows:
     """The rows `off` (k, ℓ) of each direction."""
     xp = space.xp
+    order, used = _zeros_first(space, off)
+    rows = gather(xp, space.U, order) * xp.astype(used, xp.float64)[:, :, None]
+    return _Rows(rows, used, np.ones(off.shape[0], dtype=bool))
+
+
+def _zeros_first(space: RowSpace, off: Array) -> tuple[Array, Array]:
+    """(k, r) int, the rows `off` (k, ℓ) of each direction, then others, b at least; and (k, r) bool, which are its own."""
+    xp = space.xp
     count = xp.sum(xp.astype(off, xp.int64), axis=1)
     most = max(space.batch_size, int(xp.max(count)))
     order = xp.argsort(xp.astype(~off, xp.int8), axis=1, stable=True)[:, :most]
-    used = xp.arange(most, device=space.device.handle)[None, :] < count[:, None]
-    rows = gather(xp, space.U, order) * xp.astype(used, xp.float64)[:, :, None]
-    return _Rows(rows, used, np.ones(off.shape[0], dtype=bool))
+    return order, xp.arange(most, device=space.device.handle)[None, :] < count[:, None]
+
+
+def indispensable_rows(space: RowSpace, q: Array, off: Array) -> HostArray:
+    """(k, ℓ) bool: which of the zero rows `off` (k, ℓ) of the directions `q` (k, b) no others can stand in for.
+
+    Without one of them a second direction has no gradient, above the noise, on those that are left.
+    """
+    order, used = _zeros_first(space, off)
+    noise_energy = _noise_energy(space, used)
+    response = _by_svd(space, q, _zero_rows(space, off).rows, noise_energy, q)
+    lone = np.zeros(off.shape, dtype=bool)
+    np.put_along_axis(lone, to_host(order), to_host(~_dispensable(response, used, noise_energy)), axis=1)
+    return lone
 
 
 def _tied_rows(space: RowSpace, passed: Array, q: Array, off: Array) -> _Rows:
@@ -210,9 +229,9 @@ def _concluded(
     rows, used = held.rows, held.used
     count = xp.sum(xp.astype(used, xp.int64), axis=1)
     count = xp.maximum(count, xp.ones_like(count))
-    noise_energy = OPEN_ENERGY * xp.astype(count, xp.float64)
+    noise_energy = _noise_energy(space, used)
     response = respond(space, q, rows, noise_energy, inputs)
-    dispensable = (response.leverage < DISPENSABLE) | ~used | (response.left > noise_energy[:, None])
+    dispensable = _dispensable(response, used, noise_energy)
     spared = xp.all(dispensable, axis=1)
     ordered = xp.flip(xp.sort(response.leverage, axis=1), axis=1)
     # Removing rows cannot lower the rank while their leverages sum to less than one.
@@ -233,6 +252,18 @@ def _concluded(
     size = xp.sum((inputs * space.S) ** 2, axis=1)[None, :]
     mixing = xp.where(unbounded > UNSEEN * size, math.inf, mixing)
     return response.unique, redundancy, mixing, response.certain
+
+
+def _noise_energy(space: RowSpace, used: Array) -> Array:
+    """(k,): what a direction may have on all rows that are `used` (k, r) without standing out of their noise."""
+    xp = space.xp
+    count = xp.sum(xp.astype(used, xp.float64), axis=1)
+    return OPEN_ENERGY * xp.maximum(count, xp.ones_like(count))
+
+
+def _dispensable(response: _Response, used: Array, noise_energy: Array) -> Array:
+    """(k, r) bool: rows without which the others still hold every other direction."""
+    return (response.leverage < DISPENSABLE) | ~used | (response.left > noise_energy[:, None])
 
 
 def _by_gram(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:

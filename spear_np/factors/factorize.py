@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend import TINIEST, Array, Device, to_host, triangular_factor
 from ..errors import InputError
-from .gradients import LayerGradients, fits_precision, narrower_precisions
+from .gradients import LayerGradients, fits_precision, narrower_precisions, spacing_of
 from .layer import Layer
 from .rank import (
     RANK_GAP,
@@ -31,6 +31,8 @@ from .rank import (
 from .row_space import RowSpace
 from .zero import ZERO_SIGMAS
 
+SUBNORMALS_SHOW = "float16"
+"""The precision whose smallest numbers are no smaller than gradients are: below 6e-5 they are 6e-8 apart, before any scale."""
 ROUNDING_SAFETY = 3.0
 """Factor on the noise of rounding: it follows the size of the entries, so a direction that sees the large ones sees more than
 the average residual tells.
@@ -124,6 +126,8 @@ class _Accumulated:
     """Columns of weight_grad that are not zero throughout: its rank cannot exceed them."""
     precision: str
     """What the entries of weight_grad were rounded to, by their digits."""
+    spacing: float
+    """Distance of the smallest numbers of that precision, as weight_grad shows it; zero where it cannot matter."""
 
 
 def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool) -> _Accumulated:
@@ -141,6 +145,7 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
     used = 0
     sizes = [0.0] * len(names)
     narrower = narrower_precisions(gradients.precision_name)
+    spacing = math.inf
     for columns, blocks in gradients.blocks(*names, device=device):
         for name, block in zip(names, blocks, strict=True):
             if not bool(xp.all(xp.isfinite(block))):
@@ -150,6 +155,8 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
         for name, largest in zip(names, sizes, strict=True):
             _check_size(name, max(largest, 1.0))  # how small it is shows in the end
         narrower = [name for name in narrower if fits_precision(xp, blocks[0], name)]
+        if SUBNORMALS_SHOW in (gradients.precision_name, *narrower):
+            spacing = spacing_of(xp, blocks[0], spacing)
         used += int(xp.sum(xp.astype(xp.any(blocks[0] != 0, axis=0), xp.int64)))
         stacked = blocks[0].T if R is None else xp.concat([R, blocks[0].T], axis=0)
         R = stacked if stacked.shape[0] <= m else triangular_factor(xp, stacked)
@@ -161,7 +168,9 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
     for name, largest in zip(names, sizes, strict=True):
         _check_size(name, largest)
     assert R is not None  # a matrix has at least one block
-    return _Accumulated(R, cross, squares, used, (narrower or [gradients.precision_name])[0])
+    precision = (narrower or [gradients.precision_name])[0]
+    spacing = spacing if precision == SUBNORMALS_SHOW and math.isfinite(spacing) else 0.0
+    return _Accumulated(R, cross, squares, used, precision, spacing)
 
 
 def spectrum_of(gradients: LayerGradients, device: Device) -> Spectrum:
@@ -228,7 +237,7 @@ def _row_space(
     whitened = chosen.rows @ right
     residual = xp.linalg.vector_norm(chosen.rows - whitened @ right.T, axis=1)
     row_norm = xp.linalg.vector_norm(accumulated.R, axis=0)
-    noise = _row_noise(residual * model, model, row_norm, n - b, spectrum, gradients.unit_roundoff)
+    noise = _row_noise(residual * model, model, row_norm, n, b, spectrum)
     coordinates = whitened * model[:, None]
     to_basis = left / (values * model[:, None])
     # The rows in units of their measured noise; those that hold nothing but noise are left out.
@@ -333,18 +342,31 @@ def _decompose(
 def _read_rounding(
     accumulated: _Accumulated, gradients: LayerGradients, device: Device, row_norm: Array
 ) -> _Reading:
-    """As if all noise were rounding: in proportion to each row, of norm `row_norm` (m,)."""
+    """As if all noise were rounding: of each entry by its size times the unit roundoff.
+
+    Or by half the distance of the smallest numbers of the precision, if that is more: it hides small rows, of norm
+    `row_norm` (m,), and adds up over them.
+    """
     xp, n = device.xp, gradients.shape[1]
     ones = xp.ones_like(row_norm)
     unit = gradients.unit_roundoff / math.sqrt(n)
     least = ones * (float(xp.max(row_norm)) * TINIEST)
-    model = xp.where(row_norm > 0, xp.maximum(row_norm, least) * unit, ones)
+    relative = xp.where(row_norm > 0, xp.maximum(row_norm, least) * unit, ones)
+    live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
+
+    def rank_of(values: Array) -> int | None:
+        """Rank by rounding of the singular `values`."""
+        return rounding_rank(to_host(values), live, n, accumulated.used_features)
+
+    half = accumulated.spacing / 2
+    model = xp.where(row_norm > 0, xp.sqrt(relative**2 + half**2), ones)
     rows = accumulated.R.T / model[:, None]
     svd = xp.linalg.svd(rows, full_matrices=False)
-    values = to_host(svd.S)
-    live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
-    rank = rounding_rank(values, live, n, accumulated.used_features)
-    return _Reading(spectrum_at(values, rank, rounding=True), rows, model, svd)
+    spectrum = spectrum_at(to_host(svd.S), rank_of(svd.S), rounding=True)
+    if bool(xp.any((row_norm > 0) & (relative < half))):
+        without = rank_of(xp.linalg.svdvals(accumulated.R.T / relative[:, None]))
+        spectrum = replace(spectrum, spacing=accumulated.spacing, rank_without_spacing=without)
+    return _Reading(spectrum, rows, model, svd)
 
 
 def _read_noise(
@@ -388,15 +410,13 @@ def _in_order(readings: list[_Reading]) -> list[_Reading]:
     ]
 
 
-def _row_noise(
-    residual: Array, model: Array, row_norm: Array, dof: int, spectrum: Spectrum, unit_roundoff: float
-) -> Array:
+def _row_noise(residual: Array, model: Array, row_norm: Array, n: int, b: int, spectrum: Spectrum) -> Array:
     """Standard deviation of one entry of each row (m,), from what lies outside the row space.
 
     Rows with few degrees of freedom lean on the median ratio to the noise model, as if it had been seen ten
     times; nothing is taken for more precise than our own arithmetic or the rounding of its type.
     """
-    xp = array_api_compat.array_namespace(residual)
+    xp, dof = array_api_compat.array_namespace(residual), n - b
     measured = residual / math.sqrt(max(dof, 1))
     ratios = to_host(measured / model)
     typical = float(np.median(ratios[to_host(row_norm) > 0])) if dof > 0 else 1.0
@@ -404,8 +424,8 @@ def _row_noise(
     # Noise of no known kind may be as coherent as its largest singular value.
     noise = (ROUNDING_SAFETY if spectrum.rounding else spectrum.noise_excess) * noise
     # Rounding is a function of the entry: over constant regions of the inputs it does not average out but points
-    # along the row space, where the residual cannot see it. At worst it is the unit roundoff times the row.
-    coherent = max(1.0, 2 * typical) * unit_roundoff / ZERO_SIGMAS if spectrum.rounding else 0.0
-    floor = max(ARITHMETIC, coherent) * row_norm
+    # along the row space, where the residual cannot see it. At worst it is the rounding of all entries of the row.
+    coherent = max(1.0, 2 * typical) * math.sqrt(n) / ZERO_SIGMAS if spectrum.rounding else 0.0
+    floor = xp.maximum(ARITHMETIC * row_norm, coherent * model)
     tiny = float(np.finfo(np.float64).tiny)
     return xp.maximum(xp.maximum(noise, floor), xp.full_like(noise, tiny))

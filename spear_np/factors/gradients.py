@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -28,6 +29,13 @@ SPLITTABLE = 1e280
 """Entry up to which the digits of a float64 can be split without overflow.
 
 Derived: its product with 2^45, the largest splitting factor, stays below 1e308.
+"""
+
+
+WHOLE = 2.0**53
+"""Size from which all float64 numbers are whole.
+
+Definition: of the format.
 """
 
 
@@ -181,6 +189,23 @@ def fits_precision(xp: Any, values: Array, precision: str) -> bool:
         return False
     split = values * (UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["float64"] + 1)
     return bool(xp.all(split - (split - values) == values))
+
+
+def spacing_of(xp: Any, values: Array, spacing: float) -> float:
+    """Largest power of two of which `spacing` and all float64 entries of `values` are multiples; `spacing` if they are zero.
+
+    Of numbers in a floating-point format it is the distance of its smallest ones, or less than the rounding of the smallest
+    that occur.
+    """
+    size = xp.abs(values)
+    least = float(xp.min(xp.where(size > 0, size, xp.full_like(size, math.inf))))
+    spacing = min(spacing, 2.0 ** math.floor(math.log2(least))) if math.isfinite(least) else spacing
+    while True:
+        # Above 2^53 all float64 numbers are whole, and nothing overflows.
+        count = xp.minimum(size, xp.full_like(size, WHOLE * spacing)) / spacing
+        if bool(xp.all(xp.floor(count) == count)):
+            return spacing
+        spacing /= 2
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -90,6 +90,10 @@ class Spectrum:
     """How many other readings of the singular values are left to try if this one leads nowhere."""
     rank_at_least: int = 0
     """Largest rank that this reading and that by rounding show."""
+    spacing: float = 0.0
+    """Distance of the smallest numbers of the precision, if their rounding shows in some row; in units of weight_grad."""
+    rank_without_spacing: int | None = None
+    """Rank that rounding to a share of each number alone would show, where that distance is counted too."""
     plausible: tuple[int, int] | None = None
     """Smallest and largest rank that the singular values allow; None without any."""
 
