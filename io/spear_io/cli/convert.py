@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import typer
 
 from .options import Json
+from .streams import complete_already
 
 Number = TypeVar("Number", int, float)
 
@@ -133,6 +134,7 @@ def convert(
         orientation=orientation,
         said=said_of_layers(activation or (), follows or ()),
     )
+    complete_already(output)
     if json:
         print_json(
             {

@@ -10,6 +10,7 @@ import typer
 
 from .notes import say
 from .options import DeviceName, DumpPath, Json
+from .streams import complete_already
 
 LARGEST_SEED = 2**63 - 1
 
@@ -72,6 +73,7 @@ def invert(
     search = Search(method, batch_size, data_range, seed, device, time_limit)
     outcomes, notes = invert_dump(dump, output, search, records=record or (), layers=layer or ())
     say(notes)
+    complete_already(output)
     if json:
         print_json(
             {

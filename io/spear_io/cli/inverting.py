@@ -13,6 +13,7 @@ from spear_np.backend import device_for
 
 from ..files.dump import Layer, Record, open_dump
 from ..files.inversion import InversionWriter
+from ..files.limits import working
 from ..problems import FileError, printable
 from ..show.progress import progress_bar
 from ..show.tables import Outcome
@@ -57,7 +58,7 @@ def invert_dump(
         selection = select_layers(opened, records, layers)
         with InversionWriter(output, source=dump) as out:
             selection.check_finite()
-            with stop_on_interrupt() as stopped, progress_bar() as start_bar:
+            with working(), stop_on_interrupt() as stopped, progress_bar() as start_bar:
                 for number, (record, layer) in enumerate(selection.layers, 1):
                     title = f"{printable(record.name)}, {printable(layer.name)}"
                     if len(selection.layers) > 1:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..adapters.wiring import Step
+from ..files.limits import reading_block
 from ..files.storage import Bfloat16, Floats, from_bfloat16
 from ..problems import FileError, Place, cause, printable
 
@@ -80,7 +81,8 @@ class NamedArray:
     def __getitem__(self, key: slice | tuple[EllipsisType, slice]) -> Floats:
         """Read a block of rows, or of columns (`[..., columns]`): contiguous, in the byte order of this machine."""
         turned = key[1] if isinstance(key, tuple) else (..., key)
-        with reading(self.place):
+        size = math.prod(self.shape) * self.dtype.itemsize  # some formats are read whole
+        with reading(self.place), reading_block(self.place.file, size):
             stored = self.load()
             block = np.asarray(stored[turned].T if self.transposed else stored[key])
             if self.precision == "bfloat16" and block.dtype != np.float32:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..files.limits import working
 from ..files.storage import Bfloat16
 from ..problems import FileError, Place
 from .archives import open_archive
@@ -20,7 +21,8 @@ def open_torch(path: Path) -> Iterator[Source]:
     """Open a checkpoint of tensors; its arrays are in memory until it is closed."""
     place = Place(path)
     try:
-        from ..adapters.torch_files import read_tensors
+        with working():  # it is large, and no stranger's
+            from ..adapters.torch_files import read_tensors
     except ImportError as error:
         msg = (
             "a PyTorch checkpoint, which is a pickle that only PyTorch can read without running what is in it"

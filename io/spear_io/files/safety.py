@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from ..problems import FileError, Place, cause, listing, printable
+from .limits import reading_file
 from .storage import StoredArray
 
 SMALL = 64 * 2**20
@@ -108,6 +109,11 @@ def open_hdf5(path: Path, *, advice: str, image: BinaryIO | None = None) -> Iter
     """
     place = Place(path)
     check_readable(path, advice=advice)
+    with reading_file(path):
+        yield from _opened(path, place, advice, image)
+
+
+def _opened(path: Path, place: Place, advice: str, image: BinaryIO | None) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path if image is None else image, "r", locking="best-effort")
     except BlockingIOError as error:
@@ -445,6 +451,6 @@ def _damage(place: Place) -> Iterator[None]:
     """Turn what h5py raises for inconsistent metadata into a `FileError`."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError, MemoryError) as error:
         msg = f"the structure of the file is damaged here ({cause(error)})"
         raise FileError(msg, place, "copy or export it again") from error

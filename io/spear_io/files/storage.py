@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import h5py
 import numpy as np
 
 from ..problems import FileError, Place, cause
+from .limits import reading_block
 
 Floats = np.ndarray[Any, np.dtype[Any]]
 
@@ -110,8 +112,9 @@ class StoredArray:
             If the bytes cannot be read: damaged, cut off, or packed with a filter that fails.
         """
         try:
-            block = self._dataset[key]
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            with reading_block(self.place.file, self._unpacked(key)):
+                block = self._dataset[key]
+        except (OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:
             msg = f"the numbers cannot be read ({cause(error)})"
             raise FileError(
                 msg, self.place, "the file is damaged or incomplete: copy or export it again"
@@ -120,6 +123,20 @@ class StoredArray:
             block = from_bfloat16(block)
         block = np.asarray(block, dtype=self.dtype)
         return block / self._divisor if self._divisor != 1.0 else block
+
+    def _unpacked(self, key: Any) -> int:
+        """Return how many bytes are unpacked, at most, to read a slice: at least one chunk."""
+        keys = [one for one in (key if isinstance(key, tuple) else (key,)) if one is not Ellipsis]
+        # The only ellipsis that is used comes first: `array[..., columns]`.
+        first = isinstance(key, tuple) and key[:1] == (Ellipsis,)
+        shape = self.shape[len(self.shape) - len(keys) :] if first else self.shape
+        taken = [
+            len(range(*one.indices(size))) / max(size, 1)
+            for size, one in zip(shape, keys, strict=False)
+            if isinstance(one, slice)
+        ]
+        entries = math.ceil(math.prod(taken) * math.prod(self.shape))
+        return max(entries, math.prod(self._dataset.chunks or ())) * int(self._dataset.dtype.itemsize)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
         """Read everything: for vectors."""
