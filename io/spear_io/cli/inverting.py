@@ -35,7 +35,13 @@ class Search:
 
 
 def invert_dump(
-    dump: Path, output: Path, search: Search, *, records: Sequence[str] = (), layers: Sequence[str] = ()
+    dump: Path,
+    output: Path,
+    search: Search,
+    *,
+    records: Sequence[str] = (),
+    layers: Sequence[str] = (),
+    replace_any: bool = False,
 ) -> tuple[list[Outcome], tuple[str, ...]]:
     """Invert the chosen layers of `dump`, write them to `output`, and return the results and notes about the rest.
 
@@ -47,6 +53,8 @@ def invert_dump(
         How.
     records, layers : sequence of str
         Names; see `select_layers` for what an empty one means.
+    replace_any : bool
+        Whether `output` may replace a file that is no inversion.
 
     Raises
     ------
@@ -56,7 +64,7 @@ def invert_dump(
     outcomes: list[Outcome] = []
     with open_dump(dump) as opened:
         selection = select_layers(opened, records, layers)
-        with InversionWriter(output, source=dump) as out:
+        with InversionWriter(output, source=dump, replace=replace_any) as out:
             selection.check_finite()
             with working(), stop_on_interrupt() as stopped, progress_bar() as start_bar:
                 for number, (record, layer) in enumerate(selection.layers, 1):

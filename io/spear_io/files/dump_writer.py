@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from dataclasses import replace as replaced
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -68,6 +69,8 @@ class DumpWriter:
         h5py's name of a built-in filter ("gzip", "lzf"). Gradients hardly shrink.
     sources : iterable of Path
         Files that are being read and must not be replaced.
+    replace : bool
+        Whether a file that is no dump may be replaced.
 
     Examples
     --------
@@ -85,11 +88,14 @@ class DumpWriter:
         producer: str = "numpy",
         compression: str | None = None,
         sources: Iterable[Path] = (),
+        replace: bool = True,
     ) -> None:
         self.place = Place(Path(path))
         self._producer = producer
         self._compression = compression
-        self._new = new_hdf5(Path(path), kind=FORMAT, version=FORMAT_VERSION, sources=sources)
+        self._new = new_hdf5(
+            Path(path), kind=FORMAT, version=FORMAT_VERSION, sources=sources, replace=replace
+        )
 
     def __enter__(self) -> Self:
         """Start the file under a temporary name."""
@@ -256,7 +262,7 @@ def linked(layers: Mapping[str, LayerArrays], follows: Follows) -> dict[str, Lay
     for name, layer in layers.items():
         linear = layer.kind == "linear"
         after = (before if linear else None) if follows is True else follows.get(name)
-        done[name] = replace(layer, follows=after) if layer.follows is layer.between is None else layer
+        done[name] = replaced(layer, follows=after) if layer.follows is layer.between is None else layer
         before = name if linear else None
     return done
 
