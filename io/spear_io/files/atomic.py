@@ -82,7 +82,7 @@ class NewFile:
         """Turn a failure to write into a `FileError`; around writes only, never around a solver."""
         try:
             yield
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # a text that HDF5 cannot hold is a ValueError
             raise _not_written(self._spool.failure or error, place) from error
         if self._spool.failure is not None:
             raise _not_written(self._spool.failure, place) from self._spool.failure
@@ -197,7 +197,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _not_written(error: BaseException, place: Place) -> BaseException:
     """Return the error to raise for a failed write; what is no failure of the disk goes on as it is."""
-    if not isinstance(error, OSError | RuntimeError):
+    if not isinstance(error, OSError | RuntimeError | ValueError):
         return error
     msg = f"cannot be written ({cause(error)})"
     return FileError(msg, place, "nothing was written")

@@ -102,7 +102,7 @@ class DumpWriter:
         with ExitStack() as stack:
             self._file: NewFile = stack.enter_context(self._new)
             with self._file.writing(self.place):
-                self._file.root.attrs["producer"] = self._producer
+                self._file.root.attrs["producer"] = printable(self._producer)
                 self._records = self._file.root.create_group("records", track_order=True)
             self._stack = stack.pop_all()
         return self
@@ -280,6 +280,11 @@ def _check_name(name: str, place: Place, siblings: h5py.Group) -> None:
     if not name or "/" in name or name in (".", "..") or "\0" in name:
         msg = f"'{name}' cannot be the name of a record or layer"
         raise FileError(msg, place, "use a name without '/'")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        msg = f"'{printable(name)}' cannot be the name of a record or layer"
+        raise FileError(msg, place, "use characters that UTF-8 can write") from error
     if name in siblings:
         msg = "this name was written before"
         raise FileError(msg, place, "give every record and layer its own name")

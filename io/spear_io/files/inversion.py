@@ -250,8 +250,9 @@ def open_inversion(path: str | Path) -> Iterator[InversionFile]:
     place = Place(path)
     with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
         records = safety.required_subgroup(file, "records", place)
+        visits = safety.Visits(place)
         layers = [
-            _read_layer(group, where)
+            _read_layer(group, where, visits)
             for record in safety.member_names(records, place)
             for group, where in _layer_groups(records, record, place.at(record=record))
         ]
@@ -273,8 +274,9 @@ def _layer_groups(records: h5py.Group, name: str, place: Place) -> Iterator[tupl
             yield group, where
 
 
-def _read_layer(group: h5py.Group, place: Place) -> RecoveredLayer:
+def _read_layer(group: h5py.Group, place: Place, visits: safety.Visits) -> RecoveredLayer:
     """Read everything but the arrays."""
+    visits.count(group)
     status = safety.text(group, "status", place) or ""
     if status not in tuple(spear_np.Status):
         msg = (
@@ -285,6 +287,7 @@ def _read_layer(group: h5py.Group, place: Place) -> RecoveredLayer:
     if inputs is None:
         msg = "the dataset 'inputs' is missing"
         raise FileError(msg, place, "run 'spear-np invert' again")
+    visits.count(inputs.dataset)
     return RecoveredLayer(
         record=place.record or "",
         layer=place.layer or "",

@@ -176,6 +176,7 @@ def reading_file(path: Path, size: int | None = None) -> Iterator[None]:
     except WorkMemoryError:
         raise
     except MemoryError as error:
+        limits.allow(None, None)  # also to say it
         raise too_much_memory(path) from error
     finally:
         limits.files = limits.files[:-1]

@@ -81,11 +81,12 @@ def _layer_overview(record: Record, layer: Layer, device: str | None) -> LayerOv
         arrays, truth, gradients = layer.arrays, layer.truth, layer.gradients
         # What is found while looking is no reason to stop, as it is for an inversion.
         try:
+            layer.check_affordable()
             layer.check_finite()
             with working():
                 survey = spear_np.survey(gradients, device=device)
         except FileError as error:
-            problems.append(f"{error.dataset} {error.problem}")
+            problems.append(f"{error.dataset} {error.problem}" if error.dataset else error.problem)
         except spear_np.InputError as error:
             problems.append(str(error))
         else:
