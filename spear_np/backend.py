@@ -5,6 +5,7 @@ Everything else in the package sees arrays through `Device.xp`, an array-API nam
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -175,6 +176,19 @@ def _gpu(number: int) -> Device:
         msg = f"gpu:{number} was asked for, but CUDA shows {count} device(s)"
         raise DeviceError(msg)
     return Device(cupy_compat, cupy.cuda.Device(number), f"gpu:{number}")
+
+
+def memory_of(device: Device) -> int | None:
+    """Bytes of memory that `device` has in all; None where the system does not say."""
+    if array_api_compat.is_cupy_namespace(device.xp):
+        with device.activate():
+            import cupy
+
+            return int(cupy.cuda.runtime.memGetInfo()[1])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def to_host(array: Any) -> HostArray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -36,6 +37,13 @@ def write_good_dump(path: Path, data: LayerData | None = None, **info: Any) -> L
     data = data or layer_data()
     write_dump(path, {"fc1": layer_arrays(data)}, record="client-0", info=RecordInfo(**info))
     return data
+
+
+def write_earlier(path: Path, kind: str = "spear-gradients") -> bytes:
+    """Write a file that the command may replace, and return what is in it."""
+    with h5py.File(path, "w") as file:
+        file.attrs["format"] = kind
+    return path.read_bytes()
 
 
 def fake_inversion(

@@ -22,7 +22,7 @@ import scipy.io
 from numpy.lib import format as npy
 
 from tests.convert_files import torch_step
-from tests.io_files import Command, command, leftovers, write_good_dump
+from tests.io_files import Command, command, leftovers, write_earlier, write_good_dump
 
 Breaker = Callable[[Path], None]
 
@@ -307,7 +307,7 @@ def test_one_line_and_nothing_written(
     write, fragments = SOURCES[case]
     source, dump = tmp_path / "source", tmp_path / "dump.h5"
     write(source)
-    dump.write_bytes(b"an earlier dump")
+    earlier = write_earlier(dump)
     run = spear("convert", source, dump)
     assert run.status == 2
     assert run.out == ""
@@ -316,7 +316,7 @@ def test_one_line_and_nothing_written(
     assert len(run.error) < 1000
     for fragment in fragments:
         assert fragment in run.error
-    assert dump.read_bytes() == b"an earlier dump"
+    assert dump.read_bytes() == earlier
     assert leftovers(tmp_path) == []
     assert not (tmp_path / "sprung").exists()
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests import test_convert_formats as formats
 from tests.convert_files import Step
-from tests.io_files import Command, command, leftovers
+from tests.io_files import Command, command, leftovers, write_earlier
 
 MUTANTS = 60
 
@@ -92,12 +92,12 @@ def test_damage_is_answered(spear: Command, tmp_path: Path, writer: formats.Writ
     statuses = set()
     for number in range(MUTANTS):
         source.write_bytes(mutated(whole, rng))
-        dump.write_bytes(b"an earlier dump")
+        earlier = write_earlier(dump)
         run = spear("convert", *arguments, dump)
         statuses.add(run.status)
         assert run.status in (0, 2), (number, run.err)
         if run.status == 2:
             assert run.err.count("\n") == 1, (number, run.err)
-            assert dump.read_bytes() == b"an earlier dump"
+            assert dump.read_bytes() == earlier
         assert leftovers(tmp_path) == []
     assert 2 in statuses

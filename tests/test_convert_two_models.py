@@ -14,7 +14,7 @@ import scipy.io
 
 from spear_io import open_dump
 from tests.convert_files import RATE, Arrays, converted, inverted, torch_step, worst_psnr
-from tests.io_files import Command, command
+from tests.io_files import Command, command, write_earlier
 
 
 @pytest.fixture
@@ -136,12 +136,12 @@ def wrong(folder: Path, **changes: Any) -> tuple[Any, ...]:
 def test_states_of_different_models(
     spear: Command, tmp_path: Path, changes: dict[str, Any], fragment: str
 ) -> None:
-    (tmp_path / "dump.h5").write_bytes(b"an earlier dump")
+    earlier = write_earlier(tmp_path / "dump.h5")
     run = spear("convert", *wrong(tmp_path, **changes), tmp_path / "dump.h5")
     assert run.status == 2
     assert fragment in run.error
     assert "give two states of the same model" in run.error
-    assert (tmp_path / "dump.h5").read_bytes() == b"an earlier dump"
+    assert (tmp_path / "dump.h5").read_bytes() == earlier
 
 
 def test_two_kinds_of_files(spear: Command, tmp_path: Path) -> None:
@@ -203,9 +203,9 @@ def test_a_prefix_of_data_parallel(spear: Command, tmp_path: Path, prefixed: str
 def test_a_difference_that_overflows(spear: Command, tmp_path: Path) -> None:
     for name, value in (("before", -3e38), ("after", 3e38)):
         npz(tmp_path / name, {"fc.weight": np.full((5, 7), value, np.float32)})
-    (tmp_path / "dump.h5").write_bytes(b"an earlier dump")
+    earlier = write_earlier(tmp_path / "dump.h5")
     models = ("--before", tmp_path / "before", "--after", tmp_path / "after")
     run = spear("convert", *models, tmp_path / "dump.h5")
     assert run.status == 2
     assert "dataset 'weight_grad': holds infinity at row 0, column 0" in run.error
-    assert (tmp_path / "dump.h5").read_bytes() == b"an earlier dump"
+    assert (tmp_path / "dump.h5").read_bytes() == earlier

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import spear_np
-from tests.io_files import Command, M, N, command, leftovers, write_good_dump
+from tests.io_files import Command, M, N, command, leftovers, write_earlier, write_good_dump
 
 LAYER = "records/client-0/layers/fc1"
 IN_LAYER = "record 'client-0', layer 'fc1'"
@@ -382,20 +382,19 @@ VALUES: dict[str, tuple[Breaker, tuple[str, ...]]] = {
 EVERYTHING = FILES | VALUES
 
 OUTPUTS = (
-    (b"an earlier result", EVERYTHING),
-    (None, ("not HDF5", "no weight_grad", "NaN in bias", "damaged chunk")),
+    (True, EVERYTHING),
+    (False, ("not HDF5", "no weight_grad", "NaN in bias", "damaged chunk")),
 )
 
 
 @pytest.mark.parametrize(("existing", "case"), [(old, case) for old, cases in OUTPUTS for case in cases])
 def test_invert_answers_in_one_line_and_writes_nothing(
-    tmp_path: Path, spear: Command, existing: bytes | None, case: str
+    tmp_path: Path, spear: Command, existing: bool, case: str
 ) -> None:
     breaker, fragments = EVERYTHING[case]
     dump, output = tmp_path / "dump.h5", tmp_path / "out.h5"
     breaker(dump)
-    if existing is not None:
-        output.write_bytes(existing)
+    earlier = write_earlier(output, "spear-inversion") if existing else None
     run = spear("invert", dump, "-o", output)
     assert run.status == 2
     assert run.out == ""
@@ -404,7 +403,7 @@ def test_invert_answers_in_one_line_and_writes_nothing(
     assert run.error.isprintable()
     for fragment in fragments:
         assert fragment in run.error
-    assert (output.read_bytes() if output.exists() else None) == existing
+    assert (output.read_bytes() if output.exists() else None) == earlier
     assert leftovers(tmp_path) == []
 
 

@@ -27,6 +27,7 @@ from tests.io_files import (
     layer_arrays,
     layer_data,
     leftovers,
+    write_earlier,
     write_good_dump,
 )
 
@@ -399,12 +400,12 @@ def test_errors_of_the_solver_are_one_line_and_nothing_is_written(
         raise error
 
     monkeypatch.setattr(spear_np, "invert_layer", fail)
-    out.write_bytes(b"old")
+    old = write_earlier(out, "spear-inversion")
     run = spear("invert", dump, "-o", out, "--json")
     assert run.status == status
     assert run.out == ""
     assert fragment in run.error
-    assert out.read_bytes() == b"old"
+    assert out.read_bytes() == old
     assert leftovers(out.parent) == []
 
 

@@ -22,7 +22,17 @@ import pytest
 
 import spear_np
 from spear_io import Bfloat16, DumpWriter, LayerArrays, RecordInfo, open_dump, open_inversion, write_dump
-from tests.io_files import B, Command, M, command, layer_arrays, layer_data, leftovers, write_good_dump
+from tests.io_files import (
+    B,
+    Command,
+    M,
+    command,
+    layer_arrays,
+    layer_data,
+    leftovers,
+    write_earlier,
+    write_good_dump,
+)
 from tests.networks import LayerData, digit_batch, relu_network_gradients
 
 ROOT = Path(__file__).parent.parent
@@ -333,7 +343,7 @@ sys.exit(main())
 def test_a_second_ctrl_c_aborts_and_writes_nothing(tmp_path: Path) -> None:
     dump, out = tmp_path / "dump.h5", tmp_path / "out.h5"
     write_good_dump(dump)
-    out.write_bytes(b"old")
+    old = write_earlier(out, "spear-inversion")
     process = spear_process("invert", dump, "-o", out, code=STUBBORN, stderr=subprocess.PIPE)
     assert process.stderr is not None
     assert process.stderr.readline() == "searching\n"
@@ -344,7 +354,7 @@ def test_a_second_ctrl_c_aborts_and_writes_nothing(tmp_path: Path) -> None:
     text, error = process.communicate(timeout=60)
     assert process.returncode == 1
     assert (text, error) == ("", "spear-np: error: interrupted; nothing was written\n")
-    assert out.read_bytes() == b"old"
+    assert out.read_bytes() == old
     assert leftovers(tmp_path) == []
 
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .files.child import ChildError, in_child
     from .files.display import Display
     from .files.dump import Dump, RecordInfo, open_dump
     from .files.dump_writer import DumpWriter, LayerArrays, write_dump
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bfloat16",
+    "ChildError",
     "Display",
     "Dump",
     "DumpWriter",
@@ -25,12 +27,14 @@ __all__ = [
     "InversionWriter",
     "LayerArrays",
     "RecordInfo",
+    "in_child",
     "open_dump",
     "open_inversion",
     "write_dump",
 ]
 
 _HOMES = {
+    ".files.child": ("ChildError", "in_child"),
     ".files.display": ("Display",),
     ".files.dump": ("Dump", "RecordInfo", "open_dump"),
     ".files.dump_writer": ("DumpWriter", "LayerArrays", "write_dump"),

@@ -94,6 +94,8 @@ def cause(error: BaseException) -> str:
 
     HDF5 wraps the reason of the operating system into a long line of file numbers, sizes and addresses.
     """
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is, or than a file of its size should need"
     inner = re.search(r"error message = '([^']+)'", str(error))
     text = inner[1] if inner else getattr(error, "strerror", None) or str(error) or type(error).__name__
     return printable(" ".join(text.split()), 300)

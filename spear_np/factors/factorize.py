@@ -16,6 +16,7 @@ from ..backend import TINIEST, Array, Device, to_host, triangular_factor
 from ..errors import InputError
 from .gradients import LayerGradients, fits_precision, narrower_precisions, spacing_of
 from .layer import Layer
+from .memory import check_memory
 from .rank import (
     RANK_GAP,
     Spectrum,
@@ -136,6 +137,7 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
     Householder QR is backward stable column by column, here row by row of weight_grad: a row of small
     gradients keeps its full relative precision, which a Gram matrix in float64 would not give.
     """
+    check_memory(gradients.shape, device, with_weight=with_weight)
     xp = device.xp
     m, _ = gradients.shape
     names = ("weight_grad", "weight") if with_weight else ("weight_grad",)

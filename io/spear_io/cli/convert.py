@@ -9,7 +9,8 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from .options import Json
+from .options import Force, Json
+from .streams import complete_already
 
 Number = TypeVar("Number", int, float)
 
@@ -85,6 +86,7 @@ def convert(
     input_std: Annotated[
         str | None, typer.Option("--input-std", metavar="0.5,…", help="… and divided by.")
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Make a dump of a file of gradients, or of two models.
@@ -132,7 +134,9 @@ def convert(
         layers=layer or (),
         orientation=orientation,
         said=said_of_layers(activation or (), follows or ()),
+        replace_any=force,
     )
+    complete_already(output)
     if json:
         print_json(
             {

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -26,12 +26,17 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed = True
         # Not print(): a signal may arrive in the middle of another write to the same buffer.
-        os.write(2, b"\nspear-np: stopping; what was found so far is written (Ctrl-C again aborts)\n")
+        with suppress(OSError, ValueError):  # standard error may be closed, or no file
+            os.write(
+                sys.stderr.fileno(),
+                b"\nspear-np: stopping; what was found so far is written (Ctrl-C again aborts)\n",
+            )
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: pressed
         return
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
     previous = signal.signal(signal.SIGINT, handle)
     try:
         yield lambda: pressed

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from .notes import say
-from .options import DeviceName, DumpPath, Json
+from .options import DeviceName, DumpPath, Force, Json
+from .streams import complete_already
 
 LARGEST_SEED = 2**63 - 1
 
@@ -47,6 +48,7 @@ def invert(
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", min=0, help="For each layer.")
     ] = 600.0,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Recover the inputs and write them to a file."""
@@ -70,8 +72,11 @@ def invert(
     device_for(device)
 
     search = Search(method, batch_size, data_range, seed, device, time_limit)
-    outcomes, notes = invert_dump(dump, output, search, records=record or (), layers=layer or ())
+    outcomes, notes = invert_dump(
+        dump, output, search, records=record or (), layers=layer or (), replace_any=force
+    )
     say(notes)
+    complete_already(output)
     if json:
         print_json(
             {

@@ -13,6 +13,7 @@ from spear_np.backend import device_for
 
 from ..files.dump import Layer, Record, open_dump
 from ..files.inversion import InversionWriter
+from ..files.limits import working
 from ..problems import FileError, printable
 from ..show.progress import progress_bar
 from ..show.tables import Outcome
@@ -34,7 +35,13 @@ class Search:
 
 
 def invert_dump(
-    dump: Path, output: Path, search: Search, *, records: Sequence[str] = (), layers: Sequence[str] = ()
+    dump: Path,
+    output: Path,
+    search: Search,
+    *,
+    records: Sequence[str] = (),
+    layers: Sequence[str] = (),
+    replace_any: bool = False,
 ) -> tuple[list[Outcome], tuple[str, ...]]:
     """Invert the chosen layers of `dump`, write them to `output`, and return the results and notes about the rest.
 
@@ -46,6 +53,8 @@ def invert_dump(
         How.
     records, layers : sequence of str
         Names; see `select_layers` for what an empty one means.
+    replace_any : bool
+        Whether `output` may replace a file that is no inversion.
 
     Raises
     ------
@@ -55,9 +64,9 @@ def invert_dump(
     outcomes: list[Outcome] = []
     with open_dump(dump) as opened:
         selection = select_layers(opened, records, layers)
-        with InversionWriter(output, source=dump) as out:
+        with InversionWriter(output, source=dump, replace=replace_any) as out:
             selection.check_finite()
-            with stop_on_interrupt() as stopped, progress_bar() as start_bar:
+            with working(), stop_on_interrupt() as stopped, progress_bar() as start_bar:
                 for number, (record, layer) in enumerate(selection.layers, 1):
                     title = f"{printable(record.name)}, {printable(layer.name)}"
                     if len(selection.layers) > 1:

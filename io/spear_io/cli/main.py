@@ -14,8 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +24,11 @@ from .convert_command import ConvertCommand
 from .evaluate import evaluate
 from .inspect import inspect
 from .invert import invert
+from .streams import OutputError, drop, keep_for_messages, stand_in_for_closed, tell, told_apart
+from .supervise import can_supervise, supervise
+
+if TYPE_CHECKING:
+    from ..files.limits import Note
 
 TRACEBACK = "SPEAR_NP_TRACEBACK"
 """Environment variable that asks for the traceback of an unexpected error."""
@@ -72,7 +76,7 @@ app.command(cls=ConvertCommand)(convert)
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
     """Show a warning as a person would write it, without the line of code that gave it."""
-    print(f"spear-np: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    tell(f"spear-np: warning: {' '.join(str(message).split())}", surely=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,33 +85,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        Instead of those of the process.
+        Instead of those of the process, for programs and tests. Only the command itself works in a process of its
+        own, whose death is an error like any other; with `arguments` everything happens in this one.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a pipe that takes no λ gets an escape instead of an exception
-            stream.reconfigure(errors="backslashreplace")
+    if arguments is not None or not can_supervise():
+        return _run(arguments)
+    stand_in_for_closed()
+    return supervise(_run_apart, report=_report_death, interrupted=_interrupted)
+
+
+def _run_apart() -> int:
+    if not os.environ.get(TRACEBACK):
+        keep_for_messages()
+    return _run(None)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), told_apart():
             warnings.showwarning = _show_warning
             status = app(arguments, prog_name="spear-np", standalone_mode=False)
-            sys.stdout.flush()
     except USAGE_ERROR as error:
         return _fail(f"{error.format_message().rstrip('.')} (see spear-np --help)", 2)
     except FileError as error:
         return _fail(str(error), 2)
+    except OutputError as error:
+        drop(sys.stdout)
+        return _fail(str(error), 2)
     except BrokenPipeError:
-        # Whoever read the output has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop(sys.stdout)  # whoever read the output has gone
         return 1
     except MemoryError:
         return _fail("not enough memory", 1)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was written", 1)
+        return _interrupted()
     except Exception as error:  # noqa: BLE001  (the last resort: one line instead of a traceback)
         return _explain(error)
-    if status == INTERRUPTED:
-        return _fail("interrupted; nothing was written", 1)
-    return int(status or 0)
+    return _interrupted() if status == INTERRUPTED else int(status or 0)
+
+
+def _interrupted() -> int:
+    return _fail("interrupted; nothing was written", 1)
+
+
+def _report_death(exit_code: int, note: Note) -> int:
+    """Say that the process of the work was ended; return the exit status."""
+    from ..files.child import death
+
+    error = death(exit_code, note)
+    return _fail(str(error), 2 if isinstance(error, FileError) else 1)
 
 
 def _explain(error: Exception) -> int:
@@ -123,7 +149,9 @@ def _explain(error: Exception) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    with suppress(OSError):  # the reader may have gone
+    try:
         sys.stdout.flush()
-    print(f"spear-np: error: {printable(message, 3000)}", file=sys.stderr)
+    except OSError:
+        drop(sys.stdout)
+    tell(f"spear-np: error: {printable(message, 3000)}")
     return status

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
+
+from .streams import tell
 
 
 def say(notes: Iterable[str]) -> None:
     """Print each note on a line of its own."""
     for note in notes:
-        print(f"spear-np: note: {note}", file=sys.stderr)
+        tell(f"spear-np: note: {note}", surely=False)

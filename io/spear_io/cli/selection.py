@@ -62,7 +62,7 @@ def select_layers(dump: Dump, records: Sequence[str] = (), layers: Sequence[str]
             if problem is not None:
                 msg = f"a layer that cannot be inverted: {problem}"
                 raise FileError(msg, layer.place, "choose another layer with --layer")
-            _ = layer.gradients  # validates
+            layer.check_affordable()  # and all that `gradients` validates
             selected.append((record, layer))
     if not selected:
         msg = f"no layer can be inverted: {reasons[0]}"

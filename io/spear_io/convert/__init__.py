@@ -75,6 +75,7 @@ def convert(
     layers: Sequence[str] = (),
     orientation: Orientation | None = None,
     said: Said = NOTHING_SAID,
+    replace_any: bool = False,
 ) -> Conversion:
     """Write a gradient dump of what `origin` holds.
 
@@ -94,6 +95,8 @@ def convert(
         How matrices are stored, where the source does not tell.
     said : Said
         Activations, and which layer follows which, as the user knows them.
+    replace_any : bool
+        Whether `output` may replace a file that is no dump.
 
     Raises
     ------
@@ -120,7 +123,7 @@ def convert(
         if origin.before is not None:
             info = replace(info, update="weight_delta")
         producer = f"{source.producer}, converted from {source.format}"
-        with DumpWriter(output, producer=producer, sources=origin.files) as dump:
+        with DumpWriter(output, producer=producer, sources=origin.files, replace=replace_any) as dump:
             dump.add_record(record, written, info=info)
         return Conversion(
             format=source.format,

@@ -11,11 +11,9 @@ from pathlib import Path
 
 from ..files.safety import SMALL, size_text
 from ..problems import FileError, Place, listing
-from .source import check_count, reading
+from .source import EXPANSION, check_count, reading
 
-EXPANSION = 100
-"""Most that an archive may unpack a byte into, beyond `SMALL`: floating-point numbers hardly shrink."""
-
+BLOCK = 2**20
 ENCRYPTED = 0x1
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -51,6 +49,16 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, place: Place) -> io.BytesIO:
-    """Return one member of an open archive, whole."""
-    with reading(place):
-        return io.BytesIO(archive.read(name))
+    """Return one member of an open archive, whole, and never more of it than it claims."""
+    claimed = archive.getinfo(name).file_size
+    content = io.BytesIO()
+    with reading(place), archive.open(name) as member:
+        while block := member.read(
+            min(BLOCK, claimed + 1 - content.tell())
+        ):  # `read()` would unpack all of it at once
+            content.write(block)
+            if content.tell() > claimed:
+                msg = f"it unpacks to more than the {claimed} bytes that it claims"
+                raise ValueError(msg)
+    content.seek(0)
+    return content

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from ..files import dump, safety
+from ..files.limits import reading_file
 from ..problems import FileError, Place, listing
 from . import flax_msgpack, keras_files, matlab, numpy_files, plain_hdf5, safetensors_files, torch_checkpoint
 from .archives import open_archive
@@ -29,7 +30,8 @@ MATLAB_V5 = b"MATLAB 5.0 MAT-file"
 Opener = Callable[[Path], AbstractContextManager[Source]]
 
 
-def open_source(path: Path) -> AbstractContextManager[Source]:
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
     """Open a file of arrays, whatever its format.
 
     Raises
@@ -37,10 +39,13 @@ def open_source(path: Path) -> AbstractContextManager[Source]:
     FileError
         If it is in no format that is understood, or damaged, or claims more than it holds.
     """
-    if path.is_dir():
-        return numpy_files.open_npy_folder(path)
-    safety.check_readable(path, advice=ADVICE)
-    return _opener(path)(path)
+    folder = path.is_dir()
+    if not folder:
+        safety.check_readable(path, advice=ADVICE)
+    with reading_file(path):
+        opener = numpy_files.open_npy_folder if folder else _opener(path)
+        with opener(path) as source:
+            yield source
 
 
 def _opener(path: Path) -> Opener:

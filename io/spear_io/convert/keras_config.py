@@ -82,6 +82,7 @@ class _Network:
     only: set[str]
     """Names that one layer alone has."""
     steps: list[Step] = field(default_factory=list)
+    visits: int = 0
 
     def add(self, operation: Operation, takes: Sequence[int] = ()) -> int:
         if len(self.steps) >= LARGEST_NETWORK:
@@ -89,6 +90,14 @@ class _Network:
             raise ValueError(msg)
         self.steps.append(Step(operation, tuple(dict.fromkeys(takes))))
         return len(self.steps) - 1
+
+    def taken(self, outputs: Mapping[Call, Sequence[int]], calls: Sequence[Call]) -> list[int]:
+        """Return where the outputs of several calls are; a model may hand out and take the same ones again and again."""
+        self.visits += sum(len(outputs[call]) for call in calls)
+        if self.visits > LARGEST_NETWORK:
+            msg = f"a network of more than {LARGEST_NETWORK} connections"
+            raise ValueError(msg)
+        return [at for call in calls for at in outputs[call]]
 
     def expand(self, model: Any, entries: Sequence[int], depth: int) -> list[int]:
         """Add the layers of a model whose inputs are at `entries`; return where its outputs are."""
@@ -112,10 +121,10 @@ class _Network:
             given = {name: list(entries) for name in begin}
         outputs: dict[Call, list[int]] = {}
         for call in _forward(sources):
-            name, takes = call[0], [at for source in sources[call] for at in outputs[source]]
+            name, takes = call[0], self.taken(outputs, sources[call])
             outputs[call] = self._call(name, layers[name], given.get(name, takes), depth)
         ends = [_known(end, calls) for end in _mentioned(model["config"].get("output_layers"), layers)]
-        return [at for end in ends or outputs for at in outputs[end]]
+        return self.taken(outputs, ends or list(outputs))
 
     def _call(self, name: str, layer: Any, takes: Sequence[int], depth: int) -> list[int]:
         """Add one call of a layer; return where its outputs are."""

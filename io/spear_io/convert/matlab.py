@@ -12,9 +12,8 @@ from typing import Any
 from ..files.safety import SMALL
 from ..problems import FileError, Place, listing, printable
 from . import matlab5
-from .archives import EXPANSION
 from .plain_hdf5 import datasets, open_root
-from .source import NamedArray, Source, check_count, reading, unsuitable
+from .source import EXPANSION, NamedArray, Source, check_count, reading, unsuitable
 
 
 @contextmanager

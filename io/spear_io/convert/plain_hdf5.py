@@ -50,6 +50,7 @@ def datasets(
     arrays: list[NamedArray] = []
     skipped: dict[str, str] = {}
     seen = set()
+    visits = safety.Visits(place)
 
     def visit(group: h5py.Group, path: tuple[str, ...]) -> None:
         with reading(place):
@@ -68,7 +69,10 @@ def datasets(
                 elif isinstance(found, h5py.Dataset):
                     stored = safety.numbers(group, name, place, ndim=None, opaque_bfloat16=opaque_bfloat16)
                     assert stored is not None
+                    visits.count(stored.dataset)
                     arrays.append(_named(full, stored, place))
+            except safety.TooManyError:
+                raise
             except FileError as error:  # integers, strings, links: other things than the model's numbers
                 skipped[full] = error.problem
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..adapters.wiring import Step
+from ..files.limits import reading_block
+from ..files.safety import SMALL, size_text
 from ..files.storage import Bfloat16, Floats, from_bfloat16
 from ..problems import FileError, Place, cause, printable
 
@@ -20,6 +22,9 @@ Orientation = Literal["mn", "nm"]
 """Of a stored matrix: "mn", rows are output units (torch); "nm", columns are output units (Keras, Flax)."""
 
 PRECISIONS = ("float16", "bfloat16", "float32", "float64")
+
+EXPANSION = 100
+"""Bytes of numbers for each byte of a file, beyond `SMALL`: floating-point numbers hardly shrink."""
 
 LARGEST_ARRAYS = 100_000
 """Arrays in one source: more is no model, and listing them would take the time of everybody."""
@@ -80,7 +85,8 @@ class NamedArray:
     def __getitem__(self, key: slice | tuple[EllipsisType, slice]) -> Floats:
         """Read a block of rows, or of columns (`[..., columns]`): contiguous, in the byte order of this machine."""
         turned = key[1] if isinstance(key, tuple) else (..., key)
-        with reading(self.place):
+        size = math.prod(self.shape) * self.dtype.itemsize  # some formats are read whole
+        with reading(self.place), reading_block(self.place.file, size):
             stored = self.load()
             block = np.asarray(stored[turned].T if self.transposed else stored[key])
             if self.precision == "bfloat16" and block.dtype != np.float32:
@@ -156,6 +162,14 @@ def unsuitable(precision: str) -> str | None:
     if precision not in PRECISIONS:
         return f"holds {printable(precision)}, not floating-point numbers of 16, 32 or 64 bits"
     return None
+
+
+def check_claims(claimed: int, place: Place) -> None:
+    """Refuse a source whose arrays together are far larger than the file."""
+    size = place.file.stat().st_size
+    if claimed > max(SMALL, EXPANSION * size):
+        msg = f"claims {size_text(claimed)} of numbers, but is {size_text(size)} long"
+        raise FileError(msg, place, "the file is damaged or made up: export it again")
 
 
 def check_count(count: int, place: Place) -> None:

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..files.limits import working
 from ..files.storage import Bfloat16
 from ..problems import FileError, Place
 from .archives import open_archive
-from .source import NamedArray, Source, check_count, reading
+from .source import NamedArray, Source, check_claims, check_count, reading
 
 
 @contextmanager
@@ -20,7 +21,8 @@ def open_torch(path: Path) -> Iterator[Source]:
     """Open a checkpoint of tensors; its arrays are in memory until it is closed."""
     place = Place(path)
     try:
-        from ..adapters.torch_files import read_tensors
+        with working():  # it is large, and no stranger's
+            from ..adapters.torch_files import TooManyError, read_tensors
     except ImportError as error:
         msg = (
             "a PyTorch checkpoint, which is a pickle that only PyTorch can read without running what is in it"
@@ -33,10 +35,13 @@ def open_torch(path: Path) -> Iterator[Source]:
             pass  # its limits hold
     try:
         found = read_tensors(path)
+    except TooManyError as error:
+        raise FileError(str(error), place, "save the tensors of the model and of its step alone") from error
     except Exception as error:  # PyTorch's own errors run over many lines
         msg = "a PyTorch checkpoint that cannot be read as tensors alone (weights_only=True)"
         raise FileError(msg, place, "save the state_dict, or a dict of tensors, and nothing else") from error
     check_count(len(found), place)
+    check_claims(sum(value.nbytes for value in found.values() if not isinstance(value, str)), place)
     arrays = [_named(name, value, place) for name, value in found.items() if not isinstance(value, str)]
     skipped = {name: value for name, value in found.items() if isinstance(value, str)}
     yield Source(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 import h5py
 
 from ..problems import FileError, Place, cause
+from . import safety
+
+PRIVATE = stat.S_IRUSR | stat.S_IWUSR
+"""Mode of a new file: it holds private data."""
 
 
 class _Spool(io.RawIOBase):
@@ -77,19 +82,22 @@ class NewFile:
         """Turn a failure to write into a `FileError`; around writes only, never around a solver."""
         try:
             yield
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # a text that HDF5 cannot hold is a ValueError
             raise _not_written(self._spool.failure or error, place) from error
         if self._spool.failure is not None:
             raise _not_written(self._spool.failure, place) from self._spool.failure
 
 
 @contextmanager
-def new_hdf5(path: Path, *, kind: str, version: int, sources: Iterable[Path] = ()) -> Iterator[NewFile]:
+def new_hdf5(
+    path: Path, *, kind: str, version: int, sources: Iterable[Path] = (), replace: bool = True
+) -> Iterator[NewFile]:
     """Yield a new HDF5 file that replaces `path` when the block ends well.
 
-    It is written under a temporary name in the same folder, so everything that keeps `path` from being written
-    shows at once, an old file under that name stays as it is until the new one is complete, and an exception
-    leaves nothing behind.
+    It is written without a name, or under a temporary one where the system has no such files, in the same folder. So
+    everything that keeps `path` from being written shows at once, an old file under that name stays as it is until the
+    new one is complete, and nothing is left behind otherwise. It keeps the mode of the file that it replaces; a new one
+    can be read by nobody else.
 
     Parameters
     ----------
@@ -99,6 +107,8 @@ def new_hdf5(path: Path, *, kind: str, version: int, sources: Iterable[Path] = (
         Become the attributes `format` and `format_version`.
     sources : iterable of Path
         Files that are being read and must not be replaced.
+    replace : bool
+        Whether a file of another `kind` may be replaced.
 
     Raises
     ------
@@ -107,6 +117,8 @@ def new_hdf5(path: Path, *, kind: str, version: int, sources: Iterable[Path] = (
     """
     place = Place(path)
     _check_target(path, place, sources)
+    if not replace:
+        _check_kind(path, kind, place)
     with _replacing(path, place) as raw:
         spool = _Spool(raw)
         new = NewFile(h5py.File(spool, "w"), spool)
@@ -122,11 +134,13 @@ def new_hdf5(path: Path, *, kind: str, version: int, sources: Iterable[Path] = (
 
 @contextmanager
 def _replacing(path: Path, place: Place) -> Iterator[io.FileIO]:
-    """Yield a new, empty file beside `path` that takes its name when the block ends well."""
+    """Yield a new, empty file that takes the name `path` when the block ends well."""
     target = Path(os.path.realpath(path))  # a symbolic link stays one
     temporary = target.with_name(f".spear-np-{secrets.token_hex(6)}.partial")
+    raw = _nameless(target.parent)
+    named = raw is None
     try:
-        raw = io.FileIO(temporary, "x+")
+        raw = raw or io.FileIO(temporary, "x+", opener=lambda name, flags: os.open(name, flags, PRIVATE))
     except OSError as error:
         msg = f"cannot be written ({cause(error)})"
         raise FileError(msg, place, "choose a folder you may write to") from error
@@ -134,7 +148,11 @@ def _replacing(path: Path, place: Place) -> Iterator[io.FileIO]:
         with raw:
             yield raw
             try:
+                if target.exists() and hasattr(os, "fchmod"):
+                    os.fchmod(raw.fileno(), stat.S_IMODE(target.stat().st_mode))
                 os.fsync(raw.fileno())
+                if not named:
+                    _name(raw, temporary)
             except OSError as error:
                 raise _not_written(error, place) from error
         try:
@@ -143,7 +161,27 @@ def _replacing(path: Path, place: Place) -> Iterator[io.FileIO]:
         except OSError as error:
             raise _not_written(error, place) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _nameless(folder: Path) -> io.FileIO | None:
+    """Return a new file that is gone with its process as long as it has no name; None where there are none."""
+    if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return io.FileIO(os.open(folder, os.O_TMPFILE | os.O_RDWR, PRIVATE), "r+")
+    except OSError:  # not on every file system
+        return None
+
+
+def _name(raw: io.FileIO, path: Path) -> None:
+    """Give a nameless file its first name."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:  # a folder is given, because only then the link to the file is followed
+        os.link(f"/proc/self/fd/{raw.fileno()}", path.name, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -159,7 +197,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _not_written(error: BaseException, place: Place) -> BaseException:
     """Return the error to raise for a failed write; what is no failure of the disk goes on as it is."""
-    if not isinstance(error, OSError | RuntimeError):
+    if not isinstance(error, OSError | RuntimeError | ValueError):
         return error
     msg = f"cannot be written ({cause(error)})"
     return FileError(msg, place, "nothing was written")
@@ -184,3 +222,16 @@ def _check_target(path: Path, place: Place, sources: Iterable[Path]) -> None:
     except OSError as error:
         msg = f"cannot be written ({cause(error)})"
         raise FileError(msg, place, "choose another name to write to") from error
+
+
+def _check_kind(path: Path, kind: str, place: Place) -> None:
+    """Refuse to replace a file of another kind."""
+    if not path.exists():
+        return
+    found = None
+    with suppress(FileError), safety.open_hdf5(path, advice="") as file:
+        found = safety.text(file, "format", place)
+    if found != kind:
+        what = "an inversion" if kind == "spear-inversion" else "a gradient dump"
+        msg = f"exists and is not {what}, so it is not replaced"
+        raise FileError(msg, place, "choose another name to write to, or say --force")

@@ -22,6 +22,7 @@ from typing import TypeVar
 import h5py
 
 import spear_np
+from spear_np.factors.memory import working_memory
 
 from ..problems import FileError, Place, listing, printable
 from . import safety
@@ -34,6 +35,12 @@ FORMAT_VERSION = 1
 
 DATASETS = {"weight_grad": 2, "bias_grad": 1, "weight": 2, "bias": 1}
 """What a linear layer may hold, and in how many dimensions."""
+
+AFFORDABLE = 2**30
+"""Bytes of memory that the decomposition of any layer may take …"""
+
+MEMORY_PER_BYTE = 100
+"""… and for each byte that is stored of it: 12 m/n + 32 for what is not packed and not taller than wide."""
 
 UPDATES = ("gradient", "weight_delta")
 
@@ -56,6 +63,7 @@ class Layer:
     """One layer of a record: what is stored of it, opened only when asked for."""
 
     def __init__(self, name: str, record: Record, group: h5py.Group, place: Place) -> None:
+        record.visits.count(group)
         self.name = name
         self.place = place
         self._record = record
@@ -98,6 +106,7 @@ class Layer:
         for name, ndim in DATASETS.items():
             array = safety.numbers(self._group, name, self.place, ndim=ndim)
             if array is not None:
+                self._record.visits.count(array.dataset)
                 gradient = name.endswith("_grad")
                 found[name] = array.divided_by(self._record.divisor) if gradient else array
         return found
@@ -129,6 +138,21 @@ class Layer:
         array = self.arrays.get("weight_grad") if self.kind == "linear" else None
         return None if array is None else array.shape
 
+    def check_affordable(self) -> None:
+        """Refuse a layer that takes far more memory to decompose than the file gives reason to spend.
+
+        A few thousand bytes can claim a matrix whose factors take gigabytes.
+        """
+        m, n = self.gradients.shape
+        needed = working_memory((m, n), with_weight="weight" in self.arrays)
+        stored = sum(array.stored for array in self.arrays.values())
+        if needed > max(AFFORDABLE, MEMORY_PER_BYTE * stored):
+            msg = (
+                f"claims a layer of shape {(m, n)}, whose decomposition takes {safety.size_text(needed)}, but only "
+                f"{safety.size_text(stored)} of it are in the file"
+            )
+            raise FileError(msg, self.place, "if it is yours and means it, store it without packing")
+
     def check_finite(self) -> None:
         """Read every dataset of the layer once, by blocks, and refuse NaN and infinity."""
         for array in self.arrays.values():
@@ -152,8 +176,10 @@ class Layer:
 class Record:
     """One shared update: its layers and what is known about it."""
 
-    def __init__(self, name: str, group: h5py.Group, place: Place) -> None:
+    def __init__(self, name: str, group: h5py.Group, place: Place, visits: safety.Visits) -> None:
+        visits.count(group)
         self.name = name
+        self.visits = visits
         self.group = group
         self.place = place
 
@@ -175,7 +201,8 @@ class Record:
             msg = f"the attribute 'update' is '{printable(update)}', but must be one of {listing(UPDATES)}"
             raise FileError(msg, place, "say what the layers hold")
         rate = info.learning_rate
-        if update == "weight_delta" and rate is not None and not (math.isfinite(rate) and rate > 0):
+        possible = rate is None or (math.isfinite(rate) and rate > 0 and math.isfinite(1 / rate))
+        if update == "weight_delta" and not possible:
             msg = f"the attribute 'learning_rate' is {rate:g}, but a weight_delta is divided by it"
             raise FileError(msg, place, "store the positive rate of the step, or leave the attribute out")
         return info
@@ -298,6 +325,7 @@ class Dump:
         self.producer = safety.text(file, "producer", self.place)
         self.created = safety.text(file, "created", self.place)
         self._group = safety.required_subgroup(file, "records", self.place)
+        self._visits = safety.Visits(self.place)
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -307,7 +335,7 @@ class Dump:
             place = self.place.at(record=name)
             member = safety.subgroup(self._group, name, place)
             if member is not None:
-                records.append(Record(name, member, place))
+                records.append(Record(name, member, place, self._visits))
         if not records:
             msg = "the group 'records' is empty"
             raise FileError(msg, self.place, "export at least one record")

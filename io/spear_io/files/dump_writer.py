@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from dataclasses import replace as replaced
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -68,6 +69,8 @@ class DumpWriter:
         h5py's name of a built-in filter ("gzip", "lzf"). Gradients hardly shrink.
     sources : iterable of Path
         Files that are being read and must not be replaced.
+    replace : bool
+        Whether a file that is no dump may be replaced.
 
     Examples
     --------
@@ -85,18 +88,21 @@ class DumpWriter:
         producer: str = "numpy",
         compression: str | None = None,
         sources: Iterable[Path] = (),
+        replace: bool = True,
     ) -> None:
         self.place = Place(Path(path))
         self._producer = producer
         self._compression = compression
-        self._new = new_hdf5(Path(path), kind=FORMAT, version=FORMAT_VERSION, sources=sources)
+        self._new = new_hdf5(
+            Path(path), kind=FORMAT, version=FORMAT_VERSION, sources=sources, replace=replace
+        )
 
     def __enter__(self) -> Self:
         """Start the file under a temporary name."""
         with ExitStack() as stack:
             self._file: NewFile = stack.enter_context(self._new)
             with self._file.writing(self.place):
-                self._file.root.attrs["producer"] = self._producer
+                self._file.root.attrs["producer"] = printable(self._producer)
                 self._records = self._file.root.create_group("records", track_order=True)
             self._stack = stack.pop_all()
         return self
@@ -256,7 +262,7 @@ def linked(layers: Mapping[str, LayerArrays], follows: Follows) -> dict[str, Lay
     for name, layer in layers.items():
         linear = layer.kind == "linear"
         after = (before if linear else None) if follows is True else follows.get(name)
-        done[name] = replace(layer, follows=after) if layer.follows is layer.between is None else layer
+        done[name] = replaced(layer, follows=after) if layer.follows is layer.between is None else layer
         before = name if linear else None
     return done
 
@@ -274,6 +280,11 @@ def _check_name(name: str, place: Place, siblings: h5py.Group) -> None:
     if not name or "/" in name or name in (".", "..") or "\0" in name:
         msg = f"'{name}' cannot be the name of a record or layer"
         raise FileError(msg, place, "use a name without '/'")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        msg = f"'{printable(name)}' cannot be the name of a record or layer"
+        raise FileError(msg, place, "use characters that UTF-8 can write") from error
     if name in siblings:
         msg = "this name was written before"
         raise FileError(msg, place, "give every record and layer its own name")

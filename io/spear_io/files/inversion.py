@@ -8,12 +8,8 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
                                        of sentences), chain (if several layers were used); where the dump says so:
                                        input_shape, input_mean, input_std, client, round, between
         inputs (k, n), output_grad (m, k)
-<<<<<<< HEAD
         zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known
-=======
-        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,)
         evidence/<fact> (k,)
->>>>>>> solver
         certificate/<check>            attributes: value (absent if the check could not be made), relation,
                                        threshold, passed (likewise), meaning, order (position when printed)
 """
@@ -21,6 +17,7 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -64,6 +61,8 @@ class InversionWriter:
         Where. Whatever keeps it from being written shows when the block is entered, before any search.
     source : path
         The dump that is inverted; it is never replaced.
+    replace : bool
+        Whether a file that is no inversion may be replaced.
 
     Examples
     --------
@@ -73,10 +72,12 @@ class InversionWriter:
             out.add("client-0", "fc1", spear_np.invert_layer(gradients))
     """
 
-    def __init__(self, path: str | Path, *, source: str | Path) -> None:
+    def __init__(self, path: str | Path, *, source: str | Path, replace: bool = True) -> None:
         self.place = Place(Path(path))
         self._source = Path(source)
-        self._new = new_hdf5(Path(path), kind=FORMAT, version=FORMAT_VERSION, sources=[self._source])
+        self._new = new_hdf5(
+            Path(path), kind=FORMAT, version=FORMAT_VERSION, sources=[self._source], replace=replace
+        )
 
     def __enter__(self) -> Self:
         """Start the file under a temporary name."""
@@ -84,7 +85,7 @@ class InversionWriter:
             self._file: NewFile = stack.enter_context(self._new)
             root = self._file.root
             with self._file.writing(self.place):
-                root.attrs["source"] = self._source.name
+                root.attrs["source"] = os.fsencode(self._source.name).decode("utf-8", "replace")
                 root.attrs["version"] = spear_np.__version__
                 self._records = root.create_group("records", track_order=True)
             self._stack = stack.pop_all()
@@ -249,8 +250,9 @@ def open_inversion(path: str | Path) -> Iterator[InversionFile]:
     place = Place(path)
     with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
         records = safety.required_subgroup(file, "records", place)
+        visits = safety.Visits(place)
         layers = [
-            _read_layer(group, where)
+            _read_layer(group, where, visits)
             for record in safety.member_names(records, place)
             for group, where in _layer_groups(records, record, place.at(record=record))
         ]
@@ -272,8 +274,9 @@ def _layer_groups(records: h5py.Group, name: str, place: Place) -> Iterator[tupl
             yield group, where
 
 
-def _read_layer(group: h5py.Group, place: Place) -> RecoveredLayer:
+def _read_layer(group: h5py.Group, place: Place, visits: safety.Visits) -> RecoveredLayer:
     """Read everything but the arrays."""
+    visits.count(group)
     status = safety.text(group, "status", place) or ""
     if status not in tuple(spear_np.Status):
         msg = (
@@ -284,6 +287,7 @@ def _read_layer(group: h5py.Group, place: Place) -> RecoveredLayer:
     if inputs is None:
         msg = "the dataset 'inputs' is missing"
         raise FileError(msg, place, "run 'spear-np invert' again")
+    visits.count(inputs.dataset)
     return RecoveredLayer(
         record=place.record or "",
         layer=place.layer or "",

@@ -8,6 +8,7 @@ only hard links are followed, layouts are asked before shapes, and sizes are hel
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ import h5py
 import numpy as np
 
 from ..problems import FileError, Place, cause, listing, printable
-from .storage import StoredArray
+from .limits import reading_file
+from .storage import BLOCK_BYTES, StoredArray
 
 SMALL = 64 * 2**20
 """Bytes that may be claimed without being there: an unwritten or very well packed dataset."""
@@ -27,6 +29,27 @@ EXPANSION = 1100
 
 LARGEST_CHUNK = 2**30
 """Bytes of one chunk: HDF5 unpacks a whole chunk to read one number of it."""
+
+FILTERS = {
+    h5py.h5z.FILTER_DEFLATE: "gzip",
+    h5py.h5z.FILTER_SHUFFLE: "shuffle",
+    h5py.h5z.FILTER_FLETCHER32: "fletcher32",
+    h5py.h5z.FILTER_LZF: "lzf",
+}
+"""Filters that may unpack numbers, each once. The others of HDF5 (szip, nbit, scale-offset) crash on made up data, and
+what a plugin does is not known."""
+
+LARGEST_CACHE = 256 * 2**20
+"""Bytes of unpacked chunks that are kept of one dataset, or twice what is stored of it, if that is more."""
+
+LARGEST_REPETITION = 4 * 2**30
+"""Bytes that one pass over a dataset may unpack again because they were not kept."""
+
+LINKS_PER_OBJECT = 16
+"""Names that one object of a file has, on average, and how often its numbers are read: models that are shared have two."""
+
+FREE_LINKS = 1000
+"""Names that any file may hold."""
 
 LARGEST_ATTRIBUTE = 64 * 2**10
 """Bytes of one attribute, and characters of one text."""
@@ -108,6 +131,11 @@ def open_hdf5(path: Path, *, advice: str, image: BinaryIO | None = None) -> Iter
     """
     place = Place(path)
     check_readable(path, advice=advice)
+    with reading_file(path):
+        yield from _opened(path, place, advice, image)
+
+
+def _opened(path: Path, place: Place, advice: str, image: BinaryIO | None) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path if image is None else image, "r", locking="best-effort")
     except BlockingIOError as error:
@@ -152,11 +180,71 @@ def _advice(kind: str) -> str:
     return "give a file written by 'spear-np invert'"
 
 
+class TooManyError(FileError):
+    """A file that multiplies what it holds."""
+
+
+class Visits:
+    """What was found in one file, counted as often as it was reached: hard links may multiply a little without end.
+
+    Parameters
+    ----------
+    place : Place
+        The file.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._size = place.file.stat().st_size
+        self._seen: set[int] = set()
+        self._count = self._bytes = self._different_bytes = 0
+
+    def count(self, found: h5py.Group | h5py.Dataset) -> None:
+        """Count a group or dataset.
+
+        Raises
+        ------
+        TooManyError
+            If the names, or the numbers below them, are far more than the objects that they lead to, or the numbers far
+            more than the file holds.
+        """
+        with _damage(self._place):
+            address = h5py.h5o.get_info(found.id).addr
+            size = 0
+            if isinstance(found, h5py.Dataset):
+                size = math.prod(found.shape or ()) * found.id.get_type().get_size()
+        self._count += 1
+        self._bytes += size
+        if address not in self._seen:
+            self._seen.add(address)
+            self._different_bytes += size
+        if self._count > FREE_LINKS + LINKS_PER_OBJECT * len(self._seen):
+            msg = f"holds {self._count} names or more for {len(self._seen)} groups and datasets"
+        elif self._bytes > SMALL + LINKS_PER_OBJECT * self._different_bytes:
+            msg = f"repeats {size_text(self._different_bytes)} under many names, {size_text(self._bytes)} in all"
+        elif self._different_bytes > max(4 * SMALL, EXPANSION * self._size):
+            msg = f"claims {size_text(self._different_bytes)} in all, but is {size_text(self._size)} long"
+        else:
+            return
+        raise TooManyError(msg, self._place, "the file is damaged or made up: export it again")
+
+
 def member_names(group: h5py.Group, place: Place) -> list[str]:
-    """Names in `group`, in the order of the file; nothing is opened."""
+    """Names in `group`, in the order of the file; nothing is opened.
+
+    Raises
+    ------
+    FileError
+        If two members have the same name.
+    """
     with _damage(place):
         # h5py hands out bytes for what is not UTF-8.
-        return [name if isinstance(name, str) else name.decode("utf-8", "surrogateescape") for name in group]
+        names = [name if isinstance(name, str) else name.decode("utf-8", "surrogateescape") for name in group]
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        msg = f"there are several members of one name: {listing(twice)}"
+        raise FileError(msg, place, "the file is damaged or made up: export it again")
+    return names
 
 
 def subgroup(group: h5py.Group, name: str, place: Place) -> h5py.Group | None:
@@ -224,7 +312,8 @@ def numbers(
         else:
             precision, encoded = _number_format(dataset, place, kind)
         _check_size(dataset, place, ndim)
-    return StoredArray(dataset, place, precision=precision, encoded=encoded)
+        dataset, kept = _with_cache(dataset, group, name, place)
+    return StoredArray(dataset, place, precision=precision, encoded=encoded, kept=kept)
 
 
 def member(group: h5py.Group, name: str, place: Place) -> h5py.Group | h5py.Dataset | h5py.Datatype | None:
@@ -254,12 +343,17 @@ def _check_storage(dataset: h5py.Dataset, place: Place) -> None:
     if layout.get_external_count() > 0:
         msg = "its numbers lie in another file (external storage)"
         raise FileError(msg, place, "store the data itself, e.g. with h5repack")
+    codes: list[int] = []
     for position in range(layout.get_nfilters()):
         code, _, _, name = layout.get_filter(position)
-        if not h5py.h5z.filter_avail(code):
-            shown = printable(name.decode(errors="replace")) or "unnamed"
-            msg = f"packed with filter {code} ({shown}), which is not installed"
-            raise FileError(msg, place, "use gzip or lzf, or install and import the plugin")
+        shown = printable(name.decode(errors="replace")) or "unnamed"
+        if code not in FILTERS:
+            msg = f"packed with filter {code} ({shown}), which is not one of {', '.join(FILTERS.values())}"
+            raise FileError(msg, place, "pack it with gzip or lzf, or not at all, e.g. with h5repack")
+        if code in codes:
+            msg = f"packed more than once with {FILTERS[code]}"
+            raise FileError(msg, place, "pack it once, e.g. with h5repack")
+        codes.append(code)
 
 
 def _number_format(dataset: h5py.Dataset, place: Place, kind: Kind) -> tuple[str, bool]:
@@ -315,6 +409,36 @@ def _check_size(dataset: h5py.Dataset, place: Place, ndim: int | None) -> None:
         if chunk > LARGEST_CHUNK or chunk > max(SMALL, EXPANSION * stored):
             msg = f"is stored in chunks of {size_text(chunk)}, which would have to be in memory at once"
             raise FileError(msg, place, "store it in chunks of a few megabytes, e.g. with h5repack")
+
+
+def _with_cache(
+    dataset: h5py.Dataset, group: h5py.Group, name: str, place: Place
+) -> tuple[h5py.Dataset, int]:
+    """Return the dataset with room for the chunks that several blocks of rows or columns share, and how many bytes that is.
+
+    HDF5 unpacks a whole chunk to read one number of it, and keeps only small ones.
+    """
+    if not dataset.chunks or len(dataset.shape) != 2 or not dataset.id.get_create_plist().get_nfilters():
+        return dataset, 0
+    itemsize = dataset.id.get_type().get_size()
+    chunk = math.prod(dataset.chunks) * itemsize
+    kept = 0
+    for axis in (0, 1):
+        size, across = dataset.shape[axis], dataset.shape[1 - axis]
+        block = min(size, max(1, BLOCK_BYTES // (8 * max(1, across))))
+        if block >= dataset.chunks[axis]:
+            continue  # each chunk is unpacked for two blocks at most
+        shared = -(-across // dataset.chunks[1 - axis]) * chunk
+        if shared <= max(LARGEST_CACHE, 2 * dataset.id.get_storage_size()):
+            kept = max(kept, shared)
+        elif -(-dataset.chunks[axis] // block) * math.prod(dataset.shape) * itemsize > LARGEST_REPETITION:
+            msg = f"is stored in chunks of {dataset.chunks}, too large to be unpacked again and again"
+            raise FileError(msg, place, "store it in chunks of a few megabytes, e.g. with h5repack")
+    if kept == 0:
+        return dataset, 0
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(10 * (kept // chunk) + 521, kept + chunk, 1.0)
+    return h5py.Dataset(h5py.h5d.open(group.id, name.encode("utf-8", "surrogateescape"), access)), kept
 
 
 def size_text(count: int) -> str:
@@ -445,6 +569,6 @@ def _damage(place: Place) -> Iterator[None]:
     """Turn what h5py raises for inconsistent metadata into a `FileError`."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError, MemoryError) as error:
         msg = f"the structure of the file is damaged here ({cause(error)})"
         raise FileError(msg, place, "copy or export it again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import h5py
 import numpy as np
 
 from ..problems import FileError, Place, cause
+from .limits import reading_block
 
 Floats = np.ndarray[Any, np.dtype[Any]]
 
@@ -51,6 +53,11 @@ class Bfloat16:
         """Shape of the numbers."""
         return tuple(self.bits.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the bits."""
+        return 2 * math.prod(self.shape)
+
     def __getitem__(self, key: Any) -> Floats:
         """Read a slice as float32."""
         return from_bfloat16(self.bits[key])
@@ -69,6 +76,8 @@ class StoredArray:
         What the numbers were rounded to: "float16", "bfloat16", "float32" or "float64".
     divisor : float
         Every number read is divided by it.
+    kept : int
+        Bytes of unpacked chunks that HDF5 keeps.
     """
 
     def __init__(
@@ -79,9 +88,11 @@ class StoredArray:
         precision: str,
         encoded: bool = False,
         divisor: float = 1.0,
+        kept: int = 0,
     ) -> None:
         self._dataset = dataset
         self._encoded = encoded
+        self._kept = kept
         self._divisor = divisor
         self.place = place
         self.precision = precision
@@ -90,6 +101,16 @@ class StoredArray:
     def shape(self) -> tuple[int, ...]:
         """Shape of the dataset."""
         return tuple(int(size) for size in self._dataset.shape)
+
+    @property
+    def dataset(self) -> h5py.Dataset:
+        """The dataset itself."""
+        return self._dataset
+
+    @property
+    def stored(self) -> int:
+        """Bytes that it takes in the file."""
+        return int(self._dataset.id.get_storage_size())
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -110,8 +131,9 @@ class StoredArray:
             If the bytes cannot be read: damaged, cut off, or packed with a filter that fails.
         """
         try:
-            block = self._dataset[key]
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            with reading_block(self.place.file, self._unpacked(key)):
+                block = self._dataset[key]
+        except (OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:
             msg = f"the numbers cannot be read ({cause(error)})"
             raise FileError(
                 msg, self.place, "the file is damaged or incomplete: copy or export it again"
@@ -119,7 +141,25 @@ class StoredArray:
         if self._encoded:
             block = from_bfloat16(block)
         block = np.asarray(block, dtype=self.dtype)
-        return block / self._divisor if self._divisor != 1.0 else block
+        if self._divisor == 1.0:
+            return block
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused as such
+            return block / self._divisor
+
+    def _unpacked(self, key: Any) -> int:
+        """Return how many bytes are unpacked, at most, to read a slice: at least one chunk."""
+        keys = [one for one in (key if isinstance(key, tuple) else (key,)) if one is not Ellipsis]
+        # The only ellipsis that is used comes first: `array[..., columns]`.
+        first = isinstance(key, tuple) and key[:1] == (Ellipsis,)
+        shape = self.shape[len(self.shape) - len(keys) :] if first else self.shape
+        taken = [
+            len(range(*one.indices(size))) / max(size, 1)
+            for size, one in zip(shape, keys, strict=False)
+            if isinstance(one, slice)
+        ]
+        entries = math.ceil(math.prod(taken) * math.prod(self.shape))
+        unpacked = max(entries, math.prod(self._dataset.chunks or ())) * int(self._dataset.dtype.itemsize)
+        return max(unpacked, self._kept)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
         """Read everything: for vectors."""
@@ -133,6 +173,7 @@ class StoredArray:
             precision=self.precision,
             encoded=self._encoded,
             divisor=self._divisor * divisor,
+            kept=self._kept,
         )
 
 

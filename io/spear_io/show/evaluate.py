@@ -17,6 +17,7 @@ import spear_np
 
 from ..files.dump import Dump, Layer, Record, named
 from ..files.inversion import InversionFile, RecoveredLayer
+from ..files.limits import working
 from ..files.storage import Floats, StoredArray, check_finite, column_blocks
 from ..problems import FileError, printable
 from .similarity import discrete_columns, image_axes, structural_similarity
@@ -179,6 +180,13 @@ def evaluate_layer(recovered: RecoveredLayer, record: Record, layer: Layer) -> L
     if recovered.inputs.shape[1] != truth.shape[1]:
         msg = f"has {recovered.inputs.shape[1]} features, but the true inputs have {truth.shape[1]}"
         raise FileError(msg, recovered.inputs.place, "give the dump that this inversion came from")
+    with working():
+        return _compared(result, recovered, record, layer, truth)
+
+
+def _compared(
+    result: LayerEvaluation, recovered: RecoveredLayer, record: Record, layer: Layer, truth: StoredArray
+) -> LayerEvaluation:
     check_finite(truth, "export the true inputs again")
     check_finite(recovered.inputs, "run 'spear-np invert' again")
 

@@ -8,6 +8,7 @@ from typing import Any
 import spear_np
 
 from ..files.dump import Dump, Layer, Record, RecordInfo
+from ..files.limits import working
 from ..files.storage import StoredArray
 from ..problems import FileError
 
@@ -80,10 +81,12 @@ def _layer_overview(record: Record, layer: Layer, device: str | None) -> LayerOv
         arrays, truth, gradients = layer.arrays, layer.truth, layer.gradients
         # What is found while looking is no reason to stop, as it is for an inversion.
         try:
+            layer.check_affordable()
             layer.check_finite()
-            survey = spear_np.survey(gradients, device=device)
+            with working():
+                survey = spear_np.survey(gradients, device=device)
         except FileError as error:
-            problems.append(f"{error.dataset} {error.problem}")
+            problems.append(f"{error.dataset} {error.problem}" if error.dataset else error.problem)
         except spear_np.InputError as error:
             problems.append(str(error))
         else:
