@@ -22,6 +22,10 @@ PARALLEL = re.compile(r"(?:(?<=[./])|^)module[./]")
 """What DataParallel puts before a name, or before those of a part of the model."""
 
 
+MOST_BEGINNINGS = 64
+"""Beginnings that are tried: more come of names that were made up."""
+
+
 class AmbiguousNamesError(ValueError):
     """Names fit in more than one way; `choices` are what could be taken off."""
 
@@ -92,7 +96,7 @@ def _cut(longer: Sequence[str], shorter: Sequence[str]) -> list[dict[str, str]]:
     }
     beginnings |= {longer[0][: match.end()] for match in re.finditer(r"[./]", longer[0])}
     found = []
-    for beginning in sorted(beginnings):
+    for beginning in sorted(beginnings)[:MOST_BEGINNINGS]:
         left = {name: name.removeprefix(beginning) for name in longer if name.startswith(beginning)}
         left = {name: rest for name, rest in left.items() if rest in wanted}
         if len(left) in (len(longer), len(wanted)):
