@@ -201,6 +201,44 @@ def to_host(array: Any) -> HostArray:
     return np.asarray(array)
 
 
+def adopted(name: str, values: Any) -> tuple[Any, str | None]:
+    """Return `values` as the solver computes with them, and what they were rounded to if their dtype hides that.
+
+    Tensors of PyTorch and arrays of JAX become NumPy arrays on the host, without a copy where they lie there: both
+    compute in float32 unless told otherwise, and a tensor may carry a graph. What was bfloat16, for which NumPy has no
+    type, is float32 then. Masked arrays and `numpy.matrix`, which compute in ways of their own, become plain ones.
+    Everything else is handed back as it is.
+
+    Raises
+    ------
+    InputError
+        If a tensor is sparse or quantised, an array has masked entries, or a JAX array is being traced.
+    """
+    if array_api_compat.is_torch_array(values):
+        if str(values.layout) != "torch.strided" or values.is_quantized:
+            msg = f"`{name}` is a sparse or quantised tensor: pass a dense one, e.g. .to_dense() or .dequantize()"
+            raise InputError(msg)
+        dtype = str(values.dtype).removeprefix("torch.")
+        if dtype not in ("float16", "bfloat16", "float32", "float64"):
+            return values, None  # refused by its dtype
+        host = values.detach().cpu()
+        return (host.float().numpy(), "bfloat16") if dtype == "bfloat16" else (host.numpy(), None)
+    if array_api_compat.is_jax_array(values):
+        try:
+            return np.asarray(values), None
+        except Exception as error:  # whatever JAX raises for what has no numbers yet
+            msg = f"`{name}` is a traced JAX array: call the inversion outside jit, grad and vmap"
+            raise InputError(msg) from error
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.is_masked(values):
+            msg = f"`{name}` has masked entries: every number must be there"
+            raise InputError(msg)
+        return values.data, None
+    if isinstance(values, np.matrix):
+        return np.asarray(values), None
+    return values, None
+
+
 def erf(xp: ModuleType, values: Array) -> Array:
     """Error function of `values`, in their dtype; through the host where the library has none."""
     if array_api_compat.is_cupy_namespace(xp):

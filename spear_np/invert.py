@@ -60,6 +60,7 @@ def invert(
     ----------
     weight_grad : (m, n) array or sliceable, float16, float32 or float64
         ∂L/∂W, summed or averaged over the batch; row j belongs to output unit j. An h5py dataset is read by blocks.
+        PyTorch and JAX arrays, here and below, are computed with as NumPy arrays on the host, and bfloat16 is noted.
     bias_grad : (m,) array, optional
         ∂L/∂b. Without it each input is found up to its scale.
     weight : (m, n) array or sliceable, optional

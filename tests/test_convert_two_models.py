@@ -129,8 +129,8 @@ def wrong(folder: Path, **changes: Any) -> tuple[Any, ...]:
     ("changes", "fragment"),
     [
         ({"fc1.weight": None}, "has no array 'fc1.weight', which the model before has"),
-        ({"fc1.weight": np.zeros((64, 80), np.float32)}, "of shape (64, 80), but float32 of shape (80, 64)"),
-        ({"fc1.bias": np.zeros(80)}, "'fc1.bias' is float64 of shape (80,), but float32"),
+        ({"fc1.weight": np.zeros((64, 80), np.float32)}, "'fc1.weight' has shape (64, 80), but (80, 64)"),
+        ({"fc1.bias": np.zeros(81)}, "'fc1.bias' has shape (81,), but (80,) in the model before"),
     ],
 )
 def test_states_of_different_models(

@@ -635,3 +635,102 @@ def test_without_pytorch_the_import_says_what_to_install(tmp_path: Path) -> None
         env={"PYTHONPATH": f"{tmp_path}:{root}:{root / 'io'}", "PATH": ""},
     )
     assert done.stderr.endswith("ImportError: PyTorch is not installed: pip install 'spear-np[torch]'\n")
+
+
+def listed(values: dict[str, Any]) -> Any:
+    return tuple(values.values())
+
+
+def as_numpy(values: dict[str, Any]) -> Any:
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def listed_numpy(values: dict[str, Any]) -> Any:
+    return [value.numpy() for value in values.values()]
+
+
+def compiled(values: dict[str, Any]) -> Any:
+    return {f"_orig_mod.{name}": value for name, value in values.items()}
+
+
+def parallel(values: dict[str, Any]) -> Any:
+    return {f"module._orig_mod.{name}": value for name, value in values.items()}
+
+
+HANDED_OVER = (listed, as_numpy, listed_numpy, compiled, parallel)
+
+
+@pytest.mark.parametrize("handed", HANDED_OVER, ids=lambda handed: handed.__name__)
+def test_gradients_and_weights_come_in_every_shape_that_people_hold(handed: Any) -> None:
+    model = wide()
+    before = parameters_of(model)
+    gradients = functional_gradients(model, before, *batch())
+    after = {name: p - gradients[name] for name, p in before.items()}
+    for update, wanted in (
+        (from_gradients(model, handed(gradients)), gradients),
+        (from_gradients(model, handed(gradients), parameters=handed(before)), gradients),
+        (from_weights(model, handed(before), after), {name: after[name] - before[name] for name in after}),
+        (from_weights(model, before, handed(after)), {name: after[name] - before[name] for name in after}),
+    ):
+        assert list(update.layers) == ["0", "2", "4"]
+        for name, layer in update.layers.items():
+            assert np.array_equal(layer.weight_grad[:], wanted[f"{name}.weight"])
+            assert np.array_equal(layer.bias_grad[:], wanted[f"{name}.bias"])
+            assert np.array_equal(layer.weight[:], before[f"{name}.weight"])
+
+
+def test_the_model_may_be_the_wrapped_side() -> None:
+    model = wide()
+    gradients = functional_gradients(model, parameters_of(model), *batch())
+    update = from_gradients(nn.Sequential(model), gradients)
+    assert [name.removeprefix("0.") for name in update.layers] == ["0", "2", "4"]
+    assert np.array_equal(update.layers["0.4"].weight_grad[:], gradients["4.weight"])
+
+
+def test_a_list_may_leave_out_what_is_frozen() -> None:
+    model = wide()
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    inputs, labels = batch()
+    gradients = torch.autograd.grad(functional.cross_entropy(model(inputs), labels), trained)
+    for given in (gradients, (None, None, *gradients)):
+        update = from_gradients(model, given)
+        assert update.skipped == {"0": "its weight is frozen"}
+        assert np.array_equal(update.layers["2"].weight_grad[:], gradients[0])
+
+
+@pytest.mark.parametrize("number", [4, 5, 7])
+def test_a_list_that_does_not_fit_is_refused(number: int) -> None:
+    model = wide()
+    gradients = [*parameters_of(model).values(), torch.ones(3)][:number]
+    with pytest.raises(RecordingError, match=f"holds {number} arrays, which do not fit the 6 parameters"):
+        from_gradients(model, gradients)
+    with pytest.raises(RecordingError, match="do not fit the 6 parameters"):
+        from_gradients(model, [*parameters_of(model).values()][::-1])
+
+
+def test_names_of_another_model_are_refused() -> None:
+    with pytest.raises(
+        RecordingError, match=r"no name in `gradients` is one of the model: there is 'fc\.weight'"
+    ):
+        from_gradients(wide(), {"fc.weight": torch.ones(3)})
+    two = {f"{side}.{name}": p for side in ("a", "b") for name, p in parameters_of(wide()).items()}
+    with pytest.raises(RecordingError, match=r"in several ways: without 'a\.' or 'b\.'"):
+        from_weights(wide(), parameters_of(wide()), two)
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("then", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_states_of_two_precisions_differ_in_the_wider_one(tmp_path: Path, first: Any, then: Any) -> None:
+    model = wide()
+    before = {name: p.to(first) for name, p in parameters_of(model).items()}
+    after = {name: (p + 0.25).to(then) for name, p in parameters_of(model).items()}
+    from_weights(model, before, after).write(tmp_path / "d.h5")
+    with open_dump(tmp_path / "d.h5") as dump:
+        stored = dump.records[0].layers[0].arrays
+        assert stored["weight"].precision == str(first).removeprefix("torch.")
+        wider = torch.promote_types(first, then)
+        assert stored["weight_grad"].precision == str(wider).removeprefix("torch.")
+        wanted = after["0.weight"].to(wider) - before["0.weight"].to(wider)
+        np.testing.assert_array_equal(-stored["weight_grad"][:], wanted.double().numpy())

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..backend import Array, Device
+from ..backend import Array, Device, adopted
 from ..errors import InputError
 from .activation import Activation, as_activation
 
@@ -65,7 +65,8 @@ class LayerGradients:
     Parameters
     ----------
     weight_grad : (m, n) array or sliceable, float16, float32 or float64
-        ∂L/∂W; row j belongs to output unit j. Never copied as a whole: it is read by blocks of columns.
+        ∂L/∂W; row j belongs to output unit j. Never copied as a whole: it is read by blocks of columns. Tensors of
+        PyTorch and arrays of JAX, bfloat16 too, are taken as NumPy arrays on the host.
     bias_grad : (m,) array, optional
         ∂L/∂b. Without it every input is found up to its scale.
     weight : (m, n) array or sliceable, optional
@@ -93,6 +94,11 @@ class LayerGradients:
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without reading the matrices."""
+        for name in ("weight_grad", "bias_grad", "weight", "bias"):
+            values, precision = adopted(name, getattr(self, name))
+            object.__setattr__(self, name, values)
+            if name == "weight_grad" and self.precision is None:
+                object.__setattr__(self, "precision", precision)
         m, n = _matrix_shape("weight_grad", self.weight_grad)
         if self.weight is not None:
             shape = _matrix_shape("weight", self.weight)

@@ -27,7 +27,10 @@ class _Rows:
         self._tensors = [t.detach() for t in (tensor, minus) if t is not None]
         self._versions = [version_of(t) for t in self._tensors]
         self.shape = tuple(tensor.shape)
-        self.dtype = to_numpy(torch.empty(0, dtype=tensor.dtype)).dtype
+        self.tensor_dtype = self._tensors[0].dtype
+        for other in self._tensors[1:]:  # models of two precisions differ in the wider one
+            self.tensor_dtype = torch.promote_types(self.tensor_dtype, other.dtype)
+        self.dtype = to_numpy(torch.empty(0, dtype=self.tensor_dtype)).dtype
 
     def __getitem__(self, key: Any) -> Array:
         if [version_of(t) for t in self._tensors] != self._versions:
@@ -44,7 +47,7 @@ def rows_of(tensor: torch.Tensor | None, minus: torch.Tensor | None = None) -> A
     if tensor is None:
         return None
     rows = _Rows(tensor, minus)
-    return Bfloat16(rows) if tensor.dtype is torch.bfloat16 else rows
+    return Bfloat16(rows) if rows.tensor_dtype is torch.bfloat16 else rows
 
 
 def array_of(tensor: torch.Tensor | None, *, copy: bool = False) -> Array:

@@ -42,8 +42,9 @@ from spear_np import Activation
 
 from . import _round
 from ._round import RecordingError
+from ._torch_named import Values, tensors_by_name
 from ._torch_observers import linear_layers, observed
-from ._torch_updates import PRODUCER, Recorder, Tensors, update_of
+from ._torch_updates import PRODUCER, Recorder, update_of
 
 __all__ = ["Recorder", "RecordingError", "RoundWriter", "from_gradients", "from_weights", "record_gradients"]
 
@@ -125,13 +126,13 @@ def record_gradients(
 
 def from_gradients(
     model: nn.Module,
-    gradients: Tensors,
+    gradients: Values,
     *,
-    parameters: Tensors | None = None,
+    parameters: Values | None = None,
     inputs: Any = None,
     activations: Mapping[str, str | Activation] | None = None,
 ) -> Recorder:
-    """Return an update of gradients by parameter name, as `torch.func.grad` gives them.
+    """Return an update of gradients, as `torch.func.grad` or `torch.autograd.grad` give them.
 
     Nothing is copied: write the update before the training goes on.
 
@@ -139,9 +140,10 @@ def from_gradients(
     ----------
     model : nn.Module
         Tells which parameters belong to fully connected layers; left as it was.
-    gradients : mapping of tensors
-        By the names of `model.named_parameters()`; what is missing is skipped.
-    parameters : mapping of tensors, optional
+    gradients : mapping or sequence of tensors or arrays
+        By the names of `model.named_parameters()`, where what `torch.compile` and the like put before them does not
+        matter; or all in the order of `model.parameters()`. What is missing, or None, is skipped.
+    parameters : mapping or sequence of tensors or arrays, optional
         Where the gradients were taken. Defaults to those of the model.
     inputs : tensor or tuple, optional
         What the model was called with. It is called once more with them, to see the order of the layers, what follows
@@ -155,18 +157,21 @@ def from_gradients(
     ValueError
         If `activations` names something that is no `nn.Linear` of the model.
     RecordingError
-        If a gradient does not have the shape of its parameter.
+        If a gradient does not have the shape of its parameter, or names or numbers do not fit the model.
     """
     if parameters is None:
-        parameters = {name: p.detach() for name, p in model.named_parameters()}
-    alone = {name: (gradient, None) for name, gradient in gradients.items()}
-    return update_of(model, parameters, alone, info=NO_INFO, inputs=inputs, activations=activations)
+        known = {name: p.detach() for name, p in model.named_parameters()}
+    else:
+        known = tensors_by_name(model, parameters, "parameters")
+    named = tensors_by_name(model, gradients, "gradients")
+    alone = {name: (gradient, None) for name, gradient in named.items()}
+    return update_of(model, known, alone, info=NO_INFO, inputs=inputs, activations=activations)
 
 
 def from_weights(
     model: nn.Module,
-    before: Tensors,
-    after: Tensors,
+    before: Values,
+    after: Values,
     *,
     learning_rate: float | None = None,
     local_steps: int | None = None,
@@ -181,8 +186,9 @@ def from_weights(
     ----------
     model : nn.Module
         Tells which parameters belong to fully connected layers; left as it was.
-    before, after : mapping of tensors
-        Two state dicts. ``model.state_dict()`` is no copy: ``before = copy.deepcopy(model.state_dict())``.
+    before, after : mapping or sequence of tensors or arrays
+        Two state dicts, or their values in their order. ``model.state_dict()`` is no copy:
+        ``before = copy.deepcopy(model.state_dict())``.
     learning_rate : float, optional
         Of plain SGD. Without it everything but the scale of the gradient is known.
     local_steps : int, optional
@@ -195,8 +201,9 @@ def from_weights(
     ValueError
         If `activations` names something that is no `nn.Linear` of the model.
     RecordingError
-        If the two are the same tensors, or differ in shape.
+        If the two are the same tensors, differ in shape, or do not fit the model.
     """
+    before, after = tensors_by_name(model, before, "before"), tensors_by_name(model, after, "after")
     info = RecordInfo(update="weight_delta", learning_rate=learning_rate, local_steps=local_steps)
     differences = {name: (after[name], before[name]) for name in before.keys() & after.keys()}
     return update_of(model, before, differences, info=info, inputs=inputs, activations=activations)

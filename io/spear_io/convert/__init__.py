@@ -16,10 +16,10 @@ from ..adapters.wiring import Wiring
 from ..files.dump import DATASETS, RecordInfo
 from ..files.dump_writer import NO_INFO, DumpWriter, LayerArrays
 from ..problems import FileError, listing, printable
-from .checks import check_gradients, check_input_shape, check_one_update
+from .checks import change_of, check_gradients, check_input_shape, check_one_update
 from .difference import leave_out_unchanged
 from .forward_order import forward_order
-from .forward_pass import Said, wired
+from .forward_pass import LastLayer, Said, last_layer, wired
 from .layers import FoundLayer, Part, natural
 from .names import MOMENT, NORMALISATIONS
 from .orientation import Settled, settle
@@ -104,11 +104,12 @@ def convert(
         If a file cannot be used, holds no gradients, leaves open what is what, or the dump cannot be written.
     """
     with ExitStack() as stack:
-        source, given = origin.open(stack)
-        pairing = pair(given, source.place)
+        opened = origin.open(stack)
+        source = opened.source
+        pairing = pair(opened.given, source.place, opened.unread, two_files=opened.two_files)
         if origin.before is not None:
             leave_out_unchanged(pairing.layers, source.place)
-        check_gradients(pairing, source)
+        check_gradients(pairing, source, origin)
         linear = sorted((one for one in pairing.layers if one.kind == "linear"), key=natural)
         settled = settle(linear, source, orientation, lambda one: _wanted(one, layers))
         ordered, order_note = forward_order(
@@ -116,11 +117,12 @@ def convert(
         )
         chosen = _choose(ordered, layers, pairing, source)
         check_one_update(chosen, source.place)
-        wiring, assumed = wired(ordered, chosen, settled, source, said, only_chosen=bool(layers))
+        last = last_layer(ordered, pairing.unread, settled)
+        wiring, assumed = wired(last, chosen, settled, source, said, only_chosen=bool(layers))
         written = {one.title: _arrays(one, settled.get(one.title), wiring[one.title]) for one in chosen}
         _add_inputs(written, pairing)
         check_input_shape(info, chosen[0].title, written[chosen[0].title], source.place)
-        if origin.before is not None:
+        if origin.before is not None or change_of(chosen, source.place):
             info = replace(info, update="weight_delta")
         producer = f"{source.producer}, converted from {source.format}"
         with DumpWriter(output, producer=producer, sources=origin.files, replace=replace_any) as dump:
@@ -130,7 +132,7 @@ def convert(
             record=record,
             layers=tuple(_report(one, written[one.title], settled.get(one.title)) for one in chosen),
             skipped=dict(source.skipped) | pairing.skipped,
-            notes=tuple(_notes(origin, pairing, source, order_note, assumed=assumed)),
+            notes=tuple(_notes(origin, pairing, source, order_note, assumed=assumed, last=last)),
         )
 
 
@@ -216,10 +218,21 @@ def _datasets(one: FoundLayer, arrays: LayerArrays) -> tuple[str, ...]:
 
 
 def _notes(
-    origin: Origin, pairing: Pairing, source: Source, order: str | None, *, assumed: bool
+    origin: Origin,
+    pairing: Pairing,
+    source: Source,
+    order: str | None,
+    *,
+    assumed: bool,
+    last: LastLayer,
 ) -> list[str]:
     """Return what was assumed."""
-    notes = [*([order] if order else []), *source.notes]
+    notes = [*([order] if order else []), *source.notes, *pairing.notes]
+    if any(one.changes for one in pairing.layers):
+        notes.append(
+            "what is named as a change of the weights is taken for the model after minus the model before (weight_delta): "
+            "a multiple of the gradient only if it was one step of plain SGD"
+        )
     moments = [name for name, reason in (dict(source.skipped) | pairing.skipped).items() if reason == MOMENT]
     if moments and origin.gradients:
         notes.append(
@@ -235,6 +248,11 @@ def _notes(
                 f"there are moments of an optimizer ({listing(moments[:3])}): a step of Adam and its like is no multiple "
                 "of the gradient; the first step of momentum is"
             )
+    if last.unread:
+        notes.append(
+            f"the weights of {listing(last.unread)} cannot be used, but the layers are there, and count when the last one "
+            "is told from the others" + (f": {last.doubt}" if last.doubt else "")
+        )
     if assumed:
         notes.append(
             "the file does not say what follows a layer: a ReLU is assumed after every layer but the last one of "

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ..adapters.prefixes import AmbiguousNamesError, counterparts
 from ..files.storage import Floats, row_blocks
-from ..problems import FileError, Place, printable
+from ..problems import FileError, Place, listing, printable
 from .layers import FoundLayer, Part
 from .names import MOMENT, understand_all
 from .pairing import Given
@@ -21,20 +22,23 @@ GRADIENTS: tuple[Part, ...] = ("weight_grad", "bias_grad")
 
 @dataclass(frozen=True)
 class _Difference:
-    """after − before, computed where it is sliced, in the precision of both."""
+    """after − before, computed where it is sliced, in the wider type of both."""
 
     before: NamedArray
     after: NamedArray
+    dtype: np.dtype[Any]
 
     def __getitem__(self, key: Any) -> Floats:
         with np.errstate(over="ignore", invalid="ignore"):  # infinities are named when the dump is written
-            return self.after[key] - self.before[key]
+            change: Floats = self.after[key].astype(self.dtype) - self.before[key].astype(self.dtype)
+            return change
 
 
 def updates(before: Source, after: Source) -> list[Given]:
     """Return the arrays of the model before, and their changes as gradients.
 
-    Differences of bfloat16 are float32, which holds them unrounded; all others keep the dtype of the models.
+    Differences of bfloat16 are float32, which holds them unrounded; all others keep the dtype of the models, the wider
+    one if there are two.
 
     Raises
     ------
@@ -47,16 +51,17 @@ def updates(before: Source, after: Source) -> list[Given]:
     if before.path.samefile(after.path):
         msg = "is the model before as well as after"
         raise FileError(msg, after.place, "give the model before and after the step")
-    counterparts = _counterparts(before, after)
+    there = _counterparts(before, after)
     meanings = understand_all(array.name for array in before.arrays)
     given = []
     for array in before.arrays:
         meaning = meanings[array.name]
         if meaning.gradient:
             continue  # of another step
-        given.append(Given(array))
+        given.append(Given(array, ordered=before.in_forward_order))
         if meaning.reason is None:
-            given.append(Given(_difference(array, counterparts.get(array.name), after), gradient=True))
+            difference = _difference(array, there.get(array.name), after)
+            given.append(Given(difference, gradient=True, ordered=before.in_forward_order))
     return given
 
 
@@ -95,18 +100,36 @@ def leave_out_unchanged(layers: Sequence[FoundLayer], place: Place) -> None:
         raise FileError(msg, place, "give the model before and after a step of training")
 
 
+def two_precisions(before: Source, after: Source) -> list[str]:
+    """Return what to say of models whose numbers were rounded in two ways; the coarser decides what is left of a step."""
+    there = _counterparts(before, after)
+    found = {
+        (array.precision, other.precision)
+        for array in before.arrays
+        if (other := there.get(array.name)) and array.precision != other.precision
+    }
+    return [
+        f"the model before is {first} and the model after {second}: the difference holds the rounding of the coarser "
+        "of them, which may be larger than the step"
+        for first, second in sorted(found)
+    ]
+
+
 def _counterparts(before: Source, after: Source) -> dict[str, NamedArray]:
-    """Return the arrays of the model after by their names before; DataParallel puts `module.` before all names."""
+    """Return the arrays of the model after by their names before, whatever wrappers have put before either."""
     there = {array.name: array for array in after.arrays}
-    names = [array.name for array in before.arrays]
-    if there.keys().isdisjoint(names):
-        bare = {_bare(name): array for name, array in there.items()}
-        there = {name: bare[_bare(name)] for name in names if _bare(name) in bare}
-    return {name: there[name] for name in names if name in there}
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"(^|[./])module\.", r"\1", name)
+    meanings = understand_all([array.name for array in before.arrays])
+    used = [name for name, meaning in meanings.items() if meaning.reason is None]
+    try:
+        meant = counterparts(used or meanings, there)
+    except AmbiguousNamesError as error:
+        msg = (
+            "the names of the two models fit in several ways: without "
+            f"{listing(error.choices)} before those of one"
+        )
+        raise FileError(msg, after.place, "give files of one model each") from error
+    same = {name: name for name in meanings if name in there}
+    return {name: there[other] for name, other in (same | meant).items()}
 
 
 def _difference(before: NamedArray, after: NamedArray | None, source: Source) -> NamedArray:
@@ -114,11 +137,9 @@ def _difference(before: NamedArray, after: NamedArray | None, source: Source) ->
     if after is None:
         msg = f"has no array {what}, which the model before has"
         raise FileError(msg, source.place, "give two states of the same model")
-    if (before.shape, before.precision) != (after.shape, after.precision):
-        msg = (
-            f"{what} is {after.precision} of shape {after.shape}, but {before.precision} of shape {before.shape} "
-            "in the model before"
-        )
+    if before.shape != after.shape:
+        msg = f"{what} has shape {after.shape}, but {before.shape} in the model before"
         raise FileError(msg, source.place, "give two states of the same model")
-    precision = "float32" if before.precision == "bfloat16" else before.precision
-    return replace(after, precision=precision, load=lambda: _Difference(before, after), transposed=False)
+    precision = np.promote_types(before.dtype, after.dtype).name
+    load = partial(_Difference, before, after, np.dtype(precision))
+    return replace(after, name=before.name, precision=precision, load=load, transposed=False)

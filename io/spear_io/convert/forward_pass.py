@@ -9,11 +9,14 @@ from spear_np import Activation
 
 from ..adapters.wiring import NONE, Wiring, wire
 from ..problems import FileError, listing, printable
-from .layers import FoundLayer
-from .orientation import Settled
+from .layers import FoundLayer, natural
+from .orientation import Settled, numbered
 from .source import Source
 
 RELU = Activation("relu")
+
+UNSEEN = Activation("unknown")
+"""Of a layer that may be the last one or not."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,53 @@ class Said:
     """What single layers follow; None for those that follow none."""
 
 
+@dataclass(frozen=True)
+class LastLayer:
+    """Which of the layers that were found is the last of the network."""
+
+    layer: FoundLayer | None
+    """None if there is but one, or the last is among those that cannot be used."""
+    unread: tuple[str, ...] = ()
+    """Names of layers that are there, but cannot be used."""
+    doubt: str = ""
+    """What cannot be told; then `layer` is the last of those that were found, and may be hidden."""
+
+
+def last_layer(
+    ordered: Sequence[FoundLayer], unread: Sequence[FoundLayer], settled: Mapping[str, Settled]
+) -> LastLayer:
+    """Return which of the layers is the last one, counting those that cannot be used.
+
+    Where those come is told by their numbers, if the names of all layers differ by nothing else, or by the lengths of
+    their biases: what has as many output units as a layer has inputs comes before it.
+
+    Parameters
+    ----------
+    ordered : sequence of FoundLayer
+        Those that were found, in forward order.
+    unread : sequence of FoundLayer
+        The others.
+    settled : mapping
+        (m, n) of the fully connected layers that were found, by title.
+    """
+    names = tuple(one.title for one in unread)
+    if not ordered or len(ordered) + len(unread) < 2:
+        return LastLayer(None, names)
+    last = ordered[-1]
+    if not unread:
+        return LastLayer(last)
+    if numbered([*ordered, *unread]):
+        later = max((*ordered, *unread), key=natural) is not last
+        return LastLayer(None if later else last, names)
+    inputs = settled[last.title].shape[1] if last.title in settled else None
+    if inputs is not None and all(one.vector_length == inputs for one in unread) and len(unread) == 1:
+        return LastLayer(last, names)
+    doubt = f"whether '{printable(last.title)}' is that is not known, say --activation {printable(last.title)}=relu if a "
+    return LastLayer(last, names, doubt + "ReLU follows it, or none")
+
+
 def wired(
-    ordered: Sequence[FoundLayer],
+    last: LastLayer,
     chosen: Sequence[FoundLayer],
     settled: Mapping[str, Settled],
     source: Source,
@@ -40,6 +88,8 @@ def wired(
     only_chosen: bool,
 ) -> tuple[dict[str, Wiring], bool]:
     """Return what the dump says of each chosen layer, by title, and whether any activation was assumed.
+
+    A ReLU is assumed after every layer but the `last`.
 
     Raises
     ------
@@ -50,7 +100,6 @@ def wired(
     _check_names(said.activations, titles, "--activation", source)
     _check_names(said.links, titles, "--follows", source)
     told = _told(chosen, settled, source)
-    last = ordered[-1] if len(ordered) > 1 else None
     found: dict[str, Wiring] = {}
     assumed = False
     before: str | None = None
@@ -58,12 +107,12 @@ def wired(
         wiring = told.get(one.title)
         if one.title in said.activations:
             activation = said.activations[one.title]
-        elif said.activation is not None and (only_chosen or one is not last):
+        elif said.activation is not None and (only_chosen or one is not last.layer):
             activation = said.activation
         elif wiring is not None:
             activation = wiring.activation
         else:
-            activation = NONE if one is last else RELU
+            activation = (UNSEEN if last.doubt else NONE) if one is last.layer else RELU
             assumed |= said.activation is None
         wiring = replace(wiring or Wiring(NONE), activation=activation)
         if one.title in said.links:

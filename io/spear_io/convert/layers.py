@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,6 +33,8 @@ class FoundLayer:
     """What its name consists of."""
     conventions: set[Orientation] = field(default_factory=set)
     """How arrays of such names usually lie."""
+    changes: set[Part] = field(default_factory=set)
+    """Which of its gradients are what training has added to the weight."""
     without_gradient: str = "is of a layer without gradient"
     """Why its arrays are not used if it has no gradient."""
 
@@ -55,8 +58,13 @@ class FoundLayer:
 
 
 def natural(layer: FoundLayer) -> list[tuple[int, str]]:
+    """Sort key of a layer's name."""
+    return natural_text(layer.words)
+
+
+def natural_text(words: Iterable[str]) -> list[tuple[int, str]]:
     """Sort key of a name: numbers in it by their value, so that layer_10 comes after layer_2."""
-    parts = re.findall(r"\d+|\D+", " ".join(layer.words))
+    parts = re.findall(r"\d+|\D+", " ".join(words))
     return [
         (int(part), "") if part.isdecimal() and len(part) <= LONGEST_NUMBER else (-1, part) for part in parts
     ]

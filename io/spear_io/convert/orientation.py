@@ -104,7 +104,7 @@ def _by_names_and_neighbours(layer: FoundLayer, layers: Sequence[FoundLayer]) ->
     if len(layer.conventions) == 1:
         reasons = dict.fromkeys(layer.conventions, "name of the array")
     chained: list[Orientation] = [o for o in MEANING if chains([_sizes(one, o) for one in layers])]
-    if len(chained) == 1 and _numbered(layers):
+    if len(chained) == 1 and numbered(layers):
         reasons.setdefault(chained[0], "sizes of its neighbours")
     return reasons
 
@@ -123,7 +123,7 @@ def chains(shapes: Sequence[tuple[int, int]]) -> bool:
     return all(before[0] == after[1] for before, after in pairwise(shapes))
 
 
-def _numbered(layers: Sequence[FoundLayer]) -> bool:
+def numbered(layers: Sequence[FoundLayer]) -> bool:
     """Whether the names differ by numbers alone, so that their order can be relied on."""
     texts = {tuple(word.rstrip("0123456789") for word in layer.words) for layer in layers}
     return len(texts) == 1

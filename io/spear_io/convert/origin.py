@@ -13,10 +13,11 @@ from ..adapters.keras_operations import UNKNOWN_SLOPE
 from ..adapters.wiring import Elementwise, Step
 from ..problems import FileError
 from .detect import open_source
-from .difference import only_after, updates
+from .difference import only_after, two_precisions, updates
+from .flat_vector import split_vector
 from .mapping import mapped
 from .names import understand
-from .pairing import Given
+from .pairing import Given, Unread
 from .source import Source
 
 
@@ -50,12 +51,15 @@ class Origin:
         """All that is read."""
         return [path for path in (self.source, self.model, self.before, self.after) if path is not None]
 
-    def open(self, stack: ExitStack) -> tuple[Source, list[Given]]:
-        """Open everything until `stack` unwinds; return the main source, and all arrays with what is known of them."""
+    def open(self, stack: ExitStack) -> Opened:
+        """Open everything until `stack` unwinds."""
         if self.before is not None and self.after is not None:
             before, after = (stack.enter_context(open_source(path)) for path in (self.before, self.after))
             given = updates(before, after)
-            return replace(before, skipped=only_after(before, after) | dict(before.skipped)), given
+            skipped = only_after(before, after) | dict(before.skipped)
+            notes = (*before.notes, *two_precisions(before, after))
+            unread = [Unread(name, reason) for name, reason in before.skipped.items()]
+            return Opened(replace(before, skipped=skipped, notes=notes), given, unread)
         assert self.source is not None
         source = stack.enter_context(open_source(self.source))
         if self.model is not None and not (self.gradients or self.maps or _says_gradient(source)):
@@ -65,16 +69,36 @@ class Origin:
             )
         if self.maps:
             given = mapped(source, self.maps)
+            unread = []
         else:
-            given = [Given(array, gradient=self.gradients) for array in source.arrays]
+            given = [
+                Given(a, gradient=self.gradients, ordered=source.in_forward_order) for a in source.arrays
+            ]
+            unread = [Unread(name, why, gradient=self.gradients) for name, why in source.skipped.items()]
         if self.model is not None:
             model = stack.enter_context(open_source(self.model))
-            given += [Given(array) for array in model.arrays]
+            given += [Given(array, ordered=model.in_forward_order) for array in model.arrays]
+            unread += [Unread(name, why) for name, why in model.skipped.items()]
             network = model.network or _without_slopes(source.network)
-            source = replace(source, network=network, notes=(*source.notes, *model.notes))
+            skipped = dict(model.skipped) | dict(source.skipped)
+            source = replace(source, network=network, notes=(*source.notes, *model.notes), skipped=skipped)
         elif self.gradients:
             source = replace(source, network=_without_slopes(source.network))
-        return source, given
+        return Opened(source, split_vector(given, source.place), unread, two_files=self.model is not None)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What there is to convert."""
+
+    source: Source
+    """The file with the gradients, or the model before; what is not taken of the other file is among `skipped`."""
+    given: list[Given]
+    """All arrays, with what is known of them."""
+    unread: list[Unread]
+    """What cannot be taken."""
+    two_files: bool = False
+    """Whether the model lies in a file of its own."""
 
 
 def _says_gradient(source: Source) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..adapters.prefixes import AmbiguousNamesError, counterparts
 from ..problems import FileError, Place, listing, printable
 from .layers import KINDS, PARTS, FoundLayer
-from .names import NORMALISATIONS, PER_SAMPLE, Meaning, understand_all
-from .positions import by_position, by_rank
+from .lists import Meant, Member, by_model, by_place, one_list
+from .names import IS_COMPUTED, NORMALISATIONS, PER_SAMPLE, Meaning, is_buffer, understand_all
+from .positions import by_rank
 from .source import NamedArray
+
+LONE_BIAS = "is a bias without a weight"
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,18 @@ class Given:
     """Whether it is a gradient whatever its name says."""
     meaning: Meaning | None = None
     """Instead of what the name says."""
+    ordered: bool = False
+    """Whether the arrays of its file come in the order of the forward pass."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An array that cannot be taken: its place in a list, and its layer, still count."""
+
+    name: str
+    reason: str
+    gradient: bool = False
+    """Whether it is a gradient whatever its name says."""
 
 
 @dataclass
@@ -33,9 +49,15 @@ class Pairing:
     """Arrays that are not used, and why."""
     inputs: NamedArray | None = None
     """True inputs (b, n) of the network, for evaluation only."""
+    unread: list[FoundLayer] = field(default_factory=list)
+    """Layers that are there, but whose weight or its gradient cannot be used."""
+    notes: list[str] = field(default_factory=list)
+    """What was concluded from the names that people must know."""
 
 
-def pair(given: Iterable[Given], place: Place) -> Pairing:
+def pair(
+    given: Iterable[Given], place: Place, unread: Iterable[Unread] = (), *, two_files: bool = False
+) -> Pairing:
     """Sort arrays into layers by their names, or by their positions if they have no names.
 
     Parameters
@@ -44,45 +66,128 @@ def pair(given: Iterable[Given], place: Place) -> Pairing:
         In the order of the file: the layers come in the order of their first arrays.
     place : Place
         Named in errors.
+    unread : iterable of Unread
+        What else there is.
+    two_files : bool
+        Whether the model lies in a file of its own: its names may then have another beginning than the gradients'.
 
     Raises
     ------
     FileError
-        If two arrays would have to be the same part of one layer, two layers would have one name, or numbered
-        gradients do not fit the model.
+        If two arrays would have to be the same part of one layer, two layers would have one name, or gradients do not
+        fit the model.
     """
     pairing = Pairing()
-    given = list(given)
-    meanings = understand_all(one.array.name for one in given if one.meaning is None)
-    named: list[tuple[NamedArray, Meaning]] = []
-    numbered: dict[bool, list[tuple[int, NamedArray]]] = {False: [], True: []}
+    given, unread = list(given), list(unread)
+    names = [one.array.name for one in given if one.meaning is None]
+    meanings = understand_all([*names, *(one.name for one in unread)])
+    named: list[tuple[Given, Meaning]] = []
+    members: dict[bool, list[Member]] = {False: [], True: []}
     for one in given:
         meaning = one.meaning or meanings[one.array.name]
         gradient = meaning.gradient or one.gradient
         if math.prod(one.array.shape) == 1 and (meaning.reason or not one.array.shape):
             meaning = Meaning(reason="is a single number")
         if meaning.position is None:
-            named.append((one.array, replace(meaning, gradient=gradient)))
+            named.append((one, replace(meaning, gradient=gradient)))
         else:
-            numbered[gradient].append((meaning.position, one.array))
-
+            members[gradient].append(Member(one.array.name, meaning, one.array))
+    for other in unread:
+        meaning = meanings[other.name]
+        if meaning.position is not None:
+            members[meaning.gradient or other.gradient].append(Member(other.name, meaning, None))
+    if two_files:
+        named = _aligned(named, pairing, place)
     layers: dict[tuple[str, ...], FoundLayer] = {}
-    _sort(named, layers, pairing, place)
-    weights, gradients = (by_position(numbered[which], gradient=which) for which in (False, True))
-    model = [
-        layer for layer in layers.values() if "weight" in layer.parts and len(layer.parts["weight"].shape) > 1
-    ]
-    if model and not weights:
-        gradients = by_rank(gradients, model, place)
-    _sort([*weights, *gradients], layers, pairing, place)
+    _sort([(one.array, meaning) for one, meaning in named], layers, pairing, place)
+    _sort(_numbered(named, members, layers, pairing, place), layers, pairing, place)
     for layer in layers.values():
         reason = _no_layer(layer, place)
         if reason is None:
             pairing.layers.append(layer)
-        else:
-            pairing.skipped.update({array.name: reason for array in layer.parts.values()})
+            continue
+        pairing.skipped.update({array.name: reason for array in layer.parts.values()})
+        if reason == LONE_BIAS:
+            pairing.unread.append(layer)
+    _note_unread(unread, meanings, layers, pairing)
     _check_titles(pairing.layers, place)
     return pairing
+
+
+def _aligned(
+    named: list[tuple[Given, Meaning]], pairing: Pairing, place: Place
+) -> list[tuple[Given, Meaning]]:
+    """Return gradients under the names of the layers of a model in another file, where these have another beginning."""
+    titles: dict[bool, dict[str, Meaning]] = {False: {}, True: {}}
+    for _, meaning in named:
+        if meaning.role in ("weight", "bias") and not meaning.reason:
+            titles[meaning.gradient].setdefault(".".join(meaning.layer), meaning)
+    try:
+        meant = counterparts(titles[True], titles[False])
+    except AmbiguousNamesError as error:
+        msg = f"the gradients could be of several models: without {listing(error.choices)} before the names"
+        raise FileError(msg, place, "give a file of one model") from error
+    changed = {name: other for name, other in meant.items() if name != other}
+    if changed:
+        name, model_name = next(iter(changed.items()))
+        pairing.notes.append(
+            f"the names of the gradients and of the model begin in different ways: '{printable(titles[True][name].title)}' "
+            f"is taken for '{printable(titles[False][model_name].title)}'"
+        )
+    renamed = []
+    for one, meaning in named:
+        other = changed.get(".".join(meaning.layer)) if meaning.gradient and meaning.role else None
+        if other is not None:
+            model = titles[False][other]
+            meaning = replace(meaning, layer=model.layer, title=model.title)
+        renamed.append((one, meaning))
+    return renamed
+
+
+def _numbered(
+    named: Sequence[tuple[Given, Meaning]],
+    members: Mapping[bool, Sequence[Member]],
+    layers: Mapping[tuple[str, ...], FoundLayer],
+    pairing: Pairing,
+    place: Place,
+) -> Meant:
+    """Return what the arrays are that have a number instead of a name."""
+    gradients = one_list(members[True], place, gradient=True, needed=True)
+    model = one_list(members[False], place, gradient=False, needed=bool(gradients))
+    chosen = {one.name for one in (*gradients, *model)}
+    for member in (*members[True], *members[False]):
+        if member.name not in chosen and member.array is not None:
+            pairing.skipped[member.name] = "is in a list of which nothing says what it holds"
+    with_names = [
+        layer for layer in layers.values() if "weight" in layer.parts and len(layer.parts["weight"].shape) > 1
+    ]
+    if not (gradients and with_names) or model:
+        return by_place(gradients, model, place)
+    parameters = [
+        (one, meaning) for one, meaning in named if not meaning.gradient and not is_buffer(one.array.name)
+    ]
+    if all(one.ordered for one, _ in parameters):
+        found = by_model(gradients, [(one.array, meaning) for one, meaning in parameters], place)
+        if found is not None:
+            return found
+    return by_rank(by_place(gradients, [], place), with_names, place)
+
+
+def _note_unread(
+    unread: Sequence[Unread],
+    meanings: Mapping[str, Meaning],
+    layers: Mapping[tuple[str, ...], FoundLayer],
+    pairing: Pairing,
+) -> None:
+    """Remember layers of which a weight is there that cannot be read, or is computed from others."""
+    computed = [name for name, meaning in meanings.items() if meaning.reason == IS_COMPUTED]
+    known = {layer.words for layer in (*pairing.layers, *pairing.unread)}
+    for name in (*(one.name for one in unread), *computed):
+        meaning = meanings[name]
+        if meaning.role == "weight" and meaning.layer not in known:
+            known.add(meaning.layer)
+            bias = layers.get(meaning.layer)
+            pairing.unread.append(bias or FoundLayer(meaning.title, words=meaning.layer))
 
 
 def _sort(
@@ -122,6 +227,8 @@ def _add(layer: FoundLayer, array: NamedArray, meaning: Meaning, place: Place) -
     if meaning.role == "bias" and len(array.shape) == 2 and 1 in array.shape:
         array = array.flat  # MATLAB has no vectors
     layer.parts[part] = array
+    if meaning.change:
+        layer.changes.add(part)
     if meaning.convention:
         layer.conventions.add(meaning.convention)
 
@@ -130,7 +237,7 @@ def _no_layer(layer: FoundLayer, place: Place) -> str | None:
     """Why the arrays of that name are no layer of products; None if they are."""
     matrices = [layer.parts[part] for part in ("weight_grad", "weight") if part in layer.parts]
     if not matrices:
-        return "is a bias without a weight"
+        return LONE_BIAS
     if _is_per_sample(layer):
         return PER_SAMPLE
     shapes = {matrix.shape for matrix in matrices}

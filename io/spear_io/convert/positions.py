@@ -1,45 +1,16 @@
-"""Arrays that have a number instead of a name: what they are by their order and shapes."""
+"""Gradients that have a number instead of a name, beside a model whose layers have names."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from operator import itemgetter
 
 from ..problems import FileError, Place, printable
 from .layers import FoundLayer, natural
+from .lists import TWO_ORDERS
 from .names import Meaning
 from .source import NamedArray
-
-
-def by_position(
-    numbered: Iterable[tuple[int, NamedArray]], *, gradient: bool
-) -> list[tuple[NamedArray, Meaning]]:
-    """Return what arrays are that their numbers put into forward order: a kernel, its bias, the next kernel, …
-
-    Vectors of the same length after a kernel are its bias, a normalisation (two, or four with its statistics), or
-    both: an odd number begins with the bias.
-    """
-    named: list[tuple[NamedArray, Meaning]] = []
-    runs: defaultdict[int, list[NamedArray]] = defaultdict(list)
-    number = -1
-    for _, array in sorted(numbered, key=itemgetter(0)):
-        if len(array.shape) >= 2:
-            number += 1
-        runs[number].append(array)
-    for number, run in runs.items():
-        kernel, vectors = (None, run) if number < 0 else (run[0], run[1:])
-        layer, title = (str(number),), f"layer_{number}"
-        if kernel is not None:
-            named.append((kernel, Meaning("weight", gradient, layer, title)))
-        fitting = [v for v in vectors if kernel and len(v.shape) == 1 and v.shape[0] in kernel.shape]
-        for position, vector in enumerate(vectors):
-            if position == 0 and len(fitting) % 2 and vector is fitting[0]:
-                named.append((vector, Meaning("bias", gradient, layer, title)))
-            else:
-                named.append((vector, Meaning(reason="is no kernel or bias, by its position and shape")))
-    return named
 
 
 def by_rank(
@@ -68,8 +39,7 @@ def by_rank(
             msg, place, "give the gradients of all its layers in their order, or under their names"
         )
     if fitting[0] != fitting[-1]:
-        msg = "gradients by position fit the layers of the model in the order of the file and in that of their names"
-        raise FileError(msg, place, "give the gradients under the names of the weights")
+        raise FileError(TWO_ORDERS, place, "give the gradients under the names of the weights")
     layers = dict(zip(shapes, fitting[0], strict=True))
     return [
         (array, replace(meaning, layer=layers[meaning.layer].words, title=layers[meaning.layer].title))

@@ -19,6 +19,7 @@ from ..problems import FileError, Place, listing, printable
 from .atomic import NewFile, new_hdf5
 from .chains import Link, check_follows, write_activation
 from .dump import DATASETS, FORMAT, FORMAT_VERSION, RecordInfo
+from .frameworks import handed_over
 from .storage import FINITE, check_finite_block, from_bfloat16, row_blocks, same_numbers, stored_as
 
 FLOATS = ("float16", "float32", "float64")
@@ -33,8 +34,9 @@ Follows = bool | Mapping[str, str | None] | None
 class LayerArrays:
     """What is written of one layer; every array may be anything with `shape`, `dtype` and slicing.
 
-    Shapes: m output units, n input features, b inputs. bfloat16 numbers come as `Bfloat16` (or as an array of
-    the NumPy extension type of that name).
+    Tensors of PyTorch, arrays of JAX and CuPy, and lists of numbers are taken as well. Shapes: m output units, n input
+    features, b inputs. bfloat16 numbers come as `Bfloat16` (or as a tensor, or an array of the NumPy extension type of
+    that name).
     """
 
     weight_grad: Any
@@ -149,7 +151,7 @@ class DumpWriter:
         place = self.place.at(record=name)
         _check_name(name, place, self._records)
         _check_followers(follows, layers, place)
-        layers = linked(layers, follows)
+        layers = {key: _on_host(layer, place.at(layer=key)) for key, layer in linked(layers, follows).items()}
         with self._file.writing(place):
             record = self._records.create_group(name)
             _write_info(record, info)
@@ -179,7 +181,8 @@ class DumpWriter:
                 self._write(truth, "inputs", layer.inputs, layer_place)
         if labels is not None:
             with self._file.writing(place):
-                record.require_group("truth").create_dataset("labels", data=np.asarray(labels))
+                data = np.asarray(handed_over(labels, place))
+                record.require_group("truth").create_dataset("labels", data=data)
 
     def stores_model(self, record: str, layers: Mapping[str, LayerArrays]) -> bool:
         """Whether an earlier record holds the weights and biases of all these layers, to the last bit."""
@@ -273,6 +276,14 @@ def _check_followers(follows: Follows, layers: Mapping[str, LayerArrays], place:
         if name not in layers:
             msg = f"`follows` names '{printable(name)}', but there is no such layer"
             raise FileError(msg, place, f"there is: {listing(layers)}")
+
+
+def _on_host(layer: LayerArrays, place: Place) -> LayerArrays:
+    """Return a layer whose arrays are all such as NumPy knows."""
+    arrays = {
+        name: handed_over(getattr(layer, name), place.at(dataset=name)) for name in (*DATASETS, "inputs")
+    }
+    return replace(layer, **arrays)
 
 
 def _check_name(name: str, place: Place, siblings: h5py.Group) -> None:
