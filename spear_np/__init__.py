@@ -12,7 +12,7 @@ from .answer.result import Inversion, Progress, Round, Status
 from .check import check
 from .errors import DeviceError, InputError
 from .factors.activation import ACTIVATIONS, Activation
-from .factors.gradients import LayerGradients
+from .factors.gradients import LayerGradients, WeightDecay
 from .invert import invert, invert_chain, invert_layer
 from .loop.options import METHODS, Options
 from .survey import Survey, survey
@@ -38,6 +38,7 @@ __all__ = [
     "Round",
     "Status",
     "Survey",
+    "WeightDecay",
     "check",
     "invert",
     "invert_chain",
