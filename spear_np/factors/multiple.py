@@ -27,7 +27,7 @@ Derived: the mean of w⁴ over that of w² squared, for normal weights.
 class Multiple:
     """A multiple μ of W in what lies outside the row and column space of weight_grad, by least squares.
 
-    Energies are sums of squares in units of the noise.
+    Energies are sums of squares, rows weighted by their noise, in units that mean nothing.
     """
 
     value: float
@@ -77,7 +77,9 @@ def multiple_of_weight(
     """
     xp = array_api_compat.array_namespace(residual)
     n = space.shape[1]
-    scale = 1 / space.noise
+    # Rows that are exactly zero have no noise to divide by.
+    least = xp.max(space.row_norm) * OWN_ROUNDING
+    scale = least / xp.maximum(space.noise, least * xp.ones_like(space.noise))
     outside = weight_squares - xp.sum(weight_in_basis**2, axis=1)
     weight_rows = xp.maximum(outside, xp.zeros_like(outside)) * scale**2
     product = cross.T - space.coordinates @ weight_in_basis.T
@@ -95,12 +97,12 @@ def multiple_of_weight(
     value = numerator / energy
     left = max(total - value * numerator, 0.0)
     # The rows need not be equally noisy: each counts with what is left of it, W's own part taken off evenly.
-    spread = KURTOSIS * float(xp.sum((residual * scale) ** 2 * weight_rows)) * left / max(total, TINIEST)
+    spread = float(xp.sum((residual * scale) ** 2 * (weight_rows / energy))) * left / max(total, TINIEST)
     size = float(xp.sum((space.row_norm * scale) ** 2))
-    own = ARITHMETIC_STEPS * OWN_ROUNDING * math.sqrt(size / energy)
-    return Multiple(
-        value, math.hypot(math.sqrt(spread / max(n - space.batch_size, 1)) / energy, own), energy, left
+    variance = (
+        KURTOSIS * spread / max(n - space.batch_size, 1) + (ARITHMETIC_STEPS * OWN_ROUNDING) ** 2 * size
     )
+    return Multiple(value, math.sqrt(variance / energy), energy, left)
 
 
 def _live(space: RowSpace, square: Array) -> Array:
