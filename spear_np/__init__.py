@@ -15,7 +15,7 @@ from .factors.activation import ACTIVATIONS, Activation
 from .factors.gradients import LayerGradients, WeightDecay
 from .invert import invert, invert_chain, invert_layer
 from .loop.options import METHODS, Options
-from .survey import Survey, survey
+from .survey import Survey, survey, weight_decay
 
 try:
     __version__ = version("spear-np")
@@ -45,4 +45,5 @@ __all__ = [
     "invert_layer",
     "survey",
     "theory",
+    "weight_decay",
 ]

@@ -113,6 +113,22 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
         )
 
 
+def weight_decay(gradients: LayerGradients, *, device: str | None = None) -> WeightDecay:
+    """Return the multiple of W, and of the bias, that an update holds besides the gradient; zero without evidence.
+
+    What `gradients.decay` says is part of it. The update of SGD with weight decay λ is ∂L/∂W + λ W: see
+    `spear_np.factors.decay` for how λ shows.
+
+    Raises
+    ------
+    InputError, DeviceError
+        As `survey`.
+    """
+    where = device_for(device, gradients.weight_grad)
+    with where.activate():
+        return without_decay(gradients, where).gradients.decay
+
+
 def _no_zeros_reason(gradients: LayerGradients) -> str | None:
     """Return why the search has no zeros to rest on; None behind a ReLU."""
     try:
