@@ -12,10 +12,10 @@ from .answer.result import Inversion, Progress, Round, Status
 from .check import check
 from .errors import DeviceError, InputError
 from .factors.activation import ACTIVATIONS, Activation
-from .factors.gradients import LayerGradients
+from .factors.gradients import LayerGradients, WeightDecay
 from .invert import invert, invert_chain, invert_layer
 from .loop.options import METHODS, Options
-from .survey import Survey, survey
+from .survey import Survey, survey, weight_decay
 
 try:
     __version__ = version("spear-np")
@@ -38,10 +38,12 @@ __all__ = [
     "Round",
     "Status",
     "Survey",
+    "WeightDecay",
     "check",
     "invert",
     "invert_chain",
     "invert_layer",
     "survey",
     "theory",
+    "weight_decay",
 ]

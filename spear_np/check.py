@@ -18,7 +18,8 @@ from .directions.polish import polish
 from .directions.pool import Pool
 from .directions.uniqueness import SVD_ERROR
 from .errors import InputError
-from .factors.factorize import Factors, factorize
+from .factors.decay import without_decay
+from .factors.factorize import Factors
 from .factors.gradients import LayerGradients
 from .factors.row_space import RowSpace
 from .inputs.reconstruct import reconstruct
@@ -73,7 +74,7 @@ def check(
     where = device_for(device, gradients.weight_grad)
     with where.activate():
         claims = _checked_claims(where.float64(inputs), gradients)
-        factors = factorize(gradients, where)
+        factors = without_decay(gradients, where).factors
         if not isinstance(factors, Factors):
             reason = no_rank_reason(factors, gradients)
             return inversion(gradients, where, Status.FAILED, reason, 0, data_range, method="check")

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .answer.result import Inversion, Progress, Status
+from .answer.result import Inversion, Progress, Status, with_decay_said
 from .backend import device_for
 from .errors import InputError
 from .factors.activation import Activation
 from .factors.behind import Behind
-from .factors.gradients import LayerGradients
+from .factors.gradients import LayerGradients, WeightDecay
 from .layer.assemble import inversion
-from .layer.problem import read_layer
+from .layer.problem import layer_readings
 from .loop.budget import Budget
 from .loop.options import DataRange, Options, SearchFactory
 from .loop.run import Run, invert_problem, invert_readings, worth
@@ -44,6 +44,7 @@ def invert(
     bias: Any = None,
     activation: str | Activation = "relu",
     precision: str | None = None,
+    weight_decay: float = 0.0,
     batch_size: int | None = None,
     data_range: DataRange | None = None,
     method: str | SearchFactory = "auto",
@@ -71,6 +72,9 @@ def invert(
         What follows the layer: "relu" or "relu6"; others leave no zeros to rest on.
     precision : {"float64", "float32", "float16", "bfloat16"}, optional
         What the numbers were rounded to, if narrower than their dtype.
+    weight_decay : float
+        λ, if it is known: `weight_grad` is ∂L/∂W + λ W, and `bias_grad` holds λ times the bias or nothing of it. What the
+        update shows beyond it is fitted and taken out too, and named in the answer.
     batch_size : int, optional
         Overrides the rank read off the singular values.
     data_range : (low, high), optional
@@ -112,7 +116,8 @@ def invert(
     .. [1] Dimitrov, Baader, Müller, Vechev, "SPEAR: Exact Gradient Inversion of Batches in Federated Learning",
        NeurIPS 2024, arXiv:2403.03945.
     """
-    gradients = LayerGradients(weight_grad, bias_grad, weight, bias, activation, precision)
+    decay = WeightDecay(weight_decay, weight_decay)
+    gradients = LayerGradients(weight_grad, bias_grad, weight, bias, activation, precision, decay)
     return invert_layer(
         gradients,
         batch_size=batch_size,
@@ -148,11 +153,10 @@ def invert_layer(
     gradients.require_zeros()
     where = device_for(device, gradients.weight_grad)
     budget = Budget(options.time_limit, options.max_proposals, stop or (lambda: False))
+    run = Run(options, budget, callback or (lambda _: None))
+    run.report("factorize")
     with where.activate():
-        return invert_readings(
-            lambda reading: read_layer(gradients, where, options, reading),
-            Run(options, budget, callback or (lambda _: None)),
-        )
+        return with_decay_said(invert_readings(layer_readings(gradients, where, options), run))
 
 
 def invert_chain(
@@ -211,17 +215,14 @@ def invert_chain(
                 with problem.threads():
                     answer = invert_problem(problem, limited)
                 whole = answer.status in (Status.EXACT, Status.APPROXIMATE)
-                if whole or share == 1.0 or budget.exhausted(answer.proposals):
-                    return answer
-                with where.activate():
-                    other = invert_readings(
-                        lambda reading: read_layer(layers[0], where, options, reading, behind), run
-                    )
-                return max(answer, other, key=worth)
+                if not (whole or share == 1.0 or budget.exhausted(answer.proposals)):
+                    other = invert_readings(layer_readings(layers[0], where, options, behind), run)
+                    answer = max(answer, other, key=worth)
+                return with_decay_said(answer)
         if options.method == "chain" or not alone:
             reason = f"these layers are no chain that can be inverted: {linked.reason}"
             failed = inversion(layers[0], where, Status.FAILED, reason, 0, options.data_range)
             return run.signed(failed)
     layers[0].require_zeros()
     with where.activate():
-        return invert_readings(lambda reading: read_layer(layers[0], where, options, reading, behind), run)
+        return with_decay_said(invert_readings(layer_readings(layers[0], where, options, behind), run))

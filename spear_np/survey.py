@@ -11,8 +11,9 @@ from . import theory
 from .backend import Device, device_for
 from .directions.null_vectors import null_vectors
 from .errors import InputError
-from .factors.factorize import Factors, factorize
-from .factors.gradients import LayerGradients
+from .factors.decay import without_decay
+from .factors.factorize import Factors
+from .factors.gradients import NO_DECAY, LayerGradients, WeightDecay
 from .layer.assemble import no_rank_reason
 
 CALIBRATION = 2000
@@ -54,6 +55,8 @@ class Survey:
     """Their product: an upper estimate, since weighted draws and known directions shorten the search."""
     problem: str | None
     """Why this layer cannot be inverted by itself; None if nothing speaks against it."""
+    decay: WeightDecay = NO_DECAY
+    """What the update holds of the weights besides the gradient; all other figures are of what is left."""
 
 
 def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: int | None = None) -> Survey:
@@ -68,7 +71,8 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
     """
     where = device_for(device, gradients.weight_grad)
     with where.activate():
-        factors = factorize(gradients, where, batch_size)
+        decayed = without_decay(gradients, where, batch_size)
+        factors, decay = decayed.factors, decayed.gradients.decay
         if not isinstance(factors, Factors):
             return Survey(
                 shape=gradients.shape,
@@ -83,6 +87,7 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
                 seconds_per_million=None,
                 forecast_seconds=None,
                 problem=no_rank_reason(factors, gradients),
+                decay=decay,
             )
         space = factors.space
         b = space.batch_size
@@ -104,7 +109,24 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
             seconds_per_million=pace,
             forecast_seconds=None if expected is None or pace is None else expected * pace / 1e6,
             problem=no_zeros,
+            decay=decay,
         )
+
+
+def weight_decay(gradients: LayerGradients, *, device: str | None = None) -> WeightDecay:
+    """Return the multiple of W, and of the bias, that an update holds besides the gradient; zero without evidence.
+
+    What `gradients.decay` says is part of it. The update of SGD with weight decay λ is ∂L/∂W + λ W: see
+    `spear_np.factors.decay` for how λ shows.
+
+    Raises
+    ------
+    InputError, DeviceError
+        As `survey`.
+    """
+    where = device_for(device, gradients.weight_grad)
+    with where.activate():
+        return without_decay(gradients, where).gradients.decay
 
 
 def _no_zeros_reason(gradients: LayerGradients) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ..backend import Array, Device
@@ -128,3 +128,19 @@ class Inversion:
         with self.where.activate():
             for columns, (block,) in self.gradients.blocks("weight_grad", device=self.where):
                 yield columns, self.recovery @ block
+
+
+def with_decay_said(answer: Inversion) -> Inversion:
+    """Return the `answer` with the weight decay that was taken out of its gradient among reason and caveats."""
+    decay = answer.gradients.decay
+    if not decay.present:
+        return answer
+    certificate = answer.certificate
+    if certificate.checks:
+        caveat = (
+            f"the update held {decay}, as weight decay leaves it, and everything here is of what is left: bounds allow for an "
+            "error of that number, not for another multiple in each unit"
+        )
+        certificate = replace(certificate, caveats=(*certificate.caveats, caveat))
+    reason = f"{answer.reason}; weight decay was taken out first: {decay}"
+    return replace(answer, reason=reason, certificate=certificate)

@@ -18,7 +18,7 @@ from typing import Any
 
 import array_api_compat
 
-from ..backend import Array, Device, scatter_columns
+from ..backend import Array, Device
 from ..errors import InputError
 from ..factors.activation import Activation
 from ..factors.factorize import Factors
@@ -94,9 +94,8 @@ class ChainLayer:
 
     def whole(self, live_rows: Array) -> Array:
         """(m, r): `live_rows` (ℓ, r) in their places, zero elsewhere."""
-        xp, space = self.space.xp, self.space
-        spread = scatter_columns(xp.matrix_transpose(live_rows), space.live, space.shape[0])
-        return xp.matrix_transpose(spread)
+        whole: Array = self.space.whole(live_rows)
+        return whole
 
     @cached_property
     def bias_noise(self) -> Array:

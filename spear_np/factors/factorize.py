@@ -17,6 +17,7 @@ from ..errors import InputError
 from .gradients import LayerGradients, fits_precision, narrower_precisions, spacing_of
 from .layer import Layer
 from .memory import check_memory
+from .multiple import Multiple, multiple_of_weight
 from .rank import (
     RANK_GAP,
     Spectrum,
@@ -93,6 +94,8 @@ class Factors:
     """None without W."""
     bias_grad: Array | None
     """(m,) float64 on the device; None if missing."""
+    multiple: Multiple | None = None
+    """How much of W lies outside the spaces of weight_grad, beyond the decay that was taken out; None without W."""
 
     @property
     def signs_known(self) -> bool:
@@ -129,6 +132,10 @@ class _Accumulated:
     """What the entries of weight_grad were rounded to, by their digits."""
     spacing: float
     """Distance of the smallest numbers of that precision, as weight_grad shows it; zero where it cannot matter."""
+    row_norm: Array
+    """(m,): norms of the rows of weight_grad."""
+    rounded_norm: Array
+    """(m,): norms of the rows that were rounded: with what weight decay adds to them."""
 
 
 def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool) -> _Accumulated:
@@ -140,10 +147,12 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
     check_memory(gradients.shape, device, with_weight=with_weight)
     xp = device.xp
     m, _ = gradients.shape
-    names = ("weight_grad", "weight") if with_weight else ("weight_grad",)
+    decayed = gradients.decay.weight != 0
+    names = ["weight_grad", *(["weight"] if with_weight else []), *(["update"] if decayed else [])]
     R: Array | None = None
     cross: Array | None = None
     squares: Array | None = None
+    rounded: Array | None = None
     used = 0
     sizes = [0.0] * len(names)
     narrower = narrower_precisions(gradients.precision_name)
@@ -156,9 +165,10 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
         sizes = [max(old, float(xp.max(xp.abs(block)))) for old, block in zip(sizes, blocks, strict=True)]
         for name, largest in zip(names, sizes, strict=True):
             _check_size(name, max(largest, 1.0))  # how small it is shows in the end
-        narrower = [name for name in narrower if fits_precision(xp, blocks[0], name)]
+        rounded_block = blocks[-1 if decayed else 0]
+        narrower = [name for name in narrower if fits_precision(xp, rounded_block, name)]
         if SUBNORMALS_SHOW in (gradients.precision_name, *narrower):
-            spacing = spacing_of(xp, blocks[0], spacing)
+            spacing = spacing_of(xp, rounded_block, spacing)
         used += int(xp.sum(xp.astype(xp.any(blocks[0] != 0, axis=0), xp.int64)))
         stacked = blocks[0].T if R is None else xp.concat([R, blocks[0].T], axis=0)
         R = stacked if stacked.shape[0] <= m else triangular_factor(xp, stacked)
@@ -167,12 +177,17 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
             cross = product if cross is None else cross + product
             norms = xp.sum(blocks[1] ** 2, axis=1)
             squares = norms if squares is None else squares + norms
+        if decayed:
+            norms = xp.sum(blocks[-1] ** 2, axis=1)
+            rounded = norms if rounded is None else rounded + norms
     for name, largest in zip(names, sizes, strict=True):
         _check_size(name, largest)
     assert R is not None  # a matrix has at least one block
     precision = (narrower or [gradients.precision_name])[0]
     spacing = spacing if precision == SUBNORMALS_SHOW and math.isfinite(spacing) else 0.0
-    return _Accumulated(R, cross, squares, used, precision, spacing)
+    row_norm = xp.linalg.vector_norm(R, axis=0)
+    rounded_norm = row_norm if rounded is None else xp.sqrt(rounded)
+    return _Accumulated(R, cross, squares, used, precision, spacing, row_norm, rounded_norm)
 
 
 def spectrum_of(gradients: LayerGradients, device: Device) -> Spectrum:
@@ -183,12 +198,18 @@ def spectrum_of(gradients: LayerGradients, device: Device) -> Spectrum:
 
 
 def factorize(
-    gradients: LayerGradients, device: Device, batch_size: int | None = None, *, reading: int = 0
+    gradients: LayerGradients,
+    device: Device,
+    batch_size: int | None = None,
+    *,
+    reading: int = 0,
+    weight_gram: Array | None = None,
 ) -> Factors | Spectrum:
     """Return the factors of `gradients` at the detected rank, or at `batch_size` if given.
 
     Returns the bare spectrum when there is no rank to work with (full rank or all zero). `reading` 0 is the most
-    plausible reading of the singular values; there are `Spectrum.alternatives` more. Any activation will do.
+    plausible reading of the singular values; there are `Spectrum.alternatives` more. Any activation will do. `weight_gram` is
+    W Wᵀ (m, m), where somebody has it, for `Factors.multiple`.
 
     Raises
     ------
@@ -205,10 +226,11 @@ def factorize(
     gradients = replace(gradients, precision=accumulated.precision)
     readings, doubted = _decompose(accumulated, gradients, device)
     chosen = readings[min(reading, len(readings) - 1)]
-    space = _row_space(accumulated, gradients, device, chosen, [*readings, *doubted], batch_size)
-    if isinstance(space, Spectrum):
-        return space
-    layer = None
+    read = _row_space(accumulated, gradients, device, chosen, [*readings, *doubted], batch_size)
+    if isinstance(read, Spectrum):
+        return read
+    space, residual = read
+    layer = multiple = None
     if accumulated.cross is not None and accumulated.weight_squares is not None:
         layer = Layer(
             weight_in_basis=accumulated.cross @ space.to_basis,
@@ -216,7 +238,15 @@ def factorize(
             bias=device.zeros(m) if vectors["bias"] is None else vectors["bias"],
             activation=gradients.sigma,
         )
-    return Factors(gradients, space, layer, vectors["bias_grad"])
+        multiple = multiple_of_weight(
+            space,
+            residual,
+            accumulated.cross,
+            layer.weight_in_basis,
+            accumulated.weight_squares,
+            weight_gram,
+        )
+    return Factors(gradients, space, layer, vectors["bias_grad"], multiple)
 
 
 def _row_space(
@@ -226,8 +256,9 @@ def _row_space(
     chosen: _Reading,
     readings: list[_Reading],
     batch_size: int | None,
-) -> RowSpace | Spectrum:
-    """Row space at the rank of the `chosen` one of all `readings`, or at `batch_size`; its spectrum if it has none."""
+) -> tuple[RowSpace, Array] | Spectrum:
+    """Row space at the rank of the `chosen` one of all `readings`, or at `batch_size`, and the norm (m,) of what it leaves
+    of each row; its spectrum if it has none."""
     xp = device.xp
     n = gradients.shape[1]
     spectrum, model, svd = chosen.spectrum, chosen.model, chosen.svd
@@ -238,8 +269,11 @@ def _row_space(
     left, values, right = svd.U[:, :b], svd.S[:b], svd.Vh[:b, :].T
     whitened = chosen.rows @ right
     residual = xp.linalg.vector_norm(chosen.rows - whitened @ right.T, axis=1)
-    row_norm = xp.linalg.vector_norm(accumulated.R, axis=0)
-    noise = _row_noise(residual * model, model, row_norm, n, b, spectrum)
+    row_norm = accumulated.row_norm
+    noise = _row_noise(residual * model, model, accumulated.rounded_norm, n, b, spectrum)
+    if gradients.decay.deviation and accumulated.weight_squares is not None:
+        # What a decay that is not quite right leaves of W may lie along any direction.
+        noise = xp.sqrt(noise**2 + gradients.decay.deviation**2 * accumulated.weight_squares)
     coordinates = whitened * model[:, None]
     to_basis = left / (values * model[:, None])
     # The rows in units of their measured noise; those that hold nothing but noise are left out.
@@ -251,7 +285,7 @@ def _row_space(
     # A batch size beyond the numerical rank leaves singular values of zero: nothing may be divided by them.
     S = xp.maximum(S, LEAST_VALUE * S[0] * xp.ones_like(S))
     relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
-    return RowSpace(
+    space = RowSpace(
         device=device,
         shape=gradients.shape,
         unit_roundoff=gradients.unit_roundoff,
@@ -267,6 +301,7 @@ def _row_space(
         relative_noise=float(np.median(to_host(relative))),
         hidden_input_factor=_hidden_input_factor(readings, spectrum, b, n, noise, live),
     )
+    return space, residual * model
 
 
 def _hidden_input_factor(
@@ -321,7 +356,7 @@ def _decompose(
     Rounding (noise in proportion to each row) is doubted without a clear gap; equal additive noise, or a gap, come after it.
     """
     m, n = gradients.shape
-    row_norm = device.xp.linalg.vector_norm(accumulated.R, axis=0)
+    row_norm = accumulated.rounded_norm
     if float(device.xp.max(row_norm)) == 0:
         nothing = Spectrum((0.0,) * min(m, n), 0, math.inf, rounding=True)
         return [_Reading(nothing, accumulated.R.T, device.xp.ones_like(row_norm), None)], []
@@ -333,7 +368,7 @@ def _decompose(
     clear = rank is not None and gap > RANK_GAP
     others = [
         reading
-        for reading in _read_noise(accumulated, gradients, device, row_norm)
+        for reading in _read_noise(accumulated, gradients, device, accumulated.row_norm)
         if not clear or reading.spectrum.rank != rank
     ]
     if clear:

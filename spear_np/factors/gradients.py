@@ -39,6 +39,33 @@ Definition: of the format.
 """
 
 
+@dataclass(frozen=True)
+class WeightDecay:
+    """Multiples of a layer's own parameters that an update holds besides the gradient, as weight decay leaves them."""
+
+    weight: float = 0.0
+    """λ: what is called weight_grad is ∂L/∂W + λ W."""
+    bias: float = 0.0
+    """The same of bias_grad; optimizers often leave biases out."""
+    deviation: float = 0.0
+    """Standard deviation of `weight` where it was fitted to the update; 0 where it is known."""
+
+    @property
+    def present(self) -> bool:
+        """Whether there is any."""
+        return self.weight != 0 or self.bias != 0
+
+    def __str__(self) -> str:
+        """How much of what, and how sure that is."""
+        sure = f" (± {self.deviation:.1g})" if self.deviation else ""
+        biases = {self.weight: " and biases", 0.0: ", not of the biases"}
+        own = biases.get(self.bias, f" and {self.bias:.6g} times the biases")
+        return f"{self.weight:.6g}{sure} times the weights{own}"
+
+
+NO_DECAY = WeightDecay()
+
+
 @runtime_checkable
 class Sliceable(Protocol):
     """Anything two-dimensional that can be read by blocks: an array, an h5py dataset, a wrapper of one."""
@@ -78,11 +105,14 @@ class LayerGradients:
     precision : {"float64", "float32", "float16", "bfloat16"}, optional
         What the numbers were rounded to. Defaults to the dtype of `weight_grad`. A wider type that carries narrower
         numbers gives itself away when they are read, unless they were scaled since.
+    decay : WeightDecay
+        What the arrays hold of `weight` and `bias` besides the gradient: taken out of every block that is read.
 
     Raises
     ------
     InputError
-        If shapes or dtypes do not fit together, or a parameter of the activation is out of range.
+        If shapes or dtypes do not fit together, a parameter of the activation is out of range, or `decay` asks for
+        parameters that are missing.
     """
 
     weight_grad: Any
@@ -91,6 +121,7 @@ class LayerGradients:
     bias: Any = None
     activation: str | Activation = "relu"
     precision: str | None = None
+    decay: WeightDecay = NO_DECAY
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without reading the matrices."""
@@ -117,6 +148,12 @@ class LayerGradients:
         object.__setattr__(self, "activation", activation)
         if self.precision is not None and self.precision not in UNIT_ROUNDOFF:
             msg = f"`precision` is {self.precision!r}, but must be one of {', '.join(UNIT_ROUNDOFF)}"
+            raise InputError(msg)
+        if not (math.isfinite(self.decay.weight) and math.isfinite(self.decay.bias)):
+            msg = f"`decay` is {self.decay.weight:g} of the weights, {self.decay.bias:g} of the biases: not a finite number"
+            raise InputError(msg)
+        if self.decay.weight and self.weight is None:
+            msg = "`weight` is missing: without it weight decay cannot be taken out of `weight_grad`"
             raise InputError(msg)
 
     @property
@@ -153,6 +190,11 @@ class LayerGradients:
             raise InputError(msg)
 
     @property
+    def update(self) -> Any:
+        """(m, n): what was handed over as `weight_grad`, weight decay and all."""
+        return self.weight_grad
+
+    @property
     def unit_roundoff(self) -> float:
         """Largest relative rounding error of one entry of `weight_grad`, dimensionless."""
         return UNIT_ROUNDOFF[self.precision_name]
@@ -163,19 +205,31 @@ class LayerGradients:
         return self.precision or _dtype_name(self.weight_grad.dtype)
 
     def blocks(self, *names: str, device: Device) -> Iterator[tuple[slice, tuple[Array, ...]]]:
-        """Yield `(columns, arrays)`: float64 blocks (m, width) of the named matrices, on `device`."""
+        """Yield `(columns, arrays)`: float64 blocks (m, width) of the named matrices, on `device`.
+
+        "weight_grad" comes without weight decay, "update" as it was handed over.
+        """
         m, n = self.shape
         width = max(1, min(n, BLOCK_BYTES // (8 * m)))
         for start in range(0, n, width):
             columns = slice(start, min(start + width, n))
-            yield columns, tuple(device.float64(getattr(self, name)[:, columns]) for name in names)
+            yield columns, tuple(self._block(name, columns, device) for name in names)
+
+    def _block(self, name: str, columns: slice, device: Device) -> Array:
+        block = device.float64(getattr(self, name)[:, columns])
+        if name != "weight_grad" or not self.decay.weight:
+            return block
+        return block - self.decay.weight * device.float64(self.weight[:, columns])
 
     def vector(self, name: str, *, device: Device) -> Array:
-        """(m,) float64 copy of `bias_grad` or `bias` on `device`; zeros for a missing `bias`."""
+        """(m,) float64 copy of `bias_grad`, without weight decay, or `bias` on `device`; zeros for a missing `bias`."""
         value = getattr(self, name)
         if value is None:
             return device.xp.zeros(self.shape[0], dtype=device.xp.float64, device=device.handle)
-        return device.float64(value[:] if not hasattr(value, "ndim") else value)
+        vector = device.float64(value[:] if not hasattr(value, "ndim") else value)
+        if name == "bias_grad" and self.decay.bias:
+            return vector - self.decay.bias * self.vector("bias", device=device)
+        return vector
 
 
 def narrower_precisions(precision: str) -> list[str]:

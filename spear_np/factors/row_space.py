@@ -117,6 +117,11 @@ class RowSpace:
         """Those of `rows` (m, …) that are live: (ℓ, …)."""
         return self.xp.take(rows, self.live, axis=0)
 
+    def whole(self, live_rows: Array) -> Array:
+        """(m, r): `live_rows` (ℓ, r) in their places, zero elsewhere."""
+        spread = scatter_columns(self.xp.matrix_transpose(live_rows), self.live, self.shape[0])
+        return self.xp.matrix_transpose(spread)
+
     def expand(self, live_mask: Array) -> Array:
         """(m, k) bool from a mask (k, ℓ) over the live rows: false elsewhere."""
         spread = scatter_columns(self.xp.astype(live_mask, self.xp.float64), self.live, self.shape[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from ..directions.disaggregate import Disaggregation
 from ..directions.pool import Pool
 from ..directions.repair import repair_candidates, units_off_last
 from ..factors.behind import Behind, passed_by, with_layer_behind
+from ..factors.decay import Decayed, without_decay
 from ..factors.factorize import Factors, factorize
 from ..factors.gradients import LayerGradients
 from ..factors.rank import Spectrum
@@ -196,27 +198,38 @@ class LayerProblem:
         )
 
 
-def read_layer(
-    gradients: LayerGradients,
-    device: Device,
-    options: Options,
-    reading: int,
-    behind: Behind | None = None,
-) -> Reading:
-    """Factorise `gradients` at one reading of the singular values and pose the problem of inverting them.
+def layer_readings(
+    gradients: LayerGradients, device: Device, options: Options, behind: Behind | None = None
+) -> Callable[[int], Reading]:
+    """Take weight decay out of `gradients`; returns what reads them at one reading of their singular values.
 
     `behind` is the layer that follows, if it is known.
     """
+    with _threads(gradients, device):
+        decayed = without_decay(gradients, device, options.batch_size)
+    return lambda reading: _read_layer(decayed, device, options, reading, behind)
+
+
+def _threads(gradients: LayerGradients, device: Device) -> AbstractContextManager[Any]:
     m, _ = gradients.shape
-    with suitable_threads(device, m * m):
-        factors = factorize(gradients, device, options.batch_size, reading=reading)
+    return suitable_threads(device, m * m)
+
+
+def _read_layer(
+    decayed: Decayed, device: Device, options: Options, reading: int, behind: Behind | None
+) -> Reading:
+    """Factorise a layer at one reading of the singular values and pose the problem of inverting it."""
+    gradients, factors = decayed.gradients, decayed.factors
+    if reading > 0:
+        with _threads(gradients, device):
+            factors = factorize(gradients, device, options.batch_size, reading=reading)
     spectrum = factors if isinstance(factors, Spectrum) else factors.space.spectrum
     left = spectrum.alternatives if options.batch_size is None else 0
     if isinstance(factors, Spectrum):
         reason = no_rank_reason(factors, gradients)
         return Reading(inversion(gradients, device, Status.FAILED, reason, 0, options.data_range), left)
     factors = replace(factors, space=with_layer_behind(factors.space, behind))
-    with suitable_threads(device, m * factors.space.batch_size):
+    with suitable_threads(device, gradients.shape[0] * factors.space.batch_size):
         model = sign_model(factors)
         search = search_for(options.method, factors, model, behind)
     return Reading(LayerProblem(factors, model, search, options.data_range, behind), left)

@@ -12,8 +12,9 @@ from ..chain.examine import CONSISTENT
 from ..chain.layers import Chain, ChainLayer, bias_noise_of, chain_of, passing_layer
 from ..errors import InputError
 from ..factors.activation import NO_ACTIVATION
-from ..factors.factorize import Factors, factorize
-from ..factors.gradients import LayerGradients
+from ..factors.decay import without_decay
+from ..factors.factorize import Factors
+from ..factors.gradients import NO_DECAY, LayerGradients, WeightDecay
 from .verify import spare_equations
 
 ENOUGH = 0.8
@@ -68,6 +69,7 @@ def read_chain(
             "no activation follows the first layer, so that mixtures of inputs fit the layer behind it as well"
         )
     first = _factors(layers[0], device, batch_size)
+    decay = NO_DECAY if first is None else first.gradients.decay
     if first is None:
         return NoChain("the rank of its weight_grad cannot be told")
     if bias_misfit(first) > CONSISTENT:
@@ -81,7 +83,8 @@ def read_chain(
     spare = 1 - b
     for number, gradients in enumerate(layers[1:], start=1):
         last = number == len(layers) - 1
-        factors = _deeper(layers[number - 1], gradients, device, b, passing=spare >= ENOUGH * b and not last)
+        passing = spare >= ENOUGH * b and not last
+        factors = _deeper(layers[number - 1], gradients, device, b, decay, passing=passing)
         if isinstance(factors, str):
             cut = f"layer '{names[number] if names else number}' {factors}"
             break
@@ -99,9 +102,17 @@ def read_chain(
 
 
 def _deeper(
-    before: LayerGradients, gradients: LayerGradients, device: Device, b: int, *, passing: bool
+    before: LayerGradients,
+    gradients: LayerGradients,
+    device: Device,
+    b: int,
+    decay: WeightDecay,
+    *,
+    passing: bool,
 ) -> Factors | ChainLayer | str:
     """The factors of a layer behind another of a chain of b inputs, or why the chain ends before it.
+
+    `decay` is that of the first layer, taken to be that of all where they do not say otherwise.
 
     A layer that only has to pass on what others say is not factorised.
     """
@@ -115,10 +126,10 @@ def _deeper(
     try:
         if passing:
             return passing_layer(gradients, device)
-        factors = _factors(gradients, device, None)
+        factors = _factors(gradients, device, None, decay)
         if (factors is None or factors.space.batch_size > b) and b <= min(gradients.shape):
             # Noise may hide the rank of a deeper layer; whether inputs fit it is found out later.
-            factors = _factors(gradients, device, b)
+            factors = _factors(gradients, device, b, decay)
     except InputError as error:
         return f"cannot be used: {error}"
     if factors is None or factors.space.batch_size > b:
@@ -153,10 +164,12 @@ def bias_misfit(factors: Factors) -> float:
     return math.sqrt(float(xp.sum(left**2)) / freedom)
 
 
-def _factors(gradients: LayerGradients, device: Device, batch_size: int | None) -> Factors | None:
+def _factors(
+    gradients: LayerGradients, device: Device, batch_size: int | None, decay: WeightDecay = NO_DECAY
+) -> Factors | None:
     m, _ = gradients.shape
     with suitable_threads(device, m * m):
-        factors = factorize(gradients, device, batch_size)
+        factors = without_decay(gradients, device, batch_size, elsewhere=decay).factors
     return factors if isinstance(factors, Factors) else None
 
 

@@ -50,6 +50,8 @@ class RoundDumps:
         those that they are sent with, or their positions.
     learning_rate : float, optional
         Of the clients' plain SGD. Defaults to "lr" or "learning-rate" in the train configuration.
+    weight_decay : float, optional
+        λ of their SGD, if it is known. By default it is told from the updates themselves.
     local_steps : int, optional
         How many steps a client takes in a round. If it is one, the number of examples in a reply is the batch size.
     order : sequence of str, optional
@@ -80,6 +82,7 @@ class RoundDumps:
         *,
         names: Sequence[str] | None = None,
         learning_rate: float | None = None,
+        weight_decay: float | None = None,
         local_steps: int | None = None,
         order: Sequence[str] | None = None,
         activations: Activations | None = None,
@@ -93,6 +96,7 @@ class RoundDumps:
         self.folder = Path(folder)
         self._names = names
         self._learning_rate = learning_rate
+        self._weight_decay = weight_decay
         self._local_steps = local_steps
         self._order = order
         self._activations = activations
@@ -116,6 +120,7 @@ class RoundDumps:
         update.info = RecordInfo(
             update="weight_delta",
             learning_rate=self._learning_rate or reply.learning_rate,
+            weight_decay=self._weight_decay,
             local_steps=self._local_steps,
             batch_size=reply.examples if self._local_steps == 1 else None,
             loss=self._loss,

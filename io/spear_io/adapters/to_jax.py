@@ -133,6 +133,7 @@ def from_weights(
     after: Tree,
     *,
     learning_rate: float | None = None,
+    weight_decay: float | None = None,
     local_steps: int | None = None,
     order: Sequence[str] | None = None,
     forward: Forward | None = None,
@@ -149,6 +150,8 @@ def from_weights(
         Of the same structure.
     learning_rate : float, optional
         Of plain SGD. Without it everything but the scale of the gradient is known.
+    weight_decay : float, optional
+        λ of SGD, if it is known; it counts only with `learning_rate`. By default it is told from the update itself.
     local_steps : int, optional
         How many steps lie between the two.
     order, forward, activations, follows, transposed, inputs
@@ -170,7 +173,12 @@ def from_weights(
         see=None if forward is None else _seen_in(forward, before),
         transposed=transposed,
         inputs=inputs,
-        info=RecordInfo(update="weight_delta", learning_rate=learning_rate, local_steps=local_steps),
+        info=RecordInfo(
+            update="weight_delta",
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            local_steps=local_steps,
+        ),
     )
 
 

@@ -112,6 +112,7 @@ def from_weights(
     after: Sequence[Array],
     *,
     learning_rate: float | None = None,
+    weight_decay: float | None = None,
     local_steps: int | None = None,
     activations: Activations | None = None,
     follows: Follows = None,
@@ -127,6 +128,8 @@ def from_weights(
         As `model.get_weights()` gives them.
     learning_rate : float, optional
         Of plain SGD. Without it everything but the scale of the gradient is known.
+    weight_decay : float, optional
+        λ of SGD, if it is known; it counts only with `learning_rate`. By default it is told from the update itself.
     local_steps : int, optional
         How many steps lie between the two.
     activations, follows, inputs
@@ -152,7 +155,12 @@ def from_weights(
     old, new = states
     trained = {id(variable) for variable in model.trainable_variables}
     given = {key: Difference(array, old[key]) for key, array in new.items() if key in trained}
-    info = RecordInfo(update="weight_delta", learning_rate=learning_rate, local_steps=local_steps)
+    info = RecordInfo(
+        update="weight_delta",
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        local_steps=local_steps,
+    )
     return _update(model, given, old, info, activations, follows, inputs)
 
 

@@ -174,6 +174,7 @@ def from_weights(
     after: Values,
     *,
     learning_rate: float | None = None,
+    weight_decay: float | None = None,
     local_steps: int | None = None,
     inputs: Any = None,
     activations: Mapping[str, str | Activation] | None = None,
@@ -191,6 +192,8 @@ def from_weights(
         ``before = copy.deepcopy(model.state_dict())``.
     learning_rate : float, optional
         Of plain SGD. Without it everything but the scale of the gradient is known.
+    weight_decay : float, optional
+        λ of SGD, if it is known; it counts only with `learning_rate`. By default it is told from the update itself.
     local_steps : int, optional
         How many steps lie between the two.
     inputs, activations
@@ -204,6 +207,11 @@ def from_weights(
         If the two are the same tensors, differ in shape, or do not fit the model.
     """
     before, after = tensors_by_name(model, before, "before"), tensors_by_name(model, after, "after")
-    info = RecordInfo(update="weight_delta", learning_rate=learning_rate, local_steps=local_steps)
+    info = RecordInfo(
+        update="weight_delta",
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        local_steps=local_steps,
+    )
     differences = {name: (after[name], before[name]) for name in before.keys() & after.keys()}
     return update_of(model, before, differences, info=info, inputs=inputs, activations=activations)

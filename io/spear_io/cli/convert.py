@@ -36,6 +36,14 @@ def convert(
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", metavar="η", help="Of the step between two models.")
     ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            "--weight-decay",
+            metavar="λ",
+            help="Of that step, if it is known; else the update itself tells it.",
+        ),
+    ] = None,
     local_steps: Annotated[
         int | None, typer.Option("--local-steps", min=1, help="Steps between two models.")
     ] = None,
@@ -114,6 +122,8 @@ def convert(
     if learning_rate is not None and not 0 < learning_rate < float("inf"):
         msg = f"{learning_rate:g} is not a positive number"
         raise typer.BadParameter(msg, param_hint="--learning-rate")
+    if weight_decay is not None:
+        _check_decay(weight_decay, known_rate=source is not None or learning_rate is not None)
     if loss is not None and not loss.strip():
         msg = "is empty: give a name, e.g. cross_entropy"
         raise typer.BadParameter(msg, param_hint="--loss")
@@ -123,6 +133,7 @@ def convert(
         input_std=_numbers(input_std, float, "--input-std"),
         batch_size=batch_size,
         learning_rate=learning_rate,
+        weight_decay=weight_decay,
         local_steps=local_steps,
         loss=loss,
     )
@@ -149,6 +160,16 @@ def convert(
         )
     else:
         print_conversion(conversion, str(output))
+
+
+def _check_decay(weight_decay: float, *, known_rate: bool) -> None:
+    """Refuse a weight decay that is none, or that cannot be set against a step of unknown size."""
+    if not math.isfinite(weight_decay):
+        msg = f"{weight_decay:g} is not a number"
+        raise typer.BadParameter(msg, param_hint="--weight-decay")
+    if not known_rate:
+        msg = "counts only with --learning-rate: leave it out, and the update itself tells it"
+        raise typer.BadParameter(msg, param_hint="--weight-decay")
 
 
 def _paths(paths: list[Path], before: Path | None, after: Path | None) -> tuple[Path | None, Path]:

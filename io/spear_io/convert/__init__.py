@@ -17,6 +17,7 @@ from ..files.dump import DATASETS, RecordInfo
 from ..files.dump_writer import NO_INFO, DumpWriter, LayerArrays
 from ..problems import FileError, listing, printable
 from .checks import change_of, check_gradients, check_input_shape, check_one_update
+from .decay import decay_notes
 from .difference import leave_out_unchanged
 from .forward_order import forward_order
 from .forward_pass import LastLayer, Said, last_layer, wired
@@ -127,12 +128,15 @@ def convert(
         producer = f"{source.producer}, converted from {source.format}"
         with DumpWriter(output, producer=producer, sources=origin.files, replace=replace_any) as dump:
             dump.add_record(record, written, info=info)
+        notes = _notes(origin, pairing, source, order_note, assumed=assumed, last=last)
+        if origin.before is not None:
+            notes += decay_notes(output, record)
         return Conversion(
             format=source.format,
             record=record,
             layers=tuple(_report(one, written[one.title], settled.get(one.title)) for one in chosen),
             skipped=dict(source.skipped) | pairing.skipped,
-            notes=tuple(_notes(origin, pairing, source, order_note, assumed=assumed, last=last)),
+            notes=tuple(notes),
         )
 
 
@@ -241,7 +245,7 @@ def _notes(
     if origin.before is not None:
         notes.append(
             "the update is the model after minus the model before (weight_delta): a multiple of the gradient only if "
-            "it was one step of plain SGD"
+            "it was one step of plain SGD, weight decay apart"
         )
         if moments:
             notes.append(

@@ -53,6 +53,8 @@ class RecordInfo(Display):
     update: str = "gradient"
     """"gradient", or "weight_delta": weights after the step minus weights before."""
     learning_rate: float | None = None
+    weight_decay: float | None = None
+    """λ, if it is known: the update holds λ times the weights besides the gradient."""
     local_steps: int | None = None
     loss: str | None = None
     """"cross_entropy", "mse", …"""
@@ -127,7 +129,10 @@ class Layer:
             raise FileError(msg, self.place, f"export the layer again; there is: {there}")
         try:
             return spear_np.LayerGradients(
-                **arrays, activation=self.activation, precision=arrays["weight_grad"].precision
+                **arrays,
+                activation=self.activation,
+                precision=arrays["weight_grad"].precision,
+                decay=self._record.decay if "weight" in arrays else spear_np.WeightDecay(),
             )
         except spear_np.InputError as error:
             raise FileError(str(error), self.place, "export the layer again") from error
@@ -193,6 +198,7 @@ class Record:
             batch_size=safety.integer(group, "batch_size", place),
             update=update,
             learning_rate=safety.number(group, "learning_rate", place),
+            weight_decay=safety.number(group, "weight_decay", place),
             local_steps=safety.integer(group, "local_steps", place),
             loss=safety.text(group, "loss", place),
             loss_reduction=safety.text(group, "loss_reduction", place),
@@ -205,6 +211,9 @@ class Record:
         if update == "weight_delta" and not possible:
             msg = f"the attribute 'learning_rate' is {rate:g}, but a weight_delta is divided by it"
             raise FileError(msg, place, "store the positive rate of the step, or leave the attribute out")
+        if info.weight_decay is not None and not math.isfinite(info.weight_decay):
+            msg = f"the attribute 'weight_decay' is {info.weight_decay:g}"
+            raise FileError(msg, place, "store a finite number, or leave the attribute out")
         return info
 
     @property
@@ -216,6 +225,14 @@ class Record:
         if self.info.update == "gradient":
             return 1.0
         return -(1.0 if self.info.learning_rate is None else self.info.learning_rate)
+
+    @property
+    def decay(self) -> spear_np.WeightDecay:
+        """The weight decay that the record states; none where it is a delta of unknown learning rate, whose scale is open."""
+        stated = self.info.weight_decay
+        if stated is None or (self.info.update == "weight_delta" and self.info.learning_rate is None):
+            return spear_np.WeightDecay()
+        return spear_np.WeightDecay(stated, stated)
 
     @property
     def notes(self) -> tuple[str, ...]:

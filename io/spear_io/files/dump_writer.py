@@ -283,7 +283,7 @@ def _on_host(layer: LayerArrays, place: Place) -> LayerArrays:
     arrays = {
         name: handed_over(getattr(layer, name), place.at(dataset=name)) for name in (*DATASETS, "inputs")
     }
-    return replace(layer, **arrays)
+    return replaced(layer, **arrays)
 
 
 def _check_name(name: str, place: Place, siblings: h5py.Group) -> None:

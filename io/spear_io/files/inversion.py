@@ -5,7 +5,8 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
     /                                  source, created, version
     /records/<record>/layers/<layer>/  status, reason, batch_size, found, method, seed, seconds, device, proposals,
                                        scale_known, data_range (if one was given), caveats and notes (JSON lists
-                                       of sentences), chain (if several layers were used); where the dump says so:
+                                       of sentences), chain (if several layers were used), weight_decay, bias_decay and
+                                       weight_decay_deviation (if the update held any); where the dump says so:
                                        input_shape, input_mean, input_std, client, round, between
         inputs (k, n), output_grad (m, k)
         zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known
@@ -153,6 +154,10 @@ class InversionWriter:
                 group.attrs["data_range"] = result.data_range
             if result.chain:
                 group.attrs["chain"] = list(result.chain)
+            if (decay := result.gradients.decay).present:
+                group.attrs["weight_decay"] = decay.weight
+                group.attrs["bias_decay"] = decay.bias
+                group.attrs["weight_decay_deviation"] = decay.deviation
             if between is not None:
                 group.attrs["between"] = between
             if display is not None:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +62,7 @@ class Outcome:
             "proposals": result.proposals,
             "labels": None if result.labels is None else to_host(result.labels).tolist(),
             "chain": list(result.chain),
+            "decay": asdict(result.gradients.decay),
             "certificate": result.certificate.as_dict(),
             "notes": list(self.notes),
         }
@@ -108,7 +109,9 @@ def _figure(value: float | None, form: str = ".3g", missing: str = "–") -> str
 def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
     """Print the table that ends `spear-np invert`."""
     console = _console()
-    table = _table("record", "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device")
+    decayed = any(outcome.result.gradients.decay.present for outcome in outcomes)
+    more = [">weight decay"] if decayed else []
+    table = _table("record", "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *more)
     for outcome in outcomes:
         result = outcome.result
         agreement = {check.name: check.value for check in result.certificate.checks}.get("sign_agreement")
@@ -121,6 +124,7 @@ def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
             count(result.proposals),
             duration(result.seconds) if result.seconds >= 10 else f"{result.seconds:.2g} s",
             result.device,
+            *([_figure(result.gradients.decay.weight or None, ".6g")] if decayed else []),
         )
     console.print(table)
     for outcome in outcomes:
@@ -151,6 +155,11 @@ def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
         for chain in record.chains:
             console.print(f"chain: {_chain_text(record, chain)}{_reach(record, chain)}", soft_wrap=True)
         for layer in record.layers:
+            if layer.survey is not None and layer.survey.decay.present:
+                name, decay = printable(layer.layer), layer.survey.decay
+                console.print(
+                    f"{name}: the update holds {decay}: weight decay, which is taken out", soft_wrap=True
+                )
             if layer.problem:
                 console.print(f"{printable(layer.layer)}: {layer.problem}", soft_wrap=True)
         for note in record.notes:
