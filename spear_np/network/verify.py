@@ -77,11 +77,10 @@ def verify(
     columns = xp.concat([one.output_grad for one in known], axis=0)
     size = data_range(chain, c)
     seen = np.concatenate([one.noise_seen for one in known])
-    common = math.sqrt(
-        float(np.mean(seen**2))
-    )  # an input whose own equations happen to fit well is no better known
+    # An input whose own equations happen to fit well is no better known than the others.
+    noise = Noise.of(seen, along)
     # The noise of the data shows in whatever equation is to spare: where none shows, none is.
-    bound = np.where(seen < UNTESTED, math.inf, _bound(chain, deviation, np.maximum(seen, common), along))
+    bound = np.where(seen < UNTESTED, math.inf, _bound(chain, deviation, seen, along, noise))
     for row in np.flatnonzero(bound > EXACT_TOLERANCE * size).tolist():
         one = known[row]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -92,7 +91,7 @@ def verify(
                 others = known_of(chain, [other for other in known if other is not one])
                 tried.append(examine(chain, one.c, depth, others))
         for better in tried:
-            narrower = _bound(chain, better.deviation, np.maximum(better.noise_seen, common), better.along)
+            narrower = _bound(chain, better.deviation, better.noise_seen, better.along, noise)
             if better.accepted[0] and better.noise_seen[0] >= UNTESTED and narrower[0] < bound[row]:
                 c, q = _with_row(chain, c, row, better.c), _with_row(chain, q, row, better.q)
                 columns = _with_row(chain, columns, row, better.output_grad)
@@ -146,7 +145,27 @@ def spare_equations(chain: Chain, depth: int) -> int:
     return 1 - b + sum(chain.layers[number].telling - b + 1 for number in range(1, depth + 1))
 
 
-def _bound(chain: Chain, deviation: HostArray, rms: HostArray, along: HostArray) -> HostArray:
+@dataclass(frozen=True)
+class Noise:
+    """What the equations of all inputs say of the noise, in units of its upper estimate."""
+
+    common: float
+    """Root mean square over all inputs."""
+    excess: float
+    """How many times more than the estimate is seen in any input, one at least: then something else than that noise is in all of
+    them."""
+
+    @classmethod
+    def of(cls, rms: HostArray, along: HostArray) -> Noise:
+        """From the root mean square (k,) of each input's equations, and the noise (k,) along it."""
+        known = along[np.isfinite(along)]
+        return cls(
+            common=math.sqrt(float(np.mean(rms**2))),
+            excess=max(1.0, float(np.max(rms)), float(np.max(known, initial=0.0))),
+        )
+
+
+def _bound(chain: Chain, deviation: HostArray, rms: HostArray, along: HostArray, noise: Noise) -> HostArray:
     """(k,): six standard deviations of the largest error of each input, in units of the inputs.
 
     Where noise is rounding, its size is an upper estimate: the residuals of an input's equations tell how large it is, `rms` over
@@ -157,10 +176,10 @@ def _bound(chain: Chain, deviation: HostArray, rms: HostArray, along: HostArray)
     floor = 0.0 if rounding else 1.0
     hidden = max(layer.space.hidden_input_factor for layer in chain.layers[: chain.depth + 1])
     with np.errstate(over="ignore", invalid="ignore"):
-        seen = np.maximum(rms, along)
-        # More than an upper estimate of the noise is something else besides: it counts for as much again as it exceeds it.
-        noise = np.maximum(floor, MARGIN * seen * np.maximum(1.0, seen))
-        bound: HostArray = math.sqrt(chain.repetition) * ZERO_SIGMAS * hidden * deviation * noise
+        seen = noise.excess * MARGIN * np.maximum(np.maximum(rms, noise.common), along)
+        bound: HostArray = (
+            math.sqrt(chain.repetition) * ZERO_SIGMAS * hidden * deviation * np.maximum(floor, seen)
+        )
     return np.nan_to_num(bound, nan=math.inf, posinf=math.inf)
 
 
