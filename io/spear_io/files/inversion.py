@@ -3,17 +3,13 @@
 The layout is `format = "spear-inversion"`, `format_version = 1`::
 
     /                                  source, created, version
-    /records/<record>/layers/<layer>/  status, reason, batch_size, found, method, seed, seconds, device, proposals,
+    /records/<record>/layers/<layer>/  status, claim, reason, batch_size, found, method, seed, seconds, device, proposals,
                                        scale_known, data_range (if one was given), caveats and notes (JSON lists
-                                       of sentences), chain (if several layers were used); where the dump says so:
+                                       of sentences), rests_on (JSON list of names and sentences), chain (if several layers were used); where the dump says so:
                                        input_shape, input_mean, input_std, client, round, between
         inputs (k, n), output_grad (m, k)
-<<<<<<< HEAD
         zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known
-=======
-        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,)
         evidence/<fact> (k,)
->>>>>>> solver
         certificate/<check>            attributes: value (absent if the check could not be made), relation,
                                        threshold, passed (likewise), meaning, order (position when printed)
 """
@@ -23,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -135,6 +131,7 @@ class InversionWriter:
             group.attrs.update(
                 {
                     "status": str(result.status),
+                    "claim": result.claim,
                     "reason": result.reason,
                     "batch_size": result.batch_size,
                     "found": k,
@@ -145,6 +142,7 @@ class InversionWriter:
                     "proposals": result.proposals,
                     "scale_known": result.scale_known,
                     "caveats": json.dumps(result.certificate.caveats),
+                    "rests_on": json.dumps([asdict(premise) for premise in result.certificate.rests_on]),
                     "notes": json.dumps(tuple(notes)),
                 }
             )
@@ -203,6 +201,8 @@ class RecoveredLayer:
     layer: str
     place: Place
     status: spear_np.Status
+    claim: str
+    """The status with the names of what it rests on, "exact if plain gradient"; the status alone in files that do not say."""
     reason: str
     batch_size: int
     scale_known: bool
@@ -289,6 +289,7 @@ def _read_layer(group: h5py.Group, place: Place) -> RecoveredLayer:
         layer=place.layer or "",
         place=place,
         status=spear_np.Status(status),
+        claim=safety.text(group, "claim", place) or status,
         reason=safety.text(group, "reason", place) or "",
         batch_size=safety.integer(group, "batch_size", place) or 0,
         scale_known=safety.boolean(group, "scale_known", place) is not False,
