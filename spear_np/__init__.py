@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .answer.certificate import Certificate, Check, Evidence
+from .answer.certificate import Certificate, Check, Evidence, Premise
 from .answer.result import Inversion, Progress, Round, Status
 from .check import check
 from .errors import DeviceError, InputError
@@ -34,6 +34,7 @@ __all__ = [
     "Inversion",
     "LayerGradients",
     "Options",
+    "Premise",
     "Progress",
     "Round",
     "Status",

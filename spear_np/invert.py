@@ -26,6 +26,7 @@ from .layer.problem import layer_readings
 from .loop.budget import Budget
 from .loop.options import DataRange, Options, SearchFactory
 from .loop.run import Run, invert_problem, invert_readings, worth
+from .network.confirm import confirmed
 from .network.problem import ChainProblem
 from .network.read import Linked, read_chain
 
@@ -204,25 +205,26 @@ def invert_chain(
     run = Run(options, budget, callback or (lambda _: None))
     alone = layers[0].sigma.ceiling is not None
     behind = Behind(layers[1], len(layers) == 2, loss) if len(layers) > 1 else None
+    run.report("factorize")
+    with where.activate():
+        linked = read_chain(layers, where, options.batch_size, names)
+    best: Inversion | None = None
     if options.method in ("auto", "chain"):
-        run.report("factorize")
-        with where.activate():
-            linked = read_chain(layers, where, options.batch_size, names)
-            if isinstance(linked, Linked):
-                share = CHAIN_SHARE if alone and options.method == "auto" else 1.0
-                limited = replace(run, budget=replace(budget, deadline=share * options.time_limit))
-                problem = ChainProblem(linked.chain, tuple(names), loss, linked.cut)
-                with problem.threads():
-                    answer = invert_problem(problem, limited)
-                whole = answer.status in (Status.EXACT, Status.APPROXIMATE)
-                if not (whole or share == 1.0 or budget.exhausted(answer.proposals)):
-                    other = invert_readings(layer_readings(layers[0], where, options, behind), run)
-                    answer = max(answer, other, key=worth)
-                return with_decay_said(answer)
-        if options.method == "chain" or not alone:
+        if isinstance(linked, Linked):
+            share = CHAIN_SHARE if alone and options.method == "auto" else 1.0
+            limited = replace(run, budget=replace(budget, deadline=share * options.time_limit))
+            problem = ChainProblem(linked.chain, tuple(names), loss, linked.cut)
+            with where.activate(), problem.threads():
+                best = invert_problem(problem, limited)
+            whole = best.status in (Status.EXACT, Status.APPROXIMATE)
+            if whole or share == 1.0 or budget.exhausted(best.proposals):
+                return with_decay_said(best)
+        elif options.method == "chain" or not alone:
             reason = f"these layers are no chain that can be inverted: {linked.reason}"
             failed = inversion(layers[0], where, Status.FAILED, reason, 0, options.data_range)
             return run.signed(failed)
     layers[0].require_zeros()
     with where.activate():
-        return with_decay_said(invert_readings(layer_readings(layers[0], where, options, behind), run))
+        other = invert_readings(layer_readings(layers[0], where, options, behind), run)
+        other = confirmed(other, linked)
+    return with_decay_said(other if best is None else max(best, other, key=worth))

@@ -78,6 +78,7 @@ def fake_inversion(
         false_probability=(1e-30,) * k,
         error_bound=(error_bound,) * k,
         caveats=("identical inputs count once",),
+        rests_on=(spear_np.Premise("plain", "nobody changed it"),),
         evidence=(spear_np.Evidence(True, True, True, True, True, None),) * k,
     )
     return Fake(

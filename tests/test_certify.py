@@ -548,7 +548,9 @@ class TestPrinting:
         data = digit_layer(6, width=100, seed=192)
         result = spear_np.invert(data.weight_grad, data.bias_grad, weight=data.weight, bias=data.bias)
         text = repr(result)
-        assert text.startswith("<Inversion exact: 6 of 6 inputs from a layer 100 x 64")
+        assert text.startswith(
+            "<Inversion exact if plain gradient, seen with 4 bits, 15 features zero: 6 of 6 inputs"
+        )
         assert "every check of the certificate holds" in text
         assert len(text) < 400
         assert text.count("\n") == 3

@@ -46,8 +46,10 @@ def test_everything_is_in_the_file(path: Path, gradients: spear_np.LayerGradient
         attributes = dict(layer.attrs)
         assert json.loads(attributes.pop("caveats")) == ["identical inputs count once"]
         assert json.loads(attributes.pop("notes")) == ["the scale is a guess"]
+        assert json.loads(attributes.pop("rests_on")) == [{"name": "plain", "meaning": "nobody changed it"}]
         assert attributes == {
             "status": "exact",
+            "claim": "exact if plain",
             "reason": "every check holds",
             "batch_size": B,
             "found": B,

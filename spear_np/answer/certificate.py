@@ -55,6 +55,16 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Premise:
+    """What an answer rests on and no check of it can test."""
+
+    name: str
+    """A few words, which stand beside the status in the line of a table: "plain gradient"."""
+    meaning: str
+    """One sentence."""
+
+
+@dataclass(frozen=True)
 class Certificate:
     """Every check of a whole batch, the figures of each recovered input, and what they cannot show.
 
@@ -76,6 +86,8 @@ class Certificate:
     """What no check can exclude, e.g. identical inputs counted once."""
     evidence: tuple[Evidence, ...] = ()
     """What speaks for each input."""
+    rests_on: tuple[Premise, ...] = ()
+    """What is taken for granted: if one of these is not so, rows and bounds may be wrong whatever the checks say."""
 
     @property
     def holds(self) -> bool:
@@ -112,10 +124,11 @@ class Certificate:
             "error_bound": list(self.error_bound),
             "evidence": [{**asdict(row), "accepted": row.accepted} for row in self.evidence],
             "caveats": list(self.caveats),
+            "rests_on": [asdict(premise) for premise in self.rests_on],
         }
 
     def __str__(self) -> str:
-        """Aligned table of the checks, how many inputs pass each of their own, then the caveats."""
+        """Aligned table of the checks, how many inputs pass each of their own, what they rest on, then the caveats."""
         marks = {True: "ok", False: "NO", None: "--"}
         lines = []
         for check in self.checks:
@@ -125,6 +138,7 @@ class Certificate:
                 f"{check.threshold:<9.3g} {check.meaning}"
             )
         lines += [self._summary(fact.name) for fact in fields(Evidence) if self.evidence]
+        lines += [f"if  {premise.name}: {premise.meaning}" for premise in self.rests_on]
         lines += [f" *  {caveat}" for caveat in self.caveats]
         return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -100,15 +101,28 @@ class Inversion:
     """Candidate directions examined."""
     history: tuple[Round, ...] = ()
 
+    @property
+    def claim(self) -> str:
+        """The status as the line of a table says it: "exact if plain gradient", with the names of what it rests on."""
+        premises = ", ".join(premise.name for premise in self.certificate.rests_on)
+        return (
+            f"{self.status} if {premises}" if premises and self.status is Status.EXACT else str(self.status)
+        )
+
     def __repr__(self) -> str:
-        """Status, what was found, the worst bound and the reason; no arrays."""
+        """Status with what it rests on, what was found, the worst bound and the reason; no arrays."""
         m, n = self.gradients.shape
         of = str(self.batch_size) if self.batch_size else "an unknown number of"
         bounds = self.certificate.error_bound
-        lines = [f"{self.status}: {self.found} of {of} inputs from a layer {m} x {n}", self.reason]
+        lines = [f"{self.claim}: {self.found} of {of} inputs from a layer {m} x {n}", self.reason]
         if bounds:
             factor = "" if self.scale_known else " of the scale that was chosen"
-            lines.append(f"no entry is off by more than {max(bounds):.3g}{factor}")
+            largest = max(bounds)
+            lines.append(
+                f"no entry is off by more than {largest:.3g}{factor}"
+                if math.isfinite(largest)
+                else "nothing bounds the errors of some inputs"
+            )
         lines.append(
             f"{self.proposals} proposals in {self.seconds:.3g} s on {self.device}, method {self.method}, seed {self.seed}"
         )

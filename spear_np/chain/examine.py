@@ -342,7 +342,8 @@ def _inverse(xp: Any, gram: Array) -> Array:
     return xp.stack(rows)
 
 
-def _membership_rms(chain: Chain, c: Array, depth: int) -> HostArray:
+def membership_rms(chain: Chain, c: Array, depth: int) -> HostArray:
+    """(k,): root mean square of the equations of membership of `c` (k, b) up to layer `depth`, in standard deviations."""
     passed = forward(chain, c, depth - 1, derivatives=False)
     parts = [membership(chain, passed, number, derivatives=False).residual for number in range(1, depth + 1)]
     return _rms(to_host(chain.xp.concat(parts, axis=1)), c.shape[1])
@@ -394,7 +395,7 @@ def polish(chain: Chain, c: Array, depth: int, known: Known | None = None) -> Po
             passed = forward(chain, c, depth - 1, derivatives=False)
         if np.all(moved <= rest):
             break
-    ahead = np.where(moved <= rest, _membership_rms(chain, c, depth), math.inf)
+    ahead = np.where(moved <= rest, membership_rms(chain, c, depth), math.inf)
     if not np.any(ahead <= CONSISTENT):
         return Polished(c, xp.zeros_like(inverse), ahead, np.full(len(ahead), math.inf))
     covariance, along = _determined(chain, c, depth, known)

@@ -11,7 +11,7 @@ import numpy as np
 from ..backend import Array, HostArray, to_host
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
-from ..factors.zero import is_nonzero, is_zero, surely_nonzero
+from ..factors.zero import expected_hidden, is_nonzero, is_zero, surely_nonzero
 from ..inputs.bounds import preactivation_doubt
 from ..inputs.reconstruct import Reconstruction
 
@@ -38,6 +38,10 @@ class Agreement:
     """(k,) int: those of them where the gradient is there for sure."""
     hidden: HostArray
     """(k,): share of the units that the layer turns on without visible gradient; 0 without W."""
+    missing: HostArray
+    """(k,) int: how many these are."""
+    expected_missing: HostArray
+    """(k,): how many of them noise is expected to hide, see `expected_hidden`."""
     decided: HostArray
     """(k,): share of the live units whose activation sign is beyond doubt."""
     gap: HostArray
@@ -59,6 +63,8 @@ def compare_signs(factors: Factors, batch: Reconstruction, input_error: HostArra
             contradictions=nothing.astype(np.int64),
             blatant=nothing.astype(np.int64),
             hidden=nothing,
+            missing=nothing.astype(np.int64),
+            expected_missing=nothing,
             decided=nothing,
             gap=_gaps(xp, units, has_gradient, no_gradient),
         )
@@ -78,6 +84,8 @@ def compare_signs(factors: Factors, batch: Reconstruction, input_error: HostArra
         contradictions=total(contradiction),
         blatant=total(contradiction & surely_nonzero(units)),
         hidden=total(hidden) / np.maximum(total(layer_on & live), 1),
+        missing=total(hidden),
+        expected_missing=np.asarray([expected_hidden(column) for column in to_host(space.live_of(units)).T]),
         decided=decided / int(space.live.shape[0]),
         gap=_gaps(xp, units, has_gradient & layer_on, off),
     )

@@ -151,6 +151,10 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
         )
         for i in range(k)
     )
+    contradicted = (signs.contradictions > 0) & np.asarray([row.accepted for row in evidence])
+    if factors.signs_known and np.any(contradicted):
+        # No input within its bound has the signs of the gradient: that is not the plain one, or W and b are not its layer's.
+        bound = np.full(k, math.inf)
     figures = Figures(factors, choice, unique, alternatives, signs, bound, residual, batch.data_range)
     certificate = Certificate(
         checks=tuple(specification.check(figures) for specification in CHECKS),

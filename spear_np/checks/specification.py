@@ -14,6 +14,7 @@ from ..backend import HostArray
 from ..directions.disaggregate import MAX_BIAS_RESIDUAL, Disaggregation
 from ..directions.uniqueness import Uniqueness
 from ..factors.factorize import Factors
+from ..factors.zero import NEAR_NOISE
 from .agreement import Agreement
 
 EXACT_TOLERANCE = 1e-4
@@ -25,6 +26,17 @@ MAX_HIDDEN = 0.01
 """Largest share of a column's active units whose gradient may drown in noise.
 
 Definition: `exact` demands that gradient and layer agree on 99 % of the decided units.
+"""
+MIN_MISSING_CHANCE = 1e-3
+"""Least probability with which noise hides as many gradients of units that are on as are missing.
+
+Definition: one batch in a thousand loses the word `exact` by chance. Features that were altered turn units on and off: what λ
+passes over in a wide layer, this does not.
+"""
+NONE_SEEN = 0.5
+"""Gradients that count as seen next to the zero test where none is.
+
+Derived: half a count is the usual estimate of a rate of which nothing was observed (Jeffreys' prior of a Poisson rate).
 """
 MIN_DECIDED = 0.8
 """Least share of a column's units whose activation sign must be beyond doubt.
@@ -86,6 +98,17 @@ def _of_signs(figure: Callable[[Agreement], float]) -> Callable[[Figures], float
     return lambda figures: figure(figures.signs) if figures.factors.signs_known else None
 
 
+def missing_chance(signs: Agreement) -> float:
+    """Probability that noise hides as many gradients of the batch as are missing, by those just above the zero test."""
+    missing = int(np.sum(signs.missing))
+    if not missing:
+        return 1.0
+    from scipy.special import pdtrc  # slow to import, seldom needed
+
+    expected = float(np.sum(signs.expected_missing)) + NONE_SEEN / (NEAR_NOISE - 1)
+    return float(pdtrc(missing - 1, expected))
+
+
 CHECKS = (
     Specification(
         "sign_agreement",
@@ -100,6 +123,13 @@ CHECKS = (
         0.0,
         "units with a gradient that the recovered input leaves off",
         _of_signs(lambda signs: float(np.sum(signs.contradictions))),
+    ),
+    Specification(
+        "missing_gradients",
+        ">=",
+        MIN_MISSING_CHANCE,
+        "probability that noise hides as many gradients of units that are on as are missing",
+        _of_signs(missing_chance),
     ),
     Specification(
         "decided_signs",

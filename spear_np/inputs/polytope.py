@@ -84,9 +84,10 @@ def bound_inputs(
 
 
 def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInputs | None:
-    """As `bound_inputs`; None if something else than the layer (dropout) zeroes gradients.
+    """As `bound_inputs`; None if no input has the pattern of some direction.
 
-    That is so if some input explains the non-zero gradients of a direction but none explains the zeros too.
+    Then something else than the layer zeroes gradients (dropout), W and the bias are not those of the gradient, or this is not the
+    plain one.
     """
     f, b = q.shape
     nothing = PartialInputs(np.empty(0, dtype=np.int64), np.empty((0, b)), np.empty(0))
@@ -118,12 +119,9 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInp
         given = None if around is None else free.T @ (around[index] - start)
         slope, offset = (W @ free)[state], (W @ start + bias)[state]
         offset = offset + moved * pattern * math.sqrt(float(np.mean(offset**2)))
-        box = _bounding_box(slope, offset, pattern, given)
+        box = _open_half(slope, offset, pattern, given)
         if box is None:
-            on = pattern > 0
-            if _centre(slope[on], offset[on], pattern[on]) is not None:
-                return None
-            continue
+            return None
         centre, half = box
         if np.all(np.isfinite(half)):
             found.append(index)
@@ -133,6 +131,23 @@ def _bounded(factors: Factors, q: Array, around: HostArray | None) -> PartialInp
         return nothing
     bounds = _largest_errors(factors, widths)
     return PartialInputs(np.asarray(found), np.asarray(centres), bounds)
+
+
+def _open_half(
+    slope: HostArray, offset: HostArray, pattern: HostArray, given: HostArray | None
+) -> tuple[HostArray, HostArray] | None:
+    """Centre and half-widths of what a pattern leaves open, with room for what it may be wrong about; None if it leaves nothing.
+
+    That some input has all its signs is the evidence for direction and layer. Bounds rest on the units that are off alone:
+    where inputs depend on each other, a direction may belong to several, all of which leave these off, but not all of which turn on
+    the others. And as far as all signs leave the input open, W and the bias may be off without leaving none.
+    """
+    box = _bounding_box(slope, offset, pattern, given)
+    if box is None or not np.any(pattern < 0):
+        return box
+    off = pattern < 0
+    wider = _bounding_box(slope[off], offset[off], pattern[off], box[0])
+    return None if wider is None else (box[0], box[1] + wider[1])
 
 
 def states_known(units: HostArray, *, ceiling: bool) -> HostArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from ..answer.certificate import Certificate, Evidence
 from ..answer.result import Inversion, Status
 from ..backend import Device, HostArray, to_host
-from ..checks.certify import Verdict
+from ..checks.certify import Verdict, verdict_of
+from ..checks.premises import with_premises
 from ..directions.chance import MAX_CHANCE, chances
 from ..directions.disaggregate import Disaggregation
 from ..directions.pool import Pool
@@ -110,7 +112,10 @@ def _accepted(factors: Factors, ending: Ending, data_range: DataRange | None) ->
         keep, certificate = _rebounded(factors, choice, keep, certificate)
         if not len(keep):
             return None
+    z = batch.preactivation if factors.signs_known else None
+    certificate = with_premises(certificate, space, factors.gradients, factors.layer, batch.recovery, z)
     early = ending.reason is not None and not verdict.complete
+    verdict = verdict_of(certificate, factors)
     reason = f"{ending.reason}: {verdict.reason}" if early else verdict.reason
     factor = space.device.float64(np.ones(space.batch_size))
     scaling = choose_scale(factors, choice.q, batch, certificate, data_range)
@@ -180,6 +185,13 @@ def _partial(factors: Factors, ending: Ending, data_range: DataRange | None) -> 
             "the batch is incomplete: bounds rest on the signs of the layer, or on the others being faint",
         ),
     )
+    recovery = coordinates @ space.to_basis.T
+    z = None if factors.layer is None else factors.layer.preactivations(coordinates)
+    certificate = with_premises(certificate, space, factors.gradients, factors.layer, recovery, z)
+    if not all(math.isfinite(bound) for bound in certificate.error_bound):
+        return _nothing(
+            factors, f"{reason}, and weight_grad is not the plain gradient: nothing bounds them", data_range
+        )
     return _answer(
         factors,
         Status.PARTIAL,
@@ -187,7 +199,7 @@ def _partial(factors: Factors, ending: Ending, data_range: DataRange | None) -> 
         data_range,
         found=len(bounded.which),
         output_grad=space.columns(q),
-        recovery=coordinates @ space.to_basis.T,
+        recovery=recovery,
         certificate=certificate,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from ..answer.certificate import Certificate
@@ -9,8 +11,9 @@ from ..answer.result import Inversion, Status
 from ..chain.examine import Examined
 from ..chain.layers import Chain
 from ..checks.certify import ROW_TOLERANCE
+from ..checks.premises import with_links
 from .labels import labels_of
-from .verify import Verified, data_range, verify
+from .verify import data_range, verify
 
 
 def answer_of(
@@ -42,10 +45,15 @@ def answer_of(
         ended = (
             f"by the outputs, all bias_grad are {verified.misscaled:.4g} times what belongs to weight_grad"
         )
-    status, reason = _status(verified, len(keep), b, ended)
-    xp = chain.xp
+    xp, first = chain.xp, chain.layers[0]
     rows = chain.device.integers(keep)
     c, d = xp.take(verified.c, rows, axis=0), xp.take(verified.output_grad, rows, axis=0)
+    recovery = c @ first.space.to_basis.T
+    certificate = with_links(verified.certificate.only(keep), first.space, first.gradients, recovery)
+    if not certificate["rank"].passed:
+        # What further inputs add is no noise, and nothing bounds what they change.
+        certificate = replace(certificate, error_bound=(math.inf,) * len(keep))
+    status, reason = _status(certificate, len(keep), b, ended)
     labels = labels_of(chain, xp.take(verified.q, rows, axis=0), loss)
     return _inversion(
         chain,
@@ -54,14 +62,14 @@ def answer_of(
         names,
         found=len(keep),
         output_grad=xp.matrix_transpose(d),
-        recovery=c @ chain.layers[0].space.to_basis.T,
-        certificate=verified.certificate.only(keep),
+        recovery=recovery,
+        certificate=certificate,
         labels=None if labels is None else chain.device.integers(labels),
     )
 
 
-def _status(verified: Verified, kept: int, b: int, ended: str | None) -> tuple[Status, str]:
-    failed = [check.name.replace("_", " ") for check in verified.certificate.checks if not check.passed]
+def _status(certificate: Certificate, kept: int, b: int, ended: str | None) -> tuple[Status, str]:
+    failed = [check.name.replace("_", " ") for check in certificate.checks if not check.passed]
     if kept < b:
         status = Status.PARTIAL if kept else Status.FAILED
         return status, f"{ended or 'the search ended'}: {kept} of {b} inputs found"

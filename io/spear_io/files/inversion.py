@@ -3,10 +3,11 @@
 The layout is `format = "spear-inversion"`, `format_version = 1`::
 
     /                                  source, created, version
-    /records/<record>/layers/<layer>/  status, reason, batch_size, found, method, seed, seconds, device, proposals,
+    /records/<record>/layers/<layer>/  status, claim, reason, batch_size, found, method, seed, seconds, device, proposals,
                                        scale_known, data_range (if one was given), caveats and notes (JSON lists
-                                       of sentences), chain (if several layers were used), weight_decay, bias_decay and
-                                       weight_decay_deviation (if the update held any); where the dump says so:
+                                       of sentences), rests_on (JSON list of names and sentences), chain (if several layers were used),
+                                       weight_decay, bias_decay and weight_decay_deviation (if the update held any); where the
+                                       dump says so:
                                        input_shape, input_mean, input_std, client, round, between
         inputs (k, n), output_grad (m, k)
         zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known
@@ -21,7 +22,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -137,6 +138,7 @@ class InversionWriter:
             group.attrs.update(
                 {
                     "status": str(result.status),
+                    "claim": result.claim,
                     "reason": result.reason,
                     "batch_size": result.batch_size,
                     "found": k,
@@ -147,6 +149,7 @@ class InversionWriter:
                     "proposals": result.proposals,
                     "scale_known": result.scale_known,
                     "caveats": json.dumps(result.certificate.caveats),
+                    "rests_on": json.dumps([asdict(premise) for premise in result.certificate.rests_on]),
                     "notes": json.dumps(tuple(notes)),
                 }
             )
@@ -209,6 +212,8 @@ class RecoveredLayer:
     layer: str
     place: Place
     status: spear_np.Status
+    claim: str
+    """The status with the names of what it rests on, "exact if plain gradient"; the status alone in files that do not say."""
     reason: str
     batch_size: int
     scale_known: bool
@@ -298,6 +303,7 @@ def _read_layer(group: h5py.Group, place: Place, visits: safety.Visits) -> Recov
         layer=place.layer or "",
         place=place,
         status=spear_np.Status(status),
+        claim=safety.text(group, "claim", place) or status,
         reason=safety.text(group, "reason", place) or "",
         batch_size=safety.integer(group, "batch_size", place) or 0,
         scale_known=safety.boolean(group, "scale_known", place) is not False,

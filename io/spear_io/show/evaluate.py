@@ -60,6 +60,8 @@ class LayerEvaluation:
     record: str
     layer: str
     status: str
+    claim: str
+    """The status with what it rests on."""
     recovered: int
     truth_inputs: int | None
     """Number of true inputs."""
@@ -168,6 +170,7 @@ def evaluate_layer(recovered: RecoveredLayer, record: Record, layer: Layer) -> L
         record=record.name,
         layer=layer.name,
         status=str(recovered.status),
+        claim=recovered.claim,
         recovered=recovered.found,
         truth_inputs=None,
         distinct_truth=None,

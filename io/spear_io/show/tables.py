@@ -50,6 +50,7 @@ class Outcome:
             "layer": self.layer,
             "shape": list(result.gradients.shape),
             "status": str(result.status),
+            "claim": result.claim,
             "reason": result.reason,
             "batch_size": result.batch_size,
             "found": result.found,
@@ -98,8 +99,9 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _status(status: str) -> Text:
-    return Text(status, style=STATUS_STYLE.get(status, ""))
+def _status(claim: str) -> Text:
+    """A status with what it rests on, which no line may leave out: "exact if plain gradient"."""
+    return Text(printable(claim, 1000), style=STATUS_STYLE.get(claim.partition(" ")[0], ""))
 
 
 def _figure(value: float | None, form: str = ".3g", missing: str = "–") -> str:
@@ -118,7 +120,7 @@ def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
         table.add_row(
             printable(outcome.record),
             printable(outcome.layer),
-            _status(str(result.status)),
+            _status(result.claim),
             f"{result.found}/{result.batch_size}",
             _figure(agreement, ".6g"),
             count(result.proposals),
@@ -309,7 +311,7 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
         summary.add_row(
             printable(result.record),
             printable(result.layer),
-            _status(result.status),
+            _status(result.claim),
             str(result.recovered),
             f"{result.matched}/{result.distinct_truth}" if compared else "no truth",
             f"{result.exact}/{result.distinct_truth}" if compared else "–",

@@ -1,0 +1,352 @@
+"""What an answer takes for granted, and the marks that alterations leave which keep zeros, rank and residuals.
+
+All of a certificate follows from ``weight_grad = D Xᵀ`` and ``bias_grad = D 1``. An update ``D Xᵀ R``, as gradient centralisation, a
+factored or orthogonalised optimiser, a preconditioner or a defence makes it, has the same zeros, rank and residuals, and leads to
+the inputs ``Rᵀ x``. Activation signs contradict it where ``W (Rᵀ x - x)`` turns units on or off, and where it does not, nothing in one
+layer can. So every answer says that it rests on this, in the line that says `exact`; and some R leave marks of their own:
+
+- rows of weight_grad without their mean: every input is then known up to a constant;
+- columns of one norm, or equal singular values: no gradient has them, a normalised update does.
+
+Inputs whose entries have few significant bits are those that the layer saw; if it rounded them, nothing tells what they were.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..answer.certificate import Certificate, Check, Premise
+from ..backend import Array, HostArray, to_host
+from ..factors.gradients import LayerGradients
+from ..factors.layer import Layer
+from ..factors.row_space import RowSpace
+from ..factors.zero import ZERO_SIGMAS
+from .hidden import room_for_hidden
+
+EQUAL = 1e-3
+"""Relative spread of norms or singular values below which they are one and the same.
+
+Heuristic: far above what rounding to float32 leaves of equal ones, and below what 64 columns, or the inputs of a batch, would
+show by chance once in some thousand.
+"""
+LEAST_COLUMNS = 8
+"""Columns with a gradient from which their norms say something.
+
+Heuristic: eight numbers that agree to a thousandth by chance are not met.
+"""
+MOST_BITS = 12
+"""Significant bits of the entries of an input up to which they look rounded.
+
+Definition: one more than float16 and TF32 keep.
+"""
+BEYOND_NOISE = 8.0
+"""Multiple of the bound of an entry from which half a step of its last bit tells whether it lies on the grid.
+
+Derived: an entry off the grid then looks as if it were on it with a probability of one in eight at most.
+"""
+LEAST_ON_GRID = 20
+"""Entries that must lie on a grid for it to be one.
+
+Derived: by chance once in 8^20.
+"""
+EXPECTED_FLIPS = 3.0
+"""Activation signs that an error is expected to turn from which it would have been noticed.
+
+Derived: none of them turns with a probability of e^-3, one in twenty.
+"""
+FINEST_ERROR = 1e-12
+"""Relative error of an input below which none is told.
+
+Derived: signs would need as many units to show it.
+"""
+HALVINGS = 40
+"""Steps of a bisection on the logarithmic scale from `FINEST_ERROR` to one.
+
+Derived: the ratio of its ends then differs from one by 3e-11.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """What one pass over weight_grad and the inputs finds."""
+
+    mean: float
+    """Root mean square, over the live rows, of the sum of a row, in standard deviations of the sum of its noise."""
+    column_spread: float
+    """Largest norm of a column less the smallest, over the largest, of those with a gradient; infinite if they are too few."""
+    empty: int
+    """Features without any gradient whose weights, if they are known, are not all zero."""
+    bits: int | None
+    """Significant bits that hold all entries of the inputs, if these are few."""
+
+
+def with_premises(
+    certificate: Certificate,
+    space: RowSpace,
+    gradients: LayerGradients,
+    layer: Layer | None,
+    recovery: Array,
+    preactivation: Array | None,
+) -> Certificate:
+    """Return the `certificate` of one layer with what it rests on, and with the checks of the marks of alterations.
+
+    Where one of these fails, nothing bounds any error.
+
+    Parameters
+    ----------
+    recovery : (k, m)
+        Inputs are recovery · weight_grad.
+    preactivation : (m, k), optional
+        W X + b; None without W.
+    """
+    marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
+    z = None if preactivation is None else to_host(space.live_of(preactivation))
+    seen = None
+    if z is not None and layer is not None:
+        size = to_host(space.xp.linalg.vector_norm(_inputs_in_basis(space, recovery), axis=1))
+        norm = to_host(space.live_of(layer.weight_norm)) / math.sqrt(space.shape[1])
+        seen = sign_resolution(z / (norm[:, None] * size[None, :]))
+    group = None if z is None or (layer is not None and layer.has_ceiling) else room_for_hidden(z)
+    caveat = _hidden_caveat(z, layer, group)
+    return _marked(
+        replace(certificate, caveats=(*certificate.caveats, *((caveat,) if caveat else ()))),
+        space,
+        marks,
+        (_plain(recovery.shape[0], seen), *_hidden(group), *_of_marks(marks)),
+    )
+
+
+def with_links(
+    certificate: Certificate, space: RowSpace, gradients: LayerGradients, recovery: Array
+) -> Certificate:
+    """Return the `certificate` of a chain of layers with what it rests on; parameters, of the first layer, as above."""
+    marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
+    return _marked(certificate, space, marks, (*linked_premises(gradients), *_of_marks(marks)))
+
+
+def linked_premises(gradients: LayerGradients) -> tuple[Premise, ...]:
+    """What the layers behind the one of `gradients` leave to be taken for granted where its inputs fit them."""
+    units, features = gradients.shape
+    return (LINKED, BLIND) if features > units else (LINKED,)
+
+
+def without_alone(premises: tuple[Premise, ...]) -> tuple[Premise, ...]:
+    """Those `premises` of one layer that are needed still where the layers behind bear its inputs out."""
+    return tuple(premise for premise in premises if premise.name not in ALONE)
+
+
+def marks_of(space: RowSpace, gradients: LayerGradients, recovery: Array, bound: HostArray) -> Marks:
+    """Read weight_grad once more, for the inputs ``recovery · weight_grad`` with errors of at most `bound` (k,)."""
+    xp, device = space.xp, space.device
+    sums = device.zeros(space.shape[0])
+    low, high, empty, used = math.inf, 0.0, 0, 0
+    grid = _Grid.untouched(bound)
+    names = ("weight_grad",) if gradients.weight is None else ("weight_grad", "weight")
+    for _, read in gradients.blocks(*names, device=device):
+        block = read[0]
+        sums = sums + xp.sum(block, axis=1)
+        norms = to_host(xp.linalg.vector_norm(block / space.noise[:, None], axis=0))
+        some = norms > 0
+        weighted = some if gradients.weight is None else to_host(xp.any(read[1] != 0, axis=0))
+        empty += int(np.sum(~some & (weighted if gradients.weight is not None else True)))
+        used += int(np.sum(some))
+        plain = to_host(xp.linalg.vector_norm(block, axis=0))[some]
+        low, high = (
+            min(low, float(np.min(plain, initial=math.inf))),
+            max(high, float(np.max(plain, initial=0.0))),
+        )
+        grid = grid.after(to_host(recovery @ block)) if grid.open else grid
+    total = to_host(space.live_of(sums / space.noise)) / math.sqrt(space.shape[1])
+    mean = math.sqrt(float(np.mean(total**2))) if len(total) else math.inf
+    return Marks(mean, (high - low) / high if used >= LEAST_COLUMNS else math.inf, empty, grid.bits)
+
+
+def sign_resolution(z: HostArray) -> float:
+    """Relative error of the inputs that their signs would show, by pre-activations `z` (ℓ, k) over ``‖w‖ ‖x‖ / √n``.
+
+    The size of an independent error of every entry, as a share of the root mean square of the input, at which `EXPECTED_FLIPS` units
+    are expected to change sides.
+    """
+    from scipy.special import ndtr  # slow to import
+
+    depth = np.abs(z)
+    low, high = FINEST_ERROR, 1.0
+    if float(np.sum(ndtr(-depth / high))) < EXPECTED_FLIPS:
+        return 1.0
+    for _ in range(HALVINGS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if float(np.sum(ndtr(-depth / middle))) < EXPECTED_FLIPS else (low, middle)
+    return high
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """How few significant bits hold all entries seen so far, by their number of bits."""
+
+    bound: HostArray
+    """(k,): errors of the entries, at most."""
+    fits: tuple[int, ...]
+    """Numbers of bits that hold all entries so far."""
+    told: dict[int, int]
+    """Entries of which that could be told, for each."""
+
+    @classmethod
+    def untouched(cls, bound: HostArray) -> _Grid:
+        """Before the first entry; nothing is told of inputs that nothing bounds."""
+        every = tuple(range(1, MOST_BITS + 1)) if np.all(np.isfinite(bound)) else ()
+        return cls(bound, every, dict.fromkeys(every, 0))
+
+    @property
+    def open(self) -> bool:
+        """Whether some number of bits may still do."""
+        return bool(self.fits)
+
+    @property
+    def bits(self) -> int | None:
+        """The least that holds all entries, if enough of them tell."""
+        return next((bits for bits in self.fits if self.told[bits] >= LEAST_ON_GRID), None)
+
+    def after(self, values: HostArray) -> _Grid:
+        """The grid after further entries `values` (k, width)."""
+        _, exponent = np.frexp(values)
+        error = np.broadcast_to(self.bound[:, None], values.shape)
+        fits, told = [], dict(self.told)
+        for bits in reversed(self.fits):
+            step = np.ldexp(1.0, exponent - bits)
+            telling = (step / 2 > BEYOND_NOISE * error) & (values != 0)
+            off = np.abs(values - np.rint(values / step) * step)
+            if np.any(off[telling] > error[telling]):
+                break  # fewer bits hold no more
+            told[bits] += int(np.sum(telling))
+            fits.append(bits)
+        return _Grid(self.bound, tuple(reversed(fits)), told)
+
+
+def _inputs_in_basis(space: RowSpace, recovery: Array) -> Array:
+    """(k, b): coordinates in V of the inputs ``recovery · weight_grad``."""
+    return recovery @ space.coordinates
+
+
+def _marked(
+    certificate: Certificate, space: RowSpace, marks: Marks, premises: tuple[Premise, ...]
+) -> Certificate:
+    checks = _checks(space, marks)
+    bound = certificate.error_bound
+    if not all(check.passed for check in checks):
+        bound = (math.inf,) * len(bound)
+    return replace(
+        certificate,
+        checks=(*certificate.checks, *checks) if certificate.checks else (),
+        error_bound=bound,
+        rests_on=premises,
+    )
+
+
+def _checks(space: RowSpace, marks: Marks) -> tuple[Check, ...]:
+    values = to_host(space.xp.linalg.svdvals(space.coordinates))
+    spread = float((values[0] - values[-1]) / values[0]) if len(values) > 1 else math.inf
+    return (
+        Check(
+            "feature_mean",
+            marks.mean,
+            ">=",
+            ZERO_SIGMAS,
+            "sums of the rows of weight_grad over their noise: without any, the gradient was centralised, or every input is",
+        ),
+        Check(
+            "column_norms",
+            # A single input may have entries of one size.
+            marks.column_spread if len(values) > 1 else math.inf,
+            ">=",
+            EQUAL,
+            "relative spread of the norms of the columns of weight_grad: none if the update was normalised",
+        ),
+        Check(
+            "singular_values",
+            spread,
+            ">=",
+            EQUAL,
+            "relative spread of the singular values: none if the update was orthogonalised",
+        ),
+    )
+
+
+PLAIN, PLAIN_SINGLE = "plain gradient", "plain gradient of one input"
+NONE_HIDDEN = "none hidden between"
+ALONE = (PLAIN, PLAIN_SINGLE, NONE_HIDDEN)
+"""Names of what only one layer alone has to take for granted."""
+LINKED = Premise(
+    "layers linked",
+    "the layers follow each other with nothing in between, and their gradients are of one step and of what the first of them saw",
+)
+BLIND = Premise(
+    "plain where W is blind",
+    "the first layer has more features than units: what its weights do not see of an input is taken from weight_grad alone, as the "
+    "plain gradient of what the layer saw",
+)
+
+
+def _plain(k: int, resolution: float | None) -> Premise:
+    signs = (
+        "no activation signs test it"
+        if resolution is None
+        else f"signs would show an error of {resolution:.1%} of an input, and hardly a smaller one"
+        if resolution < 1
+        else "its activation signs are too few to test it"
+    )
+    return Premise(
+        PLAIN if k > 1 else PLAIN_SINGLE,
+        "weight_grad and bias_grad are the plain gradient, of one step and scaled alike, of what the layer saw; an update that an "
+        f"optimiser, a compressor or a defence changed feature by feature leads to other inputs: {signs}"
+        + ("" if k > 1 else ", and no other input does"),
+    )
+
+
+def _hidden(group: tuple[int, ...] | None) -> tuple[Premise, ...]:
+    if group is None:
+        return ()
+    rows = ", ".join(str(row) for row in group)
+    return (
+        Premise(
+            NONE_HIDDEN,
+            f"no further input is a combination of the rows {rows}, or of others as similar, that turns on only what all of these turn "
+            "on: it would leave no trace, and there is room for one",
+        ),
+    )
+
+
+def _hidden_caveat(z: HostArray | None, layer: Layer | None, group: tuple[int, ...] | None) -> str | None:
+    """What is said of inputs without a trace of their own where no premise says it."""
+    if group is not None or (z is not None and z.shape[1] < 2):
+        return None
+    condition = (
+        "an input that is a combination of others, as between two of them, and turns on only units that all of these turn on, leaves no "
+        "trace of its own"
+    )
+    if z is None or layer is None or layer.has_ceiling:
+        return f"{condition}: whether there is room for one cannot be told here"
+    return f"{condition}: there is no room for one between two of these inputs, nor between one and its nearest two to four"
+
+
+def _of_marks(marks: Marks) -> tuple[Premise, ...]:
+    premises = []
+    if marks.bits is not None:
+        premises.append(
+            Premise(
+                f"seen with {marks.bits} bits",
+                f"all entries have {marks.bits} significant bits or fewer (float8 keeps 3 or 4, bfloat16 8, float16 and TF32 11): they "
+                "are what the layer saw, and if it rounded its inputs, not what they were before",
+            )
+        )
+    if marks.empty:
+        premises.append(
+            Premise(
+                f"{marks.empty} features zero",
+                f"{marks.empty} features have no gradient at all, and are zero in every row: true if they are in every input, not if "
+                "columns were left out of the update",
+            )
+        )
+    return tuple(premises)

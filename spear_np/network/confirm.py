@@ -1,0 +1,73 @@
+"""What the layers behind say of the answer of one layer alone: they see what its own zeros and signs cannot."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from ..answer.certificate import Check
+from ..answer.result import Inversion, Status
+from ..chain.examine import CONSISTENT, membership_rms
+from ..chain.layers import Chain
+from ..checks.premises import linked_premises, without_alone
+from .read import Linked, NoChain
+
+
+def confirmed(answer: Inversion, linked: Linked | NoChain) -> Inversion:
+    """Return the `answer` of the first layer of a chain, held against the layers behind it.
+
+    Where its inputs fit them, it rests on the links between the layers in place of the plain gradient. Where they do not, it is not
+    `exact`, and nothing bounds its errors: either they are not the inputs, or the layers are no chain.
+    """
+    if isinstance(linked, NoChain) or not answer.found or not answer.scale_known:
+        return answer
+    chain = linked.chain
+    shown = chain.layers[1].space.spectrum.rank_at_least
+    if shown > answer.batch_size:
+        return _contradicted(
+            answer, f"the layer behind shows {shown} inputs at least, this one {answer.batch_size}", ()
+        )
+    if answer.batch_size != chain.batch_size:
+        return answer
+    residual = _residual(chain, answer)
+    check = Check(
+        "membership",
+        residual,
+        "<=",
+        CONSISTENT,
+        "distance of σ(z) from the inputs of the layers behind, in units of the noise, worst input",
+    )
+    if not check.passed:
+        return _contradicted(answer, "they do not fit the gradient of the layer behind", (check,))
+    if answer.status is not Status.EXACT:
+        return answer
+    certificate = answer.certificate
+    premises = (*linked_premises(answer.gradients), *without_alone(certificate.rests_on))
+    return replace(
+        answer,
+        certificate=replace(certificate, checks=(*certificate.checks, check), rests_on=premises),
+    )
+
+
+def _residual(chain: Chain, answer: Inversion) -> float:
+    """Root mean square of the equations of membership, worst input."""
+    c = answer.recovery @ chain.layers[0].space.coordinates
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return float(np.max(membership_rms(chain, c, chain.depth)))
+
+
+def _contradicted(answer: Inversion, why: str, checks: tuple[Check, ...]) -> Inversion:
+    certificate = answer.certificate
+    status = Status.APPROXIMATE if answer.status is Status.EXACT else answer.status
+    return replace(
+        answer,
+        status=status,
+        reason=f"{answer.reason}; but {why}: they are not the inputs, or the layers are no chain",
+        certificate=replace(
+            certificate,
+            checks=(*certificate.checks, *checks),
+            error_bound=(math.inf,) * len(certificate.error_bound),
+        ),
+    )
