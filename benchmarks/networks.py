@@ -60,7 +60,7 @@ class Network:
     """Of the hidden layers."""
     activation: str | Sequence[str] = "relu"
     """Of all hidden layers, or of each."""
-    source: Source | Literal["faces", "table"] = "fashion-mnist"
+    source: Source | Literal["table"] = "fashion-mnist"
     init: Init = "torch"
     """PyTorch's default; Glorot uniform weights and zero biases, as in Keras; normal weights without biases."""
     weight_std: float = 0.5
@@ -235,23 +235,9 @@ def _train(linear: list[nn.Linear], functions: list[Function], others: Images, s
 
 def draw(network: Network, b: int, seed: int, others: int) -> tuple[Images, Images]:
     """Return b inputs with labels, and as many `others` besides, or as many as there are."""
-    if network.source == "faces":
-        return _faces(b, seed)
     if network.source == "table":
         return _table(b, others, seed)
     return sample_images(network.source, b, seed, others=others, normalised=network.normalised)
-
-
-def _faces(b: int, seed: int) -> tuple[Images, Images]:
-    """Crops of 25 x 25 pixels from Labeled Faces in the Wild; half of the 200 are faces, all are similar."""
-    from skimage.data import lfw_subset
-
-    rng = np.random.default_rng(seed)
-    faces = lfw_subset()
-    order = rng.permutation(100)  # the first hundred show faces
-    pixels = faces[order].reshape(100, -1)
-    images = Images(pixels.astype(np.float64), rng.integers(10, size=100), (1, 25, 25), 0.4, 0.2).normalised()
-    return images.part(slice(b)), images.part(slice(b, None))
 
 
 def _table(b: int, others: int, seed: int) -> tuple[Images, Images]:

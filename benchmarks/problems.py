@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 Array = np.ndarray[Any, Any]
-Source = Literal["fashion-mnist", "digits", "photos", "adult", "gaussian"]
+Source = Literal["fashion-mnist", "digits", "photos", "faces", "adult", "gaussian"]
 Loss = Literal["cross-entropy", "squared-error"]
 
 FULL_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -144,8 +144,8 @@ def make_problem(
         Inputs in the batch.
     seed : int
         Decides the inputs and the network.
-    source : {"fashion-mnist", "digits", "photos", "adult", "gaussian"}
-        Where the inputs come from (n = 784, 64, 150,528, 108 or 784).
+    source : {"fashion-mnist", "digits", "photos", "faces", "adult", "gaussian"}
+        Where the inputs come from (n = 784, 64, 150,528, 625, 108 or 784).
     normalised : bool
         False leaves pixels between 0 and 1.
     depth : int
@@ -266,6 +266,7 @@ def sample_images(
         "fashion-mnist": _fashion_mnist,
         "digits": _digits,
         "photos": _photo_crops,
+        "faces": _faces,
         "adult": _adult,
         "gaussian": _gaussian,
     }
@@ -348,6 +349,15 @@ def _photos() -> list[Array]:
         "immunohistochemistry",
     )
     return [getattr(data, name)() for name in names] + list(load_sample_images().images)
+
+
+def _faces(b: int, others: int, rng: np.random.Generator) -> Images:
+    """Draw crops of 25 x 25 pixels from Labeled Faces in the Wild, up to all of the hundred that show faces."""
+    from skimage.data import lfw_subset
+
+    pixels = lfw_subset()[rng.permutation(100)]  # the first hundred; the others show none
+    labels = rng.integers(10, size=100)
+    return _images(pixels, labels, (1, 25, 25), 0.4, 0.2).part(slice(b + others))
 
 
 def _adult(b: int, others: int, rng: np.random.Generator) -> Images:

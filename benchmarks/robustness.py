@@ -54,6 +54,12 @@ SCENARIOS = (
     Scenario("digits", source="digits"),
     Scenario("photos", source="photos", b=25),
     Scenario("adult", source="adult"),
+    # All alike: at the brightness of pixels, some turn on what others do but for a unit or two.
+    Scenario("faces", m=150, b=10, source="faces"),
+    Scenario("faces", source="faces"),
+    Scenario("face-pixels", m=100, b=10, source="faces", normalised=False),
+    Scenario("face-pixels", m=150, b=10, source="faces", normalised=False),
+    Scenario("face-pixels", source="faces", normalised=False),
     Scenario("gaussian", source="gaussian"),
     Scenario("gaussian", source="gaussian", b=40),
     Scenario("pixels", normalised=False),

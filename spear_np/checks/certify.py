@@ -18,6 +18,7 @@ The argument, for one direction q and the output units Z on which gradient and l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +43,11 @@ ROW_TOLERANCE = 0.3
 """Largest error bound, as a share of the data range, with which an input still counts as recovered.
 
 Definition: at six standard deviations of the noise.
+"""
+MORE_DOUBT = 2.0
+"""Multiple of the error bounds by which signs are doubted where that is more than `exact` allows.
+
+Heuristic: signs that are doubted more determine less, and bounds grow a little.
 """
 NEAR_AGREEMENT = 0.98
 """λ of an input from which a few contradictions are no evidence against it.
@@ -103,7 +109,8 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
     """Check a completely recovered batch and say what may be claimed of it."""
     space, k = factors.space, batch.recovery.shape[0]
     tolerance = EXACT_TOLERANCE * batch.data_range
-    off = _determining(space, choice, batch, compare_signs(factors, batch, np.full(k, tolerance)))
+    signs = compare_signs(factors, batch, np.full(k, tolerance))
+    off = _determining(space, choice, batch, signs)
     # The dual vectors of the directions, in U-coordinates, are the inputs.
     unique = uniqueness(space, batch.directions, batch.input_coords / space.S, off)
     residual = _residual(space, batch)
@@ -117,11 +124,10 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
 
     bound = bounded(unique)
     alternatives, lone = int(np.sum(unique.redundancy < 1)), 0
-    if alternatives and _explained(factors, choice):
-        mixing = refuted(factors, batch, to_host(off), unique, tolerance)
-        settled = unique if mixing is None else replace(unique, mixing=mixing)
-        if mixing is not None and np.all(bounded(settled) <= tolerance):
-            unique, bound = settled, bounded(settled)
+    if alternatives and _explained(factors, choice, signs):
+        settled = _settled(factors, choice, batch, bounded, tolerance)
+        if settled is not None:
+            off, unique, bound = settled
             alternatives, lone = 0, alternatives
     signs = compare_signs(factors, batch, np.clip(bound, tolerance, ROW_TOLERANCE * batch.data_range))
     dependent = (choice.lenient or not factors.signs_known) and dependent_columns(space, batch.directions)
@@ -193,10 +199,42 @@ def verdict_of(certificate: Certificate, factors: Factors) -> Verdict:
     return Verdict(certificate, status, reason, factors.signs_known)
 
 
-def _explained(factors: Factors, choice: Disaggregation) -> bool:
-    """Whether signs and bias_grad can refute: both are there, and bias_grad is the sum of the columns to its noise."""
+def _explained(factors: Factors, choice: Disaggregation, signs: Agreement) -> bool:
+    """Whether a batch is worth holding others against: it has the signs of its gradients, and bias_grad is their sum."""
     residual = choice.bias_residual
-    return factors.signs_known and not choice.lenient and residual is not None and residual <= EXPLAINED
+    if not factors.signs_known or choice.lenient or residual is None or residual > EXPLAINED:
+        return False
+    return bool(np.all(signs.agreement >= 1.0 - MAX_HIDDEN) and not np.any(signs.contradictions))
+
+
+def _settled(
+    factors: Factors,
+    choice: Disaggregation,
+    batch: Reconstruction,
+    bounded: Callable[[Uniqueness], HostArray],
+    tolerance: float,
+) -> tuple[Array, Uniqueness, HostArray] | None:
+    """Zero rows, what they determine and error bounds, once signs have refuted all alternatives; None if they do not.
+
+    Signs are doubted by the errors that the inputs may have: first by `tolerance`, then, where bounds are wider, by these.
+    """
+    space, k = factors.space, batch.recovery.shape[0]
+    error = tolerance
+    for _ in range(2):
+        off = _determining(space, choice, batch, compare_signs(factors, batch, np.full(k, error)))
+        unique = uniqueness(space, batch.directions, batch.input_coords / space.S, off)
+        mixing = refuted(factors, batch, to_host(off), unique, error)
+        if mixing is None:
+            break
+        unique = replace(unique, mixing=mixing)
+        bound = bounded(unique)
+        largest = float(np.max(bound))
+        if largest <= error:
+            return off, unique, bound
+        error = MORE_DOUBT * largest
+        if error > ROW_TOLERANCE * batch.data_range:
+            break
+    return None
 
 
 def _residual(space: RowSpace, batch: Reconstruction) -> float:
