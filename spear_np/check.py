@@ -76,7 +76,7 @@ def check(
         claims = _checked_claims(where.float64(inputs), gradients)
         factors = without_decay(gradients, where).factors
         if not isinstance(factors, Factors):
-            reason = no_rank_reason(factors, gradients)
+            reason = no_rank_reason(factors, gradients, where)
             return inversion(gradients, where, Status.FAILED, reason, 0, data_range, method="check")
         k, b = claims.shape[0], factors.space.batch_size
         if k != b:

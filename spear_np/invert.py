@@ -155,7 +155,6 @@ def invert_layer(
     where = device_for(device, gradients.weight_grad)
     budget = Budget(options.time_limit, options.max_proposals, stop or (lambda: False))
     run = Run(options, budget, callback or (lambda _: None))
-    run.report("factorize")
     with where.activate():
         return with_decay_said(invert_readings(layer_readings(gradients, where, options), run))
 

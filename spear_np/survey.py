@@ -8,18 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import theory
-from .backend import Device, device_for
+from .answer.result import Inversion
+from .backend import SMALL_MATRIX, Device, device_for
 from .directions.null_vectors import null_vectors
 from .errors import InputError
-from .factors.decay import without_decay
+from .factors.decay import Decayed, without_decay
 from .factors.factorize import Factors
 from .factors.gradients import NO_DECAY, LayerGradients, WeightDecay
-from .layer.assemble import no_rank_reason
+from .layer.assemble import CROWDED, FEW_INPUTS, no_rank_reason, no_zeros_reason
+from .layer.problem import LayerProblem, read_layer
+from .loop.options import Options
 
 CALIBRATION = 2000
 """Submatrices solved to learn the speed of this machine.
 
 Heuristic: some milliseconds.
+"""
+TRIAL_SECONDS = 5.0
+"""Longest search for a first direction.
+
+Heuristic: it takes a tenth of a second where there is one.
 """
 CALIBRATION_NUMBERS = 2_000_000
 """Numbers of them, at most.
@@ -57,6 +65,13 @@ class Survey:
     """Why this layer cannot be inverted by itself; None if nothing speaks against it."""
     decay: WeightDecay = NO_DECAY
     """What the update holds of the weights besides the gradient; all other figures are of what is left."""
+    zeros_seen: bool | None = None
+    """Whether a short search found a direction with the zeros of a ReLU; None where none was made: the layer is wide."""
+
+    @property
+    def crowds_zeros(self) -> bool:
+        """Whether the batch has so many inputs that zeros may fail to tell them, where other layers do not."""
+        return self.batch_size is not None and self.batch_size > FEW_INPUTS * self.shape[0]
 
 
 def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: int | None = None) -> Survey:
@@ -86,14 +101,15 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
                 expected_submatrices=None,
                 seconds_per_million=None,
                 forecast_seconds=None,
-                problem=no_rank_reason(factors, gradients),
+                problem=no_rank_reason(factors, gradients, where),
                 decay=decay,
             )
         space = factors.space
         b = space.batch_size
         no_zeros = _no_zeros_reason(gradients)
-        expected = pace = None
+        expected = pace = zeros_seen = None
         if no_zeros is None:
+            no_zeros, zeros_seen = _trial(decayed, where, batch_size)
             expected = theory.expected_submatrices(space.U.shape[0], b)
             pace = _seconds_per_million(where, b)
         return Survey(
@@ -110,7 +126,25 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
             forecast_seconds=None if expected is None or pace is None else expected * pace / 1e6,
             problem=no_zeros,
             decay=decay,
+            zeros_seen=zeros_seen,
         )
+
+
+def _trial(decayed: Decayed, device: Device, batch_size: int | None) -> tuple[str | None, bool | None]:
+    """Why the zeros of a ReLU layer tell no direction, and whether any do; None where that was not tried."""
+    assert isinstance(decayed.factors, Factors)
+    space = decayed.factors.space
+    live, b = space.U.shape
+    if b > 1 and space.shape[0] * b <= SMALL_MATRIX:
+        posed = read_layer(decayed, device, Options(batch_size)).posed
+        if isinstance(posed, Inversion):
+            return posed.reason, False
+        assert isinstance(posed, LayerProblem)
+        reason = posed.first_direction(TRIAL_SECONDS)
+        return reason, reason is None
+    if b > CROWDED * live:
+        return no_zeros_reason(space, decayed.gradients, 0), False
+    return None, None
 
 
 def weight_decay(gradients: LayerGradients, *, device: str | None = None) -> WeightDecay:

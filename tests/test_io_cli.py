@@ -471,7 +471,8 @@ def chained(tmp_path: Path) -> Path:
     slope = spear_np.Activation("leaky_relu", {"negative_slope": 0.2})
 
     def layer(m: int, n: int, activation: str | spear_np.Activation, **more: Any) -> LayerArrays:
-        gradient = rng.standard_normal((m, 3)) @ rng.standard_normal((3, n))
+        on = rng.random((m, 3)) < (0.5 if activation == "relu" else 1)
+        gradient = (rng.standard_normal((m, 3)) * on) @ rng.standard_normal((3, n))
         vector = rng.standard_normal(m)
         return LayerArrays(gradient, vector, rng.standard_normal((m, n)), activation=activation, **more)
 

@@ -79,7 +79,7 @@ def without_decay(
     InputError
         As `factorize`.
     """
-    if gradients.weight is None:
+    if gradients.weight is None or (min(gradients.shape) <= LEFT_OVER and not gradients.decay.present):
         return Decayed(gradients, factorize(gradients, device, batch_size))
     assumed = replace(gradients, decay=gradients.decay if gradients.decay.present else elsewhere)
     factors = factorize(assumed, device, batch_size)

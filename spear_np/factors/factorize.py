@@ -357,7 +357,7 @@ def _decompose(
     """
     m, n = gradients.shape
     row_norm = accumulated.rounded_norm
-    if float(device.xp.max(row_norm)) == 0:
+    if float(device.xp.max(accumulated.row_norm)) == 0:
         nothing = Spectrum((0.0,) * min(m, n), 0, math.inf, rounding=True)
         return [_Reading(nothing, accumulated.R.T, device.xp.ones_like(row_norm), None)], []
     rounding = _read_rounding(accumulated, gradients, device, row_norm)

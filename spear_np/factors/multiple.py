@@ -78,7 +78,7 @@ def multiple_of_weight(
     xp = array_api_compat.array_namespace(residual)
     n = space.shape[1]
     # Rows that are exactly zero have no noise to divide by.
-    least = xp.max(space.row_norm) * OWN_ROUNDING
+    least = max(float(xp.max(space.row_norm)) * OWN_ROUNDING, TINIEST)
     scale = least / xp.maximum(space.noise, least * xp.ones_like(space.noise))
     outside = weight_squares - xp.sum(weight_in_basis**2, axis=1)
     weight_rows = xp.maximum(outside, xp.zeros_like(outside)) * scale**2

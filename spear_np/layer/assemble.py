@@ -20,11 +20,24 @@ from ..directions.uniqueness import uniqueness
 from ..factors.factorize import Factors
 from ..factors.gradients import LayerGradients
 from ..factors.rank import Spectrum
+from ..factors.row_space import RowSpace
+from ..factors.suspects import holds_signs, other_causes
 from ..inputs import polytope
 from ..inputs.partial import partial_inputs
 from ..inputs.reconstruct import reconstruct
 from ..inputs.scale import choose_scale
 from ..loop.options import DataRange
+
+CROWDED = 0.5
+"""Share of the live units from which a batch has more inputs than a ReLU leaves zeros to tell them by.
+
+Derived: a direction needs b − 1 units that its input leaves off, about half of them all.
+"""
+FEW_INPUTS = 0.25
+"""Share of the live units up to which a batch is small enough that its zeros show at once.
+
+Measured: the reach of a single layer is a good quarter of its units at 200 to 2000.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,12 +217,34 @@ def _partial(factors: Factors, ending: Ending, data_range: DataRange | None) -> 
     )
 
 
-def no_rank_reason(spectrum: Spectrum, gradients: LayerGradients) -> str:
+def no_rank_reason(spectrum: Spectrum, gradients: LayerGradients, device: Device) -> str:
     """Return why a layer without a usable rank cannot be inverted."""
     m, n = gradients.shape
     if spectrum.rank == 0:
         return "weight_grad is zero everywhere: it holds no trace of an input"
     return (
         f"weight_grad ({m} x {n}) has full rank {min(m, n)}: the batch has at least as many inputs as the layer has "
-        f"{'output units' if m <= n else 'input features'}, or noise hides the rank; such a batch cannot be inverted"
+        f"{'output units' if m <= n else 'input features'}, or noise hides the rank; such a batch cannot be inverted "
+        f"({other_causes(gradients, device)})"
     )
+
+
+def no_zeros_reason(space: RowSpace, gradients: LayerGradients, proposals: int) -> str:
+    """Return why a search ended that saw no direction with the zeros of a ReLU, and what that may come from."""
+    b, live = space.batch_size, int(space.live.shape[0])
+    seen = f"none of {proposals} candidates has the zeros that a ReLU leaves in the gradient"
+    if holds_signs(gradients, space.device):
+        return f"{seen}; {other_causes(gradients, space.device)}"
+    if b > CROWDED * live:
+        cause = (
+            f"a batch of {b} is too large for the zeros of {live} units, or it is no batch: an update of several steps on different "
+            "batches, or of Adam and its like"
+        )
+    else:
+        cause = (
+            "probably something else than a ReLU follows this layer (another activation, none, a normalisation in between), "
+            "or these are factors of an update, as of LoRA"
+        )
+        if b > FEW_INPUTS * live:
+            cause += f", or a batch of {b} is too large for {live} units"
+    return f"{seen}; {cause}"

@@ -312,6 +312,11 @@ class Record:
         ]
         return max(tails, key=len, default=(layer,))
 
+    def has_chain(self, layer: Layer) -> bool:
+        """Whether another layer follows `layer` and both hold what a chain needs."""
+        behind = self.chain_from(layer)[1:2]
+        return bool(behind) and not any(_missing_for_a_chain(member) for member in (layer, *behind))
+
     def problem_of(self, layer: Layer) -> str | None:
         """Why `layer` cannot be inverted, alone or with the layers that follow it; None if nothing speaks against it."""
         alone = layer.unsuitable
@@ -321,7 +326,7 @@ class Record:
         if not behind or layer.activation.name == "none":
             return alone
         for member in (layer, *behind):
-            missing = [name for name in ("weight", "bias_grad") if name not in member.arrays]
+            missing = _missing_for_a_chain(member)
             if missing:
                 return f"{alone}, and for a chain the {' and '.join(missing)} of '{printable(member.name)}' is missing"
         return None
@@ -379,6 +384,10 @@ def open_dump(path: str | Path) -> Iterator[Dump]:
     path = Path(path)
     with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
         yield Dump(file, path)
+
+
+def _missing_for_a_chain(layer: Layer) -> list[str]:
+    return [name for name in ("weight", "bias_grad") if name not in layer.arrays]
 
 
 Named = TypeVar("Named", Record, Layer)

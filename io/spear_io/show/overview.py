@@ -76,6 +76,7 @@ def record_overview(record: Record, *, device: str | None = None) -> RecordOverv
 def _layer_overview(record: Record, layer: Layer, device: str | None) -> LayerOverview:
     arrays: dict[str, StoredArray] = {}
     problems = [record.problem_of(layer)]
+    alone = layer.unsuitable is None
     survey = truth = None
     if layer.kind == "linear":
         arrays, truth, gradients = layer.arrays, layer.truth, layer.gradients
@@ -90,9 +91,9 @@ def _layer_overview(record: Record, layer: Layer, device: str | None) -> LayerOv
         except spear_np.InputError as error:
             problems.append(str(error))
         else:
-            if (
-                survey.batch_size is None or layer.unsuitable is None
-            ):  # else it says the same of the activation
+            if survey.zeros_seen is False and survey.crowds_zeros and record.has_chain(layer):
+                alone = False  # what zeros do not tell, the layer behind it may
+            elif survey.batch_size is None or alone:  # else it says the same of the activation
                 problems.append(survey.problem)
     gradient = arrays.get("weight_grad")
     return LayerOverview(
@@ -105,7 +106,7 @@ def _layer_overview(record: Record, layer: Layer, device: str | None) -> LayerOv
         precision=None if gradient is None else gradient.precision,
         datasets=tuple(arrays),
         truth_inputs=None if truth is None else truth.shape[0],
-        alone=layer.unsuitable is None,
+        alone=alone,
         problem="; ".join(problem for problem in problems if problem) or None,
         survey=survey,
     )
