@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..answer.certificate import Certificate, Check
-from ..backend import Array, HostArray, inverse_or_pseudoinverse, to_host
+from ..backend import OWN_ROUNDING, Array, HostArray, inverse_or_pseudoinverse, to_host
 from ..chain.equations import forward, membership_scale, ones_deviation
 from ..chain.examine import APART, CONSISTENT, Examined, examine, known_of, reexamine
 from ..chain.layers import Chain
@@ -97,6 +97,7 @@ def verify(
                 columns = _with_row(chain, columns, row, better.output_grad)
                 bound[row], ahead[row] = narrower[0], better.forward_residual[0]
                 behind[row] = better.backward_residual[0]
+    bound = bound + _own_rounding(chain, c)
     passed = forward(chain, c, 0, derivatives=False)
     complete = c.shape[0] == chain.batch_size
     residual, bias_residual = math.inf, math.inf
@@ -192,6 +193,11 @@ def data_range(chain: Chain, c: Array) -> float:
 def _largest_entries(chain: Chain, c: Array) -> HostArray:
     """(k,): largest absolute entry of the inputs at `c` (k, b)."""
     return to_host(chain.xp.max(chain.xp.abs(_inputs(chain, c)), axis=1))
+
+
+def _own_rounding(chain: Chain, c: Array) -> HostArray:
+    """(k,): what our own arithmetic makes of the largest entry of the inputs at `c` (k, b), each a sum of b products."""
+    return math.sqrt(chain.batch_size) * OWN_ROUNDING * _largest_entries(chain, c)
 
 
 def _inputs(chain: Chain, c: Array) -> Array:
