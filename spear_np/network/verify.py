@@ -197,7 +197,11 @@ def _largest_entries(chain: Chain, c: Array) -> HostArray:
 
 def _own_rounding(chain: Chain, c: Array) -> HostArray:
     """(k,): what our own arithmetic makes of the largest entry of the inputs at `c` (k, b), each a sum of b products."""
-    return math.sqrt(chain.batch_size) * OWN_ROUNDING * _largest_entries(chain, c)
+    xp = chain.xp
+    rows = xp.linalg.vector_norm(xp.astype(chain.layers[0].basis, xp.float64), axis=1)
+    products = to_host(xp.linalg.vector_norm(c, axis=1) * xp.max(rows))
+    rounding: HostArray = math.sqrt(chain.batch_size) * OWN_ROUNDING * products
+    return rounding
 
 
 def _inputs(chain: Chain, c: Array) -> Array:
