@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spear_np import LayerGradients
 from spear_np.backend import CPU, to_host
 from spear_np.chain.affine import AffineSet, affine_set
-from spear_np.chain.layers import Chain
+from spear_np.chain.layers import Chain, bias_misfit, bias_noise_of, cancelled
 from spear_np.chain.sets import open_sets
+from spear_np.factors.factorize import Factors, factorize
 from tests.backends import Backend, assert_lives_on
 from tests.chains import NetworkData, chain_on, digit_network, true_coordinates
 from tests.networks import Floats
@@ -97,6 +99,40 @@ class TestLayers:
                 array = getattr(layer, name)
                 assert_lives_on(array, backend)
                 assert to_host(array) == pytest.approx(to_host(getattr(wanted, name)), rel=1e-6, abs=1e-6)
+
+
+class TestNoiseOfBiasGrad:
+    """One-hot rows: features that few inputs have are sums of few products, bias_grad of all."""
+
+    @staticmethod
+    def factors(*, dependent: bool) -> Factors:
+        rng = np.random.default_rng(0)
+        b, m = 24, 100
+        X = np.zeros((b, 3 * b), np.float32)
+        X[np.arange(b), rng.permutation(b)] = 1
+        X[np.arange(b), b + rng.integers(2 * b, size=b)] = 1
+        D = rng.standard_normal((b, m)).astype(np.float32)
+        D = D - D.mean(axis=0, keepdims=True)  # columns of ∂L/∂Z that all but cancel
+        D[0] += 1e-4
+        if dependent:
+            X[0] = (X[1] + X[2]) / 4
+        bias_grad = np.zeros(m, np.float32)
+        for row in D:
+            bias_grad = bias_grad + row
+        layer = LayerGradients(D.T @ X, bias_grad, weight=rng.standard_normal((m, 3 * b)).astype(np.float32))
+        factors = factorize(layer, CPU)
+        assert isinstance(factors, Factors)
+        return factors
+
+    def test_what_cancels_in_it_is_noise(self) -> None:
+        factors = self.factors(dependent=False)
+        misfit = bias_misfit(factors.space, factors.bias_grad)
+        assert 3 < misfit < 3 * cancelled(factors.space)
+        assert np.min(bias_noise_of(factors.space, factors.bias_grad) / factors.space.noise) >= misfit
+
+    def test_dependent_inputs_are_none(self) -> None:
+        factors = self.factors(dependent=True)
+        assert bias_misfit(factors.space, factors.bias_grad) > 100 * cancelled(factors.space)
 
 
 def drawn_set(r: int, b: int, seed: int) -> tuple[Floats, Floats, AffineSet]:

@@ -11,6 +11,7 @@ of the row space of its weight_grad, an input of the layer is ``a = V_l c``, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,9 +179,39 @@ class Chain:
 def bias_noise_of(space: Any, bias_grad: Array) -> Array:
     """(m,): standard deviation of the noise of `bias_grad` (m,).
 
-    Nothing measures it. Rounding follows the size of each entry, and whoever adds noise adds it to every array in
-    proportion to its entries: so it is that of weight_grad, times the larger of both ratios of sizes.
+    Rounding follows the size of each entry, and whoever adds noise adds it to every array in proportion to its entries: so it is
+    that of weight_grad, times the larger of both ratios of sizes; or as much more as the columns of weight_grad leave of bias_grad,
+    up to what `cancelled` explains.
     """
+    supposed = _supposed_bias_noise(space, bias_grad)
+    return supposed * min(max(1.0, bias_misfit(space, bias_grad)), cancelled(space))
+
+
+def cancelled(space: Any) -> float:
+    """How many times more noise rounding may leave in bias_grad than its entries and those of weight_grad tell.
+
+    A feature of which one input has a part holds one product, bias_grad the sum of b, which may cancel: the rounding of b terms
+    of one size is √b times that of one.
+    """
+    return math.sqrt(space.batch_size)
+
+
+def bias_misfit(space: Any, bias_grad: Array) -> float:
+    """Root mean square of what the columns of weight_grad leave of `bias_grad` (m,), in standard deviations of its supposed noise.
+
+    ``G = D Aᵀ`` and ``g = D·1`` have the same columns, so that none is left, if A has as many independent columns as D. It has
+    not where an input is zero, or a combination of others: then no s has s · c = 1 for all inputs, and no scale is right.
+    """
+    xp = space.xp
+    g = space.live_of(bias_grad / space.noise)
+    left = g - space.U @ (space.U.T @ g)
+    left = left * space.live_of(space.noise / _supposed_bias_noise(space, bias_grad))
+    freedom = max(int(left.shape[0]) - space.batch_size, 1)
+    return math.sqrt(float(xp.sum(left**2)) / freedom)
+
+
+def _supposed_bias_noise(space: Any, bias_grad: Array) -> Array:
+    """(m,): noise of `bias_grad` by the sizes of its entries and of those of weight_grad."""
     xp = space.xp
     own = xp.abs(bias_grad) * space.shape[1] ** 0.5
     ratio = own / xp.where(space.row_norm > 0, space.row_norm, xp.ones_like(own))

@@ -177,7 +177,8 @@ class ChainProblem:
             since_news=0 if news else state.since_news + steps,
             search=search.name,
         )
-        if state.since_news > search.patience:
+        again = state.left.missing == 1 and not news  # a last input has no other start
+        if again or state.since_news > search.patience:
             state = replace(state, turn=state.turn + 1, memory=None, since_news=0)
         return state
 

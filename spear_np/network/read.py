@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..backend import Device, suitable_threads
 from ..chain.equations import top_of
 from ..chain.examine import CONSISTENT
-from ..chain.layers import Chain, ChainLayer, bias_noise_of, chain_of, passing_layer
+from ..chain.layers import Chain, ChainLayer, bias_misfit, cancelled, chain_of, passing_layer
 from ..errors import InputError
 from ..factors.activation import NO_ACTIVATION
 from ..factors.decay import without_decay
@@ -72,7 +71,7 @@ def read_chain(
     decay = NO_DECAY if first is None else first.gradients.decay
     if first is None:
         return NoChain("the rank of its weight_grad cannot be told")
-    if bias_misfit(first) > CONSISTENT:
+    if bias_misfit(first.space, first.bias_grad) > CONSISTENT * cancelled(first.space):
         return NoChain(
             "the bias_grad of the first layer is no combination of the columns of its weight_grad: its inputs depend on each "
             "other, or the two are not of the same step"
@@ -148,20 +147,6 @@ def _without_bottlenecks(chain: Chain) -> Chain:
         while layers[-1].space is None:
             layers = layers[:-1]
     return replace(chain, layers=layers)
-
-
-def bias_misfit(factors: Factors) -> float:
-    """Root mean square of what the columns of weight_grad leave of bias_grad, in standard deviations of its noise.
-
-    ``G = D Aᵀ`` and ``g = D·1`` have the same columns, so that none is left, if A has as many independent columns as D. It has
-    not where an input is zero, or a combination of others: then no s has s · c = 1 for all inputs, and no scale is right.
-    """
-    space, xp = factors.space, factors.space.xp
-    deviation = bias_noise_of(space, factors.bias_grad)
-    g = space.live_of(factors.bias_grad / space.noise)
-    left = (g - space.U @ (space.U.T @ g)) * space.live_of(space.noise / deviation)
-    freedom = max(int(left.shape[0]) - space.batch_size, 1)
-    return math.sqrt(float(xp.sum(left**2)) / freedom)
 
 
 def _factors(
