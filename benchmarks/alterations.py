@@ -115,6 +115,8 @@ def judged(result: spear_np.Inversion, update: Update) -> Row:
         hidden = missing > 0 and not any("hidden" in name for name in stated)
         unstated = exact and (bool(np.any(seen > off)) or hidden)
         unstated_beyond = int(np.sum(seen > bounds))
+        if update.alike and "none alike" in stated:
+            unstated, unstated_beyond = False, 0
     return {
         "status": str(result.status),
         "wrong": wrong,

@@ -45,20 +45,20 @@ class TestWhatIsSaid:
     def test_the_line_that_says_exact_says_what_it_rests_on(self) -> None:
         result = solved(uniform_layer())
         assert result.status is Status.EXACT
-        assert result.claim == "exact if plain gradient"
+        assert result.claim == "exact if plain gradient, none alike"
         assert "if  plain gradient: weight_grad and bias_grad are the plain gradient" in str(
             result.certificate
         )
 
     def test_of_a_single_input_it_says_that_nothing_else_speaks_for_it(self) -> None:
         result = solved(uniform_layer(1))
-        assert result.claim == "exact if plain gradient of one input"
+        assert result.claim == "exact if plain gradient of one input, none alike"
         assert result.certificate.rests_on[0].meaning.endswith("and no other input does")
 
     def test_any_other_status_is_its_own_claim(self) -> None:
         result = solved(uniform_layer(), weight=None, bias=None)
         assert (result.status, result.claim) == (Status.APPROXIMATE, "approximate")
-        assert premises(result) == ["plain gradient"]
+        assert premises(result) == ["plain gradient", "none alike"]
         assert "no activation signs test it" in result.certificate.rests_on[0].meaning
 
     def test_premises_become_plain_data(self) -> None:
@@ -77,7 +77,7 @@ class TestBits:
         result = solved(
             data, weight_grad=(d.T @ seen).astype(np.float32), bias_grad=d.sum(axis=0).astype(np.float32)
         )
-        assert result.claim == f"exact if plain gradient, seen with {bits} bits"
+        assert result.claim == f"exact if plain gradient, none alike, seen with {bits} bits"
 
     def test_noise_leaves_no_bits_to_see(self) -> None:
         data = digit_layer(4, width=100, seed=3)
@@ -102,12 +102,12 @@ def test_features_without_gradient_are_counted() -> None:
     )
     gone = d.T @ np.where(np.arange(64) < 3, 0, data.inputs)
     result = solved(changed, weight_grad=gone, bias_grad=d.sum(axis=0))
-    assert result.claim == "exact if plain gradient, 3 features zero"
+    assert result.claim == "exact if plain gradient, none alike, 3 features zero"
     # Without weights they belong to no input at all.
     weight[:, :3] = 0
     assert (
         solved(changed, weight_grad=gone, bias_grad=d.sum(axis=0), weight=weight).claim
-        == "exact if plain gradient"
+        == "exact if plain gradient, none alike"
     )
 
 
