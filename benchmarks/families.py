@@ -542,6 +542,20 @@ def between_four(rng: Generator) -> tuple[Update, Any]:
             return at.update(), at.dtype
 
 
+@family("between seven others")
+def between_seven(rng: Generator) -> tuple[Update, Any]:
+    """The same of seven, all alike."""
+    while True:
+        at = step(rng, b=8, m=100)
+        x = at.inputs.copy()
+        for row in range(1, 7):
+            x[row] = similar(rng, x[0], 0.5)
+        x[7] = rng.dirichlet([4] * 7) @ x[:7]
+        at = without_trace(at.with_inputs(x))
+        if apart(at.on[:7]):
+            return at.update(), at.dtype
+
+
 @family("beyond another, nested patterns")
 def beyond_nested(rng: Generator) -> tuple[Update, Any]:
     """An input on the line through two others, outside of them, that turns on only what both turn on."""

@@ -24,7 +24,7 @@ from ..factors.gradients import LayerGradients
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
-from .hidden import room_for_hidden
+from .hidden import GROUP, room_for_hidden
 
 EQUAL = 1e-3
 """Relative spread of norms or singular values below which they are one and the same.
@@ -114,13 +114,12 @@ def with_premises(
         size = to_host(space.xp.linalg.vector_norm(_inputs_in_basis(space, recovery), axis=1))
         norm = to_host(space.live_of(layer.weight_norm)) / math.sqrt(space.shape[1])
         seen = sign_resolution(z / (norm[:, None] * size[None, :]))
-    group = None if z is None or (layer is not None and layer.has_ceiling) else room_for_hidden(z)
-    caveat = _hidden_caveat(z, layer, group)
+    hidden, caveats = _hidden(recovery.shape[0], z, layer)
     return _marked(
-        replace(certificate, caveats=(*certificate.caveats, *((caveat,) if caveat else ()))),
+        replace(certificate, caveats=(*certificate.caveats, *caveats)),
         space,
         marks,
-        (_plain(recovery.shape[0], seen), NONE_ALIKE, *_hidden(group), *_of_marks(marks)),
+        (_plain(recovery.shape[0], seen), NONE_ALIKE, *hidden, *_of_marks(marks)),
     )
 
 
@@ -317,30 +316,22 @@ def _plain(k: int, resolution: float | None) -> Premise:
     )
 
 
-def _hidden(group: tuple[int, ...] | None) -> tuple[Premise, ...]:
-    if group is None:
-        return ()
-    rows = ", ".join(str(row) for row in group)
-    return (
-        Premise(
-            NONE_HIDDEN,
-            f"no further input is a combination of the rows {rows}, or of others as similar, that turns on only what all of these turn "
-            "on: it would leave no trace, and there is room for one",
-        ),
-    )
-
-
-def _hidden_caveat(z: HostArray | None, layer: Layer | None, group: tuple[int, ...] | None) -> str | None:
-    """What is said of inputs without a trace of their own where no premise says it."""
-    if group is not None or (z is not None and z.shape[1] < 2):
-        return None
-    condition = (
-        "an input that is a combination of others, as between two of them, and turns on only units that all of these turn on, leaves no "
-        "trace of its own"
-    )
+def _hidden(k: int, z: HostArray | None, layer: Layer | None) -> tuple[tuple[Premise, ...], tuple[str, ...]]:
+    """What `k` inputs take for granted of one that leaves no trace of its own, or the caveat that there is no room for it."""
+    if k < 2:
+        return (), ()
+    condition = "a combination of others, as between two of them, that turns on only units which all of these turn on, leaves no trace of its own"
     if z is None or layer is None or layer.has_ceiling:
-        return f"{condition}: whether there is room for one cannot be told here"
-    return f"{condition}: there is no room for one between two of these inputs, nor between one and its nearest two to seven"
+        meaning = (
+            f"no further input hides so: {condition}, and nothing tells here whether there is room for one"
+        )
+        return (Premise(NONE_HIDDEN, meaning),), ()
+    pair = room_for_hidden(z)
+    if pair is not None:
+        meaning = f"no further input hides so: {condition}, and among rows {pair[0]}, {pair[1]} and others like them nothing excludes one"
+        return (Premise(NONE_HIDDEN, meaning),), ()
+    among = "these inputs" if k <= GROUP else f"any of these inputs and the {GROUP - 1} most like it"
+    return (), (f"an input that is {condition}: there is no room for one among {among}",)
 
 
 def _of_marks(marks: Marks) -> tuple[Premise, ...]:
