@@ -6,7 +6,8 @@
 
 Every seed is one layer of every family of `benchmarks.families`. An answer is held against the inputs as the user knows them.
 Where it differs, the premises that it states (`Certificate.rests_on`) are held against what was done to the update: an answer is
-*unstated* wrong if all of them are true and it is wrong all the same. The exit status is 1 if there is one, or a crash.
+*unstated* wrong if all of them are true and it is wrong all the same. Results go to a file of JSON lines as they come, and what is already
+in it is not run again. The exit status is 1 if an answer is unstated wrong, or the solver crashed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,34 +28,45 @@ from threadpoolctl import threadpool_limits
 import spear_np
 from benchmarks import environment
 from benchmarks.families import FAMILIES, Array, Update
-from benchmarks.runs import one_of
+from benchmarks.runs import Results, Row, one_of
 from spear_np.backend import to_host
 from spear_np.checks.specification import EXACT_TOLERANCE
 
-Row = dict[str, Any]
+FIELDS = ("family", "chain", "time_limit", "max_proposals", "seed")
 STATUSES = ("exact", "approximate", "partial", "failed")
 
 
 def main() -> int:
     options = parse()
-    start, rows = time.perf_counter(), []
+    results = Results.read(options.results, FIELDS)
     seeds = range(options.first_seed, options.first_seed + options.layers)
-    jobs = [(name, seed) for name in options.families or FAMILIES for seed in seeds]
-    inverted = partial(
-        run, chain=options.chain, time_limit=options.time_limit, max_proposals=options.max_proposals
-    )
+    settings = [
+        dict(zip(FIELDS, (name, options.chain, options.time_limit, options.max_proposals, seed), strict=True))
+        for seed in seeds
+        for name in options.families or FAMILIES
+    ]
+    missing = [setting for setting in settings if results.get(setting) is None]
     with ProcessPoolExecutor(options.workers) as pool:
-        for row in pool.map(inverted, jobs, chunksize=4):
-            rows.append(row)
-            if row["status"] == "crash" or row["unstated"] or row["unstated_beyond"]:
-                print(f"{row['family']}, seed {row['seed']}, {row['status']}: {row['what']}", flush=True)
-    table = report(rows, options, time.perf_counter() - start)
+        for setting, row in zip(missing, pool.map(run, missing, chunksize=4), strict=True):
+            results.once(setting, partial(dict, row))
+            if is_broken(row):
+                print(
+                    f"{setting['family']}, seed {setting['seed']}, {row['status']}: {row['what']}", flush=True
+                )
+    rows = [{**setting, **(results.get(setting) or {})} for setting in settings]
+    table = report(rows, options)
     print("\n" + table)
     if options.save:
-        wrong = [row for row in rows if row["unstated"] or row["unstated_beyond"] or row["status"] == "crash"]
-        setting = {**vars(options), "environment": environment.describe()}
-        environment.save(environment.RESULTS / options.save, {**setting, "wrong": wrong}, table)
+        broken = [row for row in rows if is_broken(row)]
+        setting = {name: getattr(options, name) for name in ("layers", "first_seed", "chain", "time_limit")}
+        data = {**setting, "environment": environment.describe(), "broken": broken}
+        environment.save(environment.RESULTS / options.save, data, table)
     return 1 if any(row["unstated"] or row["status"] == "crash" for row in rows) else 0
+
+
+def is_broken(row: Row) -> bool:
+    """Whether an answer is wrong, or a row beyond its bound, and what is stated does not cover it."""
+    return bool(row["unstated"] or row["unstated_beyond"] or row["status"] == "crash")
 
 
 def parse() -> argparse.Namespace:
@@ -68,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, default=5.0, help="seconds a layer")
     parser.add_argument("--max-proposals", type=int, default=3000, help="candidates a layer")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--results", type=Path, default=environment.RESULTS / "alterations.jsonl")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and results/NAME.md")
     return parser.parse_args()
 
@@ -85,18 +98,17 @@ def invert(update: Update, *, chain: bool = False, **options: Any) -> spear_np.I
     return spear_np.invert_layer(layers[0], **options)
 
 
-def run(job: tuple[str, int], **options: Any) -> Row:
+def run(setting: Row) -> Row:
     """Invert one layer and judge the answer."""
-    name, seed = job
-    row: Row = {"family": name, "seed": seed}
-    update = drawn(name, seed)
+    update = drawn(setting["family"], setting["seed"])
+    options = {name: setting[name] for name in ("chain", "time_limit", "max_proposals")}
     try:
         with threadpool_limits(limits=1):
             result = invert(update, **options)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
         nothing = dict.fromkeys(("wrong", "unstated", "rows", "beyond", "unstated_beyond"), 0)
-        return row | nothing | {"status": "crash", "what": f"{type(error).__name__}: {error}"}
-    return row | judged(result, update)
+        return nothing | {"status": "crash", "what": f"{type(error).__name__}: {error}"}
+    return judged(result, update)
 
 
 def judged(result: spear_np.Inversion, update: Update) -> Row:
@@ -115,6 +127,8 @@ def judged(result: spear_np.Inversion, update: Update) -> Row:
         hidden = missing > 0 and not any("hidden" in name for name in stated)
         unstated = exact and (bool(np.any(seen > off)) or hidden)
         unstated_beyond = int(np.sum(seen > bounds))
+        if update.alike and "none alike" in stated:
+            unstated, unstated_beyond = False, 0
     return {
         "status": str(result.status),
         "wrong": wrong,
@@ -136,7 +150,7 @@ def _errors(rows: Array, truth: Array) -> Array:
     return errors
 
 
-def report(rows: list[Row], options: argparse.Namespace, seconds: float) -> str:
+def report(rows: list[Row], options: argparse.Namespace) -> str:
     """Return the table, one line for each family, and the sums."""
     names = list(dict.fromkeys(row["family"] for row in rows))
     lines = [_line(name, [row for row in rows if row["family"] == name]) for name in names]
@@ -154,9 +168,8 @@ def report(rows: list[Row], options: argparse.Namespace, seconds: float) -> str:
     last = options.first_seed + options.layers - 1
     how = "with the layer behind" if options.chain else "one layer alone"
     return (
-        f"{len(rows):,} layers, {how}, seeds {options.first_seed} to {last}, at most {options.max_proposals:,} proposals and {options.time_limit:g} s each, "
-        f""
-        f"{seconds / 60:.0f} minutes.\n\n{environment.markdown(header, lines)}\n"
+        f"{len(rows):,} layers, {how}, seeds {options.first_seed} to {last}, at most {options.max_proposals:,} proposals and "
+        f"{options.time_limit:g} s each.\n\n{environment.markdown(header, lines)}\n"
         f"{environment.sentence(environment.describe())}\n"
     )
 

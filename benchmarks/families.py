@@ -61,6 +61,8 @@ class Update:
     """(b, n): what the layer saw, which rounding or augmentation may have changed."""
     plain: bool = True
     """Whether both gradients are the plain gradient of what the layer saw, up to rounding and independent noise."""
+    alike: bool = False
+    """Whether two inputs have the same pattern and columns of ∂L/∂Z in proportion."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Step:
         o = self.hidden @ self.weights[1].T + self.biases[1]
         p = np.exp(o - o.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
-        last = (p - np.eye(CLASSES)[self.labels]) / len(self.seen)
+        last = (p - np.eye(o.shape[1])[self.labels]) / len(self.seen)
         return last @ self.weights[1] * self.on, last
 
     def update(self, *, plain: bool = True) -> Update:
@@ -110,7 +112,7 @@ class Step:
         return replace(self, inputs=inputs, seen=inputs, labels=labels)
 
 
-def step(rng: Generator, *, b: int | None = None, m: int | None = None) -> Step:
+def step(rng: Generator, *, b: int | None = None, m: int | None = None, classes: int = CLASSES) -> Step:
     """Draw data, a network and labels: 64 features of uniform numbers, digits or normal numbers."""
     b = int(rng.integers(2, 7)) if b is None else b
     m = int(rng.choice([40, 60, 100])) if m is None else m
@@ -120,10 +122,10 @@ def step(rng: Generator, *, b: int | None = None, m: int | None = None) -> Step:
     else:
         x = rng.random((b, 64)) if kind == "uniform" else rng.standard_normal((b, 64))
     n = x.shape[1]
-    weights = rng.uniform(-1, 1, (m, n)) / np.sqrt(n), rng.uniform(-1, 1, (CLASSES, m)) / np.sqrt(m)
-    biases = rng.uniform(-1, 1, m) / np.sqrt(n), rng.uniform(-1, 1, CLASSES) / np.sqrt(m)
+    weights = rng.uniform(-1, 1, (m, n)) / np.sqrt(n), rng.uniform(-1, 1, (classes, m)) / np.sqrt(m)
+    biases = rng.uniform(-1, 1, m) / np.sqrt(n), rng.uniform(-1, 1, classes) / np.sqrt(m)
     dtype = np.float32 if rng.random() < 0.8 else np.float64
-    return Step(x, x, weights, biases, rng.integers(CLASSES, size=b), dtype)
+    return Step(x, x, weights, biases, rng.integers(classes, size=b), dtype)
 
 
 def as_shared(update: Update, dtype: Any) -> Update:
@@ -540,6 +542,20 @@ def between_four(rng: Generator) -> tuple[Update, Any]:
             return at.update(), at.dtype
 
 
+@family("between seven others")
+def between_seven(rng: Generator) -> tuple[Update, Any]:
+    """The same of seven, all alike."""
+    while True:
+        at = step(rng, b=8, m=100)
+        x = at.inputs.copy()
+        for row in range(1, 7):
+            x[row] = similar(rng, x[0], 0.5)
+        x[7] = rng.dirichlet([4] * 7) @ x[:7]
+        at = without_trace(at.with_inputs(x))
+        if apart(at.on[:7]):
+            return at.update(), at.dtype
+
+
 @family("beyond another, nested patterns")
 def beyond_nested(rng: Generator) -> tuple[Update, Any]:
     """An input on the line through two others, outside of them, that turns on only what both turn on."""
@@ -555,6 +571,20 @@ def beyond_nested(rng: Generator) -> tuple[Update, Any]:
         at = without_trace(replace(at.with_inputs(x), biases=(shifted, at.biases[1])))
         if np.sum(at.on[0] != at.on[1]) >= LEAST_APART:
             return at.update(), at.dtype
+
+
+@family("two classes, two inputs alike")
+def alike(rng: Generator) -> tuple[Update, Any]:
+    """Two inputs turn on the same units, and two classes make their columns of ∂L/∂Z proportional: they show as one."""
+    at = step(rng, b=int(rng.integers(2, 6)), classes=2)
+    x = at.inputs.copy()
+    x[1] = similar(rng, x[0], 0.1)
+    at = at.with_inputs(x)
+    z = at.seen @ at.weights[0].T + at.biases[0]
+    differ = (z[0] > 0) != (z[1] > 0)
+    shifted = at.biases[0] - differ * (np.minimum(z[0], z[1]) - 0.01)
+    update = replace(at, biases=(shifted, at.biases[1])).update()
+    return replace(update, alike=True), at.dtype
 
 
 @family("one input a mean of two others")

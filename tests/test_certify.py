@@ -549,7 +549,7 @@ class TestPrinting:
         result = spear_np.invert(data.weight_grad, data.bias_grad, weight=data.weight, bias=data.bias)
         text = repr(result)
         assert text.startswith(
-            "<Inversion exact if plain gradient, seen with 4 bits, 15 features zero: 6 of 6 inputs"
+            "<Inversion exact if plain gradient, none alike, seen with 4 bits, 15 features zero: 6 of 6"
         )
         assert "every check of the certificate holds" in text
         assert len(text) < 400

@@ -127,6 +127,27 @@ def test_invert_writes_the_file_and_prints_a_table(
     assert leftovers(out.parent) == []
 
 
+def test_no_line_of_a_table_says_exact_without_what_it_rests_on(
+    spear: Command, monkeypatch: pytest.MonkeyPatch, dump: Path, out: Path
+) -> None:
+    long = "a premise with a name that is rather long, far longer than a column of a table usually is"
+
+    def solve(gradients: spear_np.LayerGradients, **options: Any) -> spear_np.Inversion:
+        answer = fake_inversion(gradients, layer_data().inputs)
+        premises = (*answer.certificate.rests_on, spear_np.Premise(long, "it is so"))
+        return replace(answer, certificate=replace(answer.certificate, rests_on=premises))
+
+    monkeypatch.setattr(spear_np, "invert_layer", solve)
+    inverted = spear("invert", dump, "-o", out)
+    compared = spear("evaluate", out, dump)
+    for run in (inverted, compared):
+        (line,) = [line for line in run.out.splitlines() if " exact if " in line]
+        assert f"exact if plain, {long}" in line
+    (layer,) = json.loads(spear("invert", dump, "-o", out, "--json").out)["layers"]
+    assert layer["claim"] == f"exact if plain, {long}"
+    assert layer["certificate"]["rests_on"][1] == {"name": long, "meaning": "it is so"}
+
+
 def test_options_reach_the_solver(spear: Command, solver: FakeSolver, dump: Path, out: Path) -> None:
     spear("invert", dump, "-o", out)
     (call,) = solver.calls

@@ -142,7 +142,7 @@ ONCE_BROKEN = (
         935,
     ),
     *(1322, 1363, 1425, 1793, 1890, 2159, 2169, 2209, 2225, 2475, 2534),
-    *(600352, 700679, 700975, 701069, 701081, 701277, 701496, 800202, 810022, 830268, 900286),
+    *(600352, 700519, 700679, 700975, 701069, 701081, 701277, 701496, 800202, 810022, 830268, 900286, 920195),
 )
 
 
@@ -172,8 +172,10 @@ def test_altered_updates_break_no_promise() -> None:
     assert [text for case in cases if (text := check(case)) is not None] == []
 
 
-def test_a_choice_of_dependent_directions_is_no_crash() -> None:
-    case = altered_case(910_826)
+@pytest.mark.parametrize("seed", [910_688, 910_826])
+def test_altered_updates_that_once_broke_a_promise_do_so_no_more(seed: int) -> None:
+    """A light dropout, whose missing gradients moved a partial answer; a choice of dependent directions."""
+    case = altered_case(seed)
     assert case is not None
     assert check(case) is None
 

@@ -27,7 +27,7 @@ from ..answer.certificate import Certificate, Evidence
 from ..answer.result import Status
 from ..backend import Array, HostArray, to_host
 from ..directions.chance import MAX_CHANCE, chances
-from ..directions.disaggregate import EXPLAINED, Disaggregation
+from ..directions.disaggregate import EXPLAINED, MAX_BIAS_RESIDUAL, Disaggregation
 from ..directions.uniqueness import Uniqueness, uniqueness
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
@@ -158,8 +158,10 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
         for i in range(k)
     )
     contradicted = (signs.contradictions > 0) & np.asarray([row.accepted for row in evidence])
-    if factors.signs_known and np.any(contradicted):
-        # No input within its bound has the signs of the gradient: that is not the plain one, or W and b are not its layer's.
+    unscaled = choice.bias_residual is not None and choice.bias_residual > MAX_BIAS_RESIDUAL
+    if unscaled or (factors.signs_known and np.any(contradicted)):
+        # No input within its bound has the signs of the gradient: that is not the plain one, or W and b are not its layer's. Or
+        # bias_grad is not that of these inputs, and gives them no scale.
         bound = np.full(k, math.inf)
     figures = Figures(factors, choice, unique, alternatives, signs, bound, residual, batch.data_range)
     certificate = Certificate(

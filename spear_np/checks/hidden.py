@@ -3,11 +3,12 @@
 Let an input x be a combination ``Σ α_i x_i`` of others, ``Σ α_i = 1``, whose column d of ∂L/∂Z is zero wherever that of one of
 them is. Then ``D Xᵀ`` and ``D 1`` are those of a batch without it, whose columns are ``d_i + α_i d``, with the same zeros: nothing
 in the two gradients tells. Its pre-activations are the same combination of theirs. So it can only be where some α make
-``Σ α_i z_ij ≤ 0`` for every unit j that not all of them turn on: between two inputs with similar patterns, or on the line through
+``Σ α_i z_ij ≤ 0`` for every unit j that not all of them turn on: between inputs with similar patterns, or on the line through
 two of which one turns on all that the other does.
 
-For two inputs the α form an interval, whose ends follow from each unit. For more, by Farkas' lemma, there are none if and only if
-``Σ_j y_j z_ij = 1`` for all i with some y ≥ 0.
+Whatever else it is made of, two of them are i and k, and it is off on every unit that not both turn on. By Farkas' lemma no
+combination of the inputs of a group is, if and only if ``Σ_j y_j z_lj = 1`` for all l of the group, with some y ≥ 0 on these units. If
+that holds for every pair of the group, no subset of it leaves room.
 """
 
 from __future__ import annotations
@@ -16,15 +17,10 @@ import numpy as np
 
 from ..backend import HostArray
 
-MOST_PAIRS_WORK = 20_000_000
-"""Pre-activations that are looked at for all pairs together: then only the pairs with the most similar patterns.
+GROUP = 8
+"""Inputs that a hidden one may be made of, as far as it is looked for: one and those with the patterns nearest to its own.
 
-Heuristic: a tenth of a second; between inputs that differ in many units there is no room.
-"""
-LARGEST_GROUP = 5
-"""Inputs between which a further one is looked for, the others being those with the patterns nearest to that of the first.
-
-Heuristic: all of them must turn on whatever it turns on, which the less leaves room for the more they are.
+Heuristic: all of them must turn on whatever it turns on, which leaves less room the more they are, and the less alike.
 """
 NO_COMBINATION = 1e-6
 """Residual of Farkas' equations, of which the right side is one, up to which they hold.
@@ -33,65 +29,35 @@ Derived: far above the rounding of float64, far below what equations without a s
 """
 
 
-def room_for_hidden(z: HostArray) -> tuple[int, ...] | None:
-    """Return inputs between which one may hide, by the pre-activations `z` (ℓ, k) of all on the live units; None if none may.
+def room_for_hidden(z: HostArray) -> tuple[int, int] | None:
+    """Return two inputs between which, and others like them, one may hide, by the pre-activations `z` (ℓ, k) of all on the live units.
 
-    All pairs are looked at, as far as `MOST_PAIRS_WORK` allows, and each input with its two to four neighbours.
+    None if that is excluded for each input with the `GROUP` - 1 nearest to it: for all of them if they are no more.
     """
-    units, k = z.shape
     on = z > 0
-    differing = _differing_units(on)
-    neighbours = np.argsort(differing, axis=1, kind="stable")
-    most = min(k - 1, max(LARGEST_GROUP, MOST_PAIRS_WORK // max(1, units * k)))
-    for i in range(k):
-        others = neighbours[i][neighbours[i] != i][:most]
-        between = _pairs_with_room(z, on, i, others)
-        if np.any(between):
-            return i, int(others[np.argmax(between)])
-    for size in range(3, min(LARGEST_GROUP, k) + 1):
-        for i in range(k):
-            group = np.append(i, neighbours[i][neighbours[i] != i][: size - 1])
-            if _group_has_room(z[:, group]):
-                return tuple(int(one) for one in group)
+    signs = np.where(on, 1.0, -1.0)
+    nearest = np.argsort(-(signs.T @ signs), axis=1, kind="stable")
+    done = set()
+    for i in range(z.shape[1]):
+        group = np.append(i, nearest[i][nearest[i] != i][: GROUP - 1])
+        everything = len(group) == z.shape[1]
+        for k in map(int, group[1:]):
+            pair = (min(i, k), max(i, k))
+            if everything and pair in done:
+                continue
+            done.add(pair)
+            if _has_room(z[~(on[:, i] & on[:, k])][:, group]):
+                return pair
     return None
 
 
-def _differing_units(on: HostArray) -> HostArray:
-    """(k, k): units in which the patterns `on` (ℓ, k) bool differ."""
-    signs = np.where(on, 1.0, -1.0)
-    return np.asarray((len(on) - signs.T @ signs) / 2)
+def _has_room(z: HostArray) -> bool:
+    """Whether ``z α ≤ 0`` for some α that adds up to one; `z` (ℓ, t)."""
+    if not len(z):
+        return True
+    from scipy.optimize import nnls  # slow to import
 
-
-def _pairs_with_room(z: HostArray, on: HostArray, i: int, others: HostArray) -> HostArray:
-    """(p,) bool: whether ``z_i + t (z_k - z_i) ≤ 0`` for some t on all units that i and k do not both turn on."""
-    start, slope = z[:, [i]], z[:, others] - z[:, [i]]
-    bound = ~(on[:, [i]] & on[:, others])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        end = -start / slope
-    high = np.min(np.where(bound & (slope > 0), end, np.inf), axis=0, initial=np.inf)
-    low = np.max(np.where(bound & (slope < 0), end, -np.inf), axis=0, initial=-np.inf)
-    return np.asarray(low < high)
-
-
-def _group_has_room(z: HostArray) -> bool:
-    """Whether ``z α ≤ 0`` for some α that adds up to one, on all units that not all inputs of the group `z` (ℓ, t) turn on."""
-    on = z > 0
-    rows = z[~np.all(on, axis=1)]
-    # Rows of units that all but one turn on usually prove that there is none.
-    all_but = [rows[chosen] for chosen in _all_but_one(rows > 0)]
-    if all(len(some) for some in all_but):
-        sums = np.stack([some.mean(axis=0) for some in all_but])
-        if np.linalg.matrix_rank(sums) == len(sums) and np.all(
-            np.linalg.solve(sums.T, np.ones(len(sums))) >= 0
-        ):
-            return False
-    from scipy.optimize import nnls  # slow to import, seldom needed
-
-    residual = float(nnls(rows.T, np.ones(z.shape[1]))[1]) if len(rows) else np.inf
-    return residual > NO_COMBINATION
-
-
-def _all_but_one(on: HostArray) -> list[HostArray]:
-    """For each column of `on` (r, t) bool, (r,) bool: the rows that all others turn on, and it does not."""
-    count = on.sum(axis=1)
-    return [(count == on.shape[1] - 1) & ~on[:, i] for i in range(on.shape[1])]
+    try:
+        return float(nnls(z.T, np.ones(z.shape[1]))[1]) > NO_COMBINATION
+    except RuntimeError:  # it gave up, and excludes nothing
+        return True

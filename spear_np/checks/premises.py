@@ -24,7 +24,7 @@ from ..factors.gradients import LayerGradients
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
-from .hidden import room_for_hidden
+from .hidden import GROUP, room_for_hidden
 
 EQUAL = 1e-3
 """Relative spread of norms or singular values below which they are one and the same.
@@ -51,6 +51,11 @@ LEAST_ON_GRID = 20
 """Entries that must lie on a grid for it to be one.
 
 Derived: by chance once in 8^20.
+"""
+LEAST_OUTPUTS = 3
+"""Units at the end of a chain from which the gradients of two inputs are in proportion by chance alone.
+
+Derived: one number is always a multiple of another, and those of two classes under cross-entropy have the ratio -1.
 """
 EXPECTED_FLIPS = 3.0
 """Activation signs that an error is expected to turn from which it would have been noticed.
@@ -109,28 +114,31 @@ def with_premises(
         size = to_host(space.xp.linalg.vector_norm(_inputs_in_basis(space, recovery), axis=1))
         norm = to_host(space.live_of(layer.weight_norm)) / math.sqrt(space.shape[1])
         seen = sign_resolution(z / (norm[:, None] * size[None, :]))
-    group = None if z is None or (layer is not None and layer.has_ceiling) else room_for_hidden(z)
-    caveat = _hidden_caveat(z, layer, group)
+    hidden, caveats = _hidden(recovery.shape[0], z, layer)
     return _marked(
-        replace(certificate, caveats=(*certificate.caveats, *((caveat,) if caveat else ()))),
+        replace(certificate, caveats=(*certificate.caveats, *caveats)),
         space,
         marks,
-        (_plain(recovery.shape[0], seen), *_hidden(group), *_of_marks(marks)),
+        (_plain(recovery.shape[0], seen), NONE_ALIKE, *hidden, *_of_marks(marks)),
     )
 
 
 def with_links(
-    certificate: Certificate, space: RowSpace, gradients: LayerGradients, recovery: Array
+    certificate: Certificate, space: RowSpace, gradients: LayerGradients, recovery: Array, *, top: int
 ) -> Certificate:
-    """Return the `certificate` of a chain of layers with what it rests on; parameters, of the first layer, as above."""
+    """Return the `certificate` of a chain of layers that ends with `top` units, with what it rests on.
+
+    The other parameters are those of the first layer, as above.
+    """
     marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
-    return _marked(certificate, space, marks, (*linked_premises(gradients), *_of_marks(marks)))
+    return _marked(certificate, space, marks, (*linked_premises(gradients, top), *_of_marks(marks)))
 
 
-def linked_premises(gradients: LayerGradients) -> tuple[Premise, ...]:
-    """What the layers behind the one of `gradients` leave to be taken for granted where its inputs fit them."""
+def linked_premises(gradients: LayerGradients, top: int) -> tuple[Premise, ...]:
+    """What a chain that ends with `top` units leaves to be taken for granted where the inputs of `gradients` fit it."""
     units, features = gradients.shape
-    return (LINKED, BLIND) if features > units else (LINKED,)
+    blind = (BLIND,) if features > units else ()
+    return (LINKED, *(() if top >= LEAST_OUTPUTS else (NONE_ALIKE,)), *blind)
 
 
 def without_alone(premises: tuple[Premise, ...]) -> tuple[Premise, ...]:
@@ -148,16 +156,14 @@ def marks_of(space: RowSpace, gradients: LayerGradients, recovery: Array, bound:
     for _, read in gradients.blocks(*names, device=device):
         block = read[0]
         sums = sums + xp.sum(block, axis=1)
-        norms = to_host(xp.linalg.vector_norm(block / space.noise[:, None], axis=0))
-        some = norms > 0
-        weighted = some if gradients.weight is None else to_host(xp.any(read[1] != 0, axis=0))
-        empty += int(np.sum(~some & (weighted if gradients.weight is not None else True)))
-        used += int(np.sum(some))
-        plain = to_host(xp.linalg.vector_norm(block, axis=0))[some]
-        low, high = (
-            min(low, float(np.min(plain, initial=math.inf))),
-            max(high, float(np.max(plain, initial=0.0))),
+        norms = to_host(xp.linalg.vector_norm(block, axis=0))
+        weighted = (
+            np.ones(len(norms), dtype=bool) if len(read) == 1 else to_host(xp.any(read[1] != 0, axis=0))
         )
+        empty += int(np.sum((norms == 0) & weighted))
+        used += int(np.sum(norms > 0))
+        low = min(low, float(np.min(norms[norms > 0], initial=math.inf)))
+        high = max(high, float(np.max(norms, initial=0.0)))
         grid = grid.after(to_host(recovery @ block)) if grid.open else grid
     total = to_host(space.live_of(sums / space.noise)) / math.sqrt(space.shape[1])
     mean = math.sqrt(float(np.mean(total**2))) if len(total) else math.inf
@@ -276,7 +282,12 @@ def _checks(space: RowSpace, marks: Marks) -> tuple[Check, ...]:
 
 PLAIN, PLAIN_SINGLE = "plain gradient", "plain gradient of one input"
 NONE_HIDDEN = "none hidden between"
-ALONE = (PLAIN, PLAIN_SINGLE, NONE_HIDDEN)
+NONE_ALIKE = Premise(
+    "none alike",
+    "no two inputs turn on the same units with gradients in proportion, as behind one output or two classes: they would count as one "
+    "input, a weighted mean of both",
+)
+ALONE = (PLAIN, PLAIN_SINGLE, NONE_HIDDEN, NONE_ALIKE.name)
 """Names of what only one layer alone has to take for granted."""
 LINKED = Premise(
     "layers linked",
@@ -305,30 +316,22 @@ def _plain(k: int, resolution: float | None) -> Premise:
     )
 
 
-def _hidden(group: tuple[int, ...] | None) -> tuple[Premise, ...]:
-    if group is None:
-        return ()
-    rows = ", ".join(str(row) for row in group)
-    return (
-        Premise(
-            NONE_HIDDEN,
-            f"no further input is a combination of the rows {rows}, or of others as similar, that turns on only what all of these turn "
-            "on: it would leave no trace, and there is room for one",
-        ),
-    )
-
-
-def _hidden_caveat(z: HostArray | None, layer: Layer | None, group: tuple[int, ...] | None) -> str | None:
-    """What is said of inputs without a trace of their own where no premise says it."""
-    if group is not None or (z is not None and z.shape[1] < 2):
-        return None
-    condition = (
-        "an input that is a combination of others, as between two of them, and turns on only units that all of these turn on, leaves no "
-        "trace of its own"
-    )
+def _hidden(k: int, z: HostArray | None, layer: Layer | None) -> tuple[tuple[Premise, ...], tuple[str, ...]]:
+    """What `k` inputs take for granted of one that leaves no trace of its own, or the caveat that there is no room for it."""
+    if k < 2:
+        return (), ()
+    condition = "a combination of others, as between two of them, that turns on only units which all of these turn on, leaves no trace of its own"
     if z is None or layer is None or layer.has_ceiling:
-        return f"{condition}: whether there is room for one cannot be told here"
-    return f"{condition}: there is no room for one between two of these inputs, nor between one and its nearest two to four"
+        meaning = (
+            f"no further input hides so: {condition}, and nothing tells here whether there is room for one"
+        )
+        return (Premise(NONE_HIDDEN, meaning),), ()
+    pair = room_for_hidden(z)
+    if pair is not None:
+        meaning = f"no further input hides so: {condition}, and among rows {pair[0]}, {pair[1]} and others like them nothing excludes one"
+        return (Premise(NONE_HIDDEN, meaning),), ()
+    among = "these inputs" if k <= GROUP else f"any of these inputs and the {GROUP - 1} most like it"
+    return (), (f"an input that is {condition}: there is no room for one among {among}",)
 
 
 def _of_marks(marks: Marks) -> tuple[Premise, ...]:

@@ -49,7 +49,9 @@ def answer_of(
     rows = chain.device.integers(keep)
     c, d = xp.take(verified.c, rows, axis=0), xp.take(verified.output_grad, rows, axis=0)
     recovery = c @ first.space.to_basis.T
-    certificate = with_links(verified.certificate.only(keep), first.space, first.gradients, recovery)
+    certificate = with_links(
+        verified.certificate.only(keep), first.space, first.gradients, recovery, top=chain.layers[-1].units
+    )
     if not certificate["rank"].passed:
         # What further inputs add is no noise, and nothing bounds what they change.
         certificate = replace(certificate, error_bound=(math.inf,) * len(keep))

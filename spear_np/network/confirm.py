@@ -44,7 +44,10 @@ def confirmed(answer: Inversion, linked: Linked | NoChain) -> Inversion:
     if answer.status is not Status.EXACT:
         return answer
     certificate = answer.certificate
-    premises = (*linked_premises(answer.gradients), *without_alone(certificate.rests_on))
+    premises = (
+        *linked_premises(answer.gradients, chain.layers[-1].units),
+        *without_alone(certificate.rests_on),
+    )
     return replace(
         answer,
         certificate=replace(certificate, checks=(*certificate.checks, check), rests_on=premises),

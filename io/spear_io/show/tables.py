@@ -85,9 +85,9 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _console() -> Console:
-    # Without a terminal rich assumes 80 columns and folds.
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
+def _console(claims: Sequence[str] = ()) -> Console:
+    # Without a terminal rich assumes 80 columns and folds. What a status rests on stays in its line.
+    width = None if sys.stdout.isatty() else PIPE_WIDTH + max(map(len, claims), default=0)
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
@@ -110,7 +110,7 @@ def _figure(value: float | None, form: str = ".3g", missing: str = "–") -> str
 
 def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
     """Print the table that ends `spear-np invert`."""
-    console = _console()
+    console = _console([outcome.result.claim for outcome in outcomes])
     decayed = any(outcome.result.gradients.decay.present for outcome in outcomes)
     more = [">weight decay"] if decayed else []
     table = _table("record", "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *more)
@@ -272,7 +272,7 @@ def _about(seconds: float) -> str:
 
 def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
     """Print what `spear-np evaluate` found: every matched row, then a line a layer."""
-    console = _console()
+    console = _console([result.claim for result in results])
     for result in results:
         if not result.rows:
             continue
