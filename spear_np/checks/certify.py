@@ -6,7 +6,8 @@ The argument, for one direction q and the output units Z on which gradient and l
   t inputs' directions annuls the rows on which all t are off, which have rank b - t at most, and t - 1 further rows
   by a choice of its coefficients. Each of those rows is indispensable to the rank. So a direction whose zero rows
   keep their rank after any one of them is removed is no combination, unless two numbers agree by chance
-  within the noise.
+  within the noise. Where one is indispensable, every other batch that it allows is held against the layer
+  (`alternatives`).
 - *Consistent.* No output unit has a gradient that stands out of its noise where the recovered input leaves the unit
   off, and hardly any lacks one where it is on.
 - *Complete.* weight_grad and bias_grad are reproduced to their noise, and there is no further singular value above
@@ -124,7 +125,9 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
 
     bound = bounded(unique)
     alternatives, lone = int(np.sum(unique.redundancy < 1)), 0
-    if alternatives and _explained(factors, choice, signs):
+    # Where columns depend on each other, mixtures cancel on rows that could be spared too; a single one has no partner.
+    depends = alternatives > 1 and dependent_columns(space, batch.directions)
+    if alternatives and not depends and _explained(factors, choice, signs):
         settled = _settled(factors, choice, batch, bounded, tolerance)
         if settled is not None:
             off, unique, bound = settled
