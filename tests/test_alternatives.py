@@ -16,6 +16,7 @@ from spear_np.checks.alternatives import ON_THE_EDGE, _fewest, _Flats
 from spear_np.checks.certify import Verdict
 from spear_np.factors.layer import Layer
 from tests.backends import Backend
+from tests.cases import case_of
 from tests.hidden_batches import hidden_batch, layer_from
 from tests.layers import factors_of, true_directions
 from tests.networks import Floats, LayerData
@@ -138,6 +139,12 @@ class TestBatchesThatHide:
         assert wrong.certificate["alternatives"].value == together
         assert wrong.status is not Status.EXACT
         assert true.status is not Status.EXACT
+
+    @pytest.mark.parametrize("together", [2, 3])
+    def test_the_solver_calls_none_exact(self, together: int) -> None:
+        for seed in range(3):
+            data = hidden_batch(np.random.default_rng([seed, together]), together).data
+            assert case_of("hidden", data).invert(max_proposals=500).status is not Status.EXACT
 
     def test_they_would_be_if_each_direction_were_looked_at_alone(
         self, monkeypatch: pytest.MonkeyPatch
