@@ -125,9 +125,7 @@ def certify(factors: Factors, choice: Disaggregation, batch: Reconstruction) -> 
 
     bound = bounded(unique)
     alternatives, lone = int(np.sum(unique.redundancy < 1)), 0
-    # Where columns depend on each other, mixtures cancel on rows that could be spared too; a single one has no partner.
-    depends = alternatives > 1 and dependent_columns(space, batch.directions)
-    if alternatives and not depends and _explained(factors, choice, signs):
+    if alternatives and _explained(factors, choice, signs):
         settled = _settled(factors, choice, batch, bounded, tolerance)
         if settled is not None:
             off, unique, bound = settled
@@ -218,10 +216,13 @@ def _settled(
     Signs are doubted by the errors that the inputs may have: first by `tolerance`, then, where bounds are wider, by these.
     """
     space, k = factors.space, batch.recovery.shape[0]
+    dependent = dependent_columns(space, batch.directions)
     error = tolerance
     for _ in range(2):
         off = _determining(space, choice, batch, compare_signs(factors, batch, np.full(k, error)))
         unique = uniqueness(space, batch.directions, batch.input_coords / space.S, off)
+        if dependent and np.sum(unique.redundancy < 1) > 1:
+            break  # mixtures cancel on rows that could be spared, too; a single direction has none to mix with
         mixing = refuted(factors, batch, to_host(off), unique, error)
         if mixing is None:
             break
