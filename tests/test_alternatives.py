@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from spear_np import Activation, Status
 from spear_np.checks import alternatives
-from spear_np.checks.alternatives import _fewest, _Flats
+from spear_np.checks.alternatives import ON_THE_EDGE, _fewest, _Flats
 from spear_np.checks.certify import Verdict
 from spear_np.factors.layer import Layer
 from tests.backends import Backend
+from tests.cases import case_of
 from tests.hidden_batches import hidden_batch, layer_from
 from tests.layers import factors_of, true_directions
 from tests.networks import Floats, LayerData
@@ -108,6 +109,19 @@ class TestTwoDoubtfulDirections:
         assert (verdict.status is Status.EXACT) == exact
         assert (verdict.certificate["alternatives"].value == 0) == exact
 
+    def test_columns_that_depend_on_each_other_refute_nothing(self) -> None:
+        """As behind a single output: where both inputs turn a unit on, their gradients have one ratio."""
+        rng = np.random.default_rng(17)
+        z = rng.standard_normal((60, 4))
+        z[:, 1] = np.abs(z[:, 1]) * np.sign(z[:, 0])
+        z[0, :2], z[1, :2] = [-0.8, 0.2], [0.2, -0.8]
+        output_grad = rng.standard_normal(z.shape)
+        assert verdict_on(layer_from(z, np.where(z > 0, output_grad, 0), rng)).status is Status.EXACT
+        output_grad[:, 1] = 2 * output_grad[:, 0]
+        verdict = verdict_on(layer_from(z, np.where(z > 0, output_grad, 0), rng))
+        assert "alternatives" in failed(verdict)
+        assert verdict.status is not Status.EXACT
+
 
 class TestBatchesThatHide:
     """Two batches that fit as well: the zeros of one are by design, and nothing that is shared tells."""
@@ -125,6 +139,12 @@ class TestBatchesThatHide:
         assert wrong.certificate["alternatives"].value == together
         assert wrong.status is not Status.EXACT
         assert true.status is not Status.EXACT
+
+    @pytest.mark.parametrize("together", [2, 3])
+    def test_the_solver_calls_none_exact(self, together: int) -> None:
+        for seed in range(3):
+            data = hidden_batch(np.random.default_rng([seed, together]), together).data
+            assert case_of("hidden", data).invert(max_proposals=500).status is not Status.EXACT
 
     def test_they_would_be_if_each_direction_were_looked_at_alone(
         self, monkeypatch: pytest.MonkeyPatch
@@ -144,18 +164,23 @@ class TestBatchesThatHide:
 
 class TestCellsOfALine:
     @settings(max_examples=60, deadline=None)
-    @given(seed=st.integers(0, 10_000), t=st.floats(-20, 20), ceiling=st.sampled_from([math.inf, 1.0]))
-    def test_every_point_of_it_is_in_one(self, seed: int, t: float, ceiling: float) -> None:
+    @given(seed=st.integers(0, 10_000), t=st.floats(-20, 20), name=st.sampled_from(["relu", "relu6"]))
+    def test_what_is_off_at_any_point_includes_what_is_off_on_a_border(
+        self, seed: int, t: float, name: str
+    ) -> None:
         rng = np.random.default_rng(seed)
-        z, doubt = rng.standard_normal((12, 2)), 0.1 * rng.random((12, 2))
-        name = "relu" if math.isinf(ceiling) else "relu6"
-        ceiling = 6.0 if name == "relu6" else ceiling
-        z = z * (4 if name == "relu6" else 1)
+        z, doubt = 4 * rng.standard_normal((12, 2)), 0.4 * rng.random((12, 2))
         layer = Layer(z, np.ones(12), np.zeros(12), Activation(name))
-        cells = _Flats(layer, z, doubt).off_between(0, 1)
+        rows = rng.random(12) < 0.8
+        borders = _Flats(layer, z, doubt).off_between(0, 1, rows)
+        assert not np.any(borders[:, ~rows])
         shares = np.asarray([1 - t, t])
         off = layer.states(z @ shares, doubt @ np.abs(shares))[1]
-        assert np.any(np.all(cells == off, axis=1))
+        assert np.any(np.all(off | ~borders, axis=1))
+        # Nothing but the unit that changes is given away: the inputs themselves are among the points.
+        for index in range(2):
+            own = layer.states(z[:, index], doubt[:, index] * (1 + ON_THE_EDGE))[1] & rows
+            assert np.any(np.all(borders == own, axis=1))
 
     def test_the_fewest_zeros_leave_the_most(self) -> None:
         masks = np.asarray([[1, 1, 0], [1, 0, 0], [0, 1, 1], [1, 1, 1], [1, 0, 0]], dtype=bool)

@@ -27,7 +27,7 @@ from tests.cases import Case, case_of, pick_digits, random_case
 from tests.layers import digit_layer, factors_of, layer_data_of, layer_with_patterns, true_directions
 from tests.networks import Floats, LayerData
 from tests.promises import TOLERANCE, broken_promises, truth_of
-from tests.test_factorize import factors_of_size, noisy, rounded
+from tests.test_factorize import factors_of_size, noisy, rounded, underflowing
 
 B, WIDTH = 5, 100
 SUPPORTED = Evidence(True, True, True, True, True, True)
@@ -113,6 +113,13 @@ class TestWhatIsMissing:
         verdict = verdict_on_truth(data, bias_grad=None, weight=None, bias=None)
         assert verdict.status is Status.APPROXIMATE
         assert "without weight and bias_grad" in verdict.reason
+
+    def test_that_small_numbers_of_float16_add_no_inputs_is_said(self) -> None:
+        data = digit_layer(B, width=WIDTH, seed=167, dtype=np.float64)
+        certificate = verdict_on_truth(underflowing(data)[1]).certificate
+        assert certificate["rank"].passed
+        assert any("float16" in caveat and "6.0e-08 apart" in caveat for caveat in certificate.caveats)
+        assert not any("float16" in caveat for caveat in verdict_on_truth(data).certificate.caveats)
 
     def test_a_missing_bias_is_said_to_count_as_zero(self) -> None:
         data = digit_layer(B, width=WIDTH, seed=166)

@@ -34,6 +34,22 @@ def rounded(data: LayerData, precision: str) -> LayerData:
     return changed(data, **fields)
 
 
+def underflowing(data: LayerData, unscale: float = 1.0) -> tuple[LayerData, LayerData]:
+    """Return the layer with gradients near 3e-4, of some units a thousand times smaller; and the same as float16 shares it.
+
+    Both are multiplied by `unscale` afterwards, as where a loss scale is taken out again.
+    """
+    factor = np.where(np.arange(len(data.bias_grad)) % 8 == 0, 1e-3, 1.0)
+    factor *= 3e-4 / np.sqrt(np.mean(data.weight_grad**2))
+    exact = {"weight_grad": data.weight_grad * factor[:, None], "bias_grad": data.bias_grad * factor}
+    shared = {name: values.astype(np.float16).astype(np.float32) for name, values in exact.items()}
+
+    def scaled(arrays: dict[str, Floats]) -> LayerData:
+        return changed(data, **{name: values * values.dtype.type(unscale) for name, values in arrays.items()})
+
+    return scaled(exact), scaled(shared)
+
+
 class TestRank:
     @pytest.mark.parametrize("b", [1, 2, 5, 20])
     @pytest.mark.parametrize("precision", ["float64", "float32", "float16", "bfloat16"])
@@ -49,24 +65,16 @@ class TestRank:
     def test_numbers_too_small_for_their_precision_add_none(self, seed: int, power: int) -> None:
         """Below 6e-5 float16 has fewer digits: rows that small are noise, in proportion to nothing."""
         b = 6
-        data = digit_layer(b, width=M, seed=seed, dtype=np.float64)
-        size = 3e-4 / np.sqrt(np.mean(data.weight_grad**2))
-        # Some units have a gradient a thousand times smaller than the others.
-        factor = np.where(np.arange(M) % 8 == 0, 1e-3, 1.0) * size
-        exact = data.weight_grad * factor[:, None]
-        shared = changed(
-            data,
-            weight_grad=exact.astype(np.float16).astype(np.float32) * np.float32(2.0**power),
-            bias_grad=(data.bias_grad * factor).astype(np.float16).astype(np.float32)
-            * np.float32(2.0**power),
-        )
+        exact, shared = underflowing(digit_layer(b, width=M, seed=seed, dtype=np.float64), 2.0**power)
         factors = factors_of(shared, Backend.NUMPY)
         spectrum = factors.space.spectrum
         assert (spectrum.rank, spectrum.rounding, spectrum.alternatives) == (b, True, 0)
         assert spectrum.spacing == 2.0 ** (power - 24)
         assert spectrum.rank_without_spacing is None or spectrum.rank_without_spacing > b
         # What the noise is taken for is no less than what rounding did.
-        error = np.linalg.norm(shared.weight_grad - exact * 2.0**power, axis=1) / np.sqrt(exact.shape[1])
+        error = np.linalg.norm(shared.weight_grad - exact.weight_grad, axis=1) / np.sqrt(
+            exact.inputs.shape[1]
+        )
         assert np.all(error <= to_host(factors.space.noise))
 
     def test_where_all_numbers_are_large_enough_their_spacing_plays_no_part(self) -> None:

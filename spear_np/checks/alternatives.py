@@ -100,12 +100,13 @@ class _Flats:
     doubt: HostArray
     """(ℓ, k): how far they may be off."""
 
-    def off_between(self, one: int, other: int) -> HostArray:
-        """(c, ℓ) bool: which units are surely off, in every cell of the line through two inputs and on every border.
+    def off_between(self, one: int, other: int, rows: HostArray) -> HostArray:
+        """(c, ℓ) bool: which of the `rows` (ℓ,) bool are surely off, on every border of a cell of the line through two inputs.
 
-        A point of it is ``(1 - t)`` of one and ``t`` of the other, and so is what its pre-activations may be off.
+        A point of it is ``(1 - t)`` of one and ``t`` of the other, and so is what its pre-activations may be off. The unit that
+        changes there does not count as off: in both cells beside a border all that is off on it is off.
         """
-        z, doubt = self.z[:, [one, other]], self.doubt[:, [one, other]]
+        z, doubt = self.z[rows][:, [one, other]], self.doubt[rows][:, [one, other]]
         ends = [0.0] if math.isinf(self.layer.ceiling) else [0.0, self.layer.ceiling]
         borders = [np.asarray([0.0, 1.0])]
         for signs in ((1, -1), (1, 1), (-1, 1)):  # of the shares before, between and behind the two
@@ -114,9 +115,9 @@ class _Flats:
                 slope = values[:, 1] - values[:, 0]
                 borders.append(-values[slope != 0, 0] / slope[slope != 0])
         at = np.unique(np.concatenate(borders))
-        at = np.concatenate([[at[0] - 1], at, (at[1:] + at[:-1]) / 2, [at[-1] + 1]])
         shares = np.stack([1 - at, at], axis=1)
-        off: HostArray = self.layer.states(shares @ z.T, np.abs(shares) @ doubt.T)[1]
+        off = np.zeros((len(at), len(rows)), dtype=bool)
+        off[:, rows] = self.layer.states(shares @ z.T, (1 + ON_THE_EDGE) * (np.abs(shares) @ doubt.T))[1]
         return off
 
 
@@ -151,11 +152,8 @@ def refuted(
         inputs=to_host(batch.input_coords),
     )
     doubt = preactivation_doubt(space, layer, batch, space.device.float64(np.full(len(off), tolerance)))
-    flats = _Flats(
-        layer,
-        to_host(space.live_of(batch.preactivation)),
-        to_host(space.live_of(doubt)) * (1 + ON_THE_EDGE),
-    )
+    z = to_host(space.live_of(batch.preactivation))
+    flats = _Flats(layer, z, to_host(space.live_of(doubt)))
     mixing = unique.mixing.copy()
     mixing[:, doubtful] = 0.0
     for rows in _zeros_of_alternatives(found, flats, off, spared, doubtful):
@@ -198,7 +196,7 @@ def _zeros_of_alternatives(
                 continue
             if len(together) > 2:
                 yield None  # cells of a plane and more are too many
-            cells = flats.off_between(*together) & found.matters(common)
+            cells = flats.off_between(together[0], together[1], found.matters(common))
             yield from common | _fewest(cells)
             sets.append(together)
 

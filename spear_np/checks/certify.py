@@ -6,7 +6,8 @@ The argument, for one direction q and the output units Z on which gradient and l
   t inputs' directions annuls the rows on which all t are off, which have rank b - t at most, and t - 1 further rows
   by a choice of its coefficients. Each of those rows is indispensable to the rank. So a direction whose zero rows
   keep their rank after any one of them is removed is no combination, unless two numbers agree by chance
-  within the noise.
+  within the noise. Where one is indispensable, every other batch that it allows is held against the layer
+  (`alternatives`).
 - *Consistent.* No output unit has a gradient that stands out of its noise where the recovered input leaves the unit
   off, and hardly any lacks one where it is on.
 - *Complete.* weight_grad and bias_grad are reproduced to their noise, and there is no further singular value above
@@ -221,10 +222,13 @@ def _settled(
     Signs are doubted by the errors that the inputs may have: first by `tolerance`, then, where bounds are wider, by these.
     """
     space, k = factors.space, batch.recovery.shape[0]
+    dependent = dependent_columns(space, batch.directions)
     error = tolerance
     for _ in range(2):
         off = _determining(space, choice, batch, compare_signs(factors, batch, np.full(k, error)))
         unique = uniqueness(space, batch.directions, batch.input_coords / space.S, off)
+        if dependent and np.sum(unique.redundancy < 1) > 1:
+            break  # mixtures cancel on rows that could be spared, too; a single direction has none to mix with
         mixing = refuted(factors, batch, to_host(off), unique, error)
         if mixing is None:
             break

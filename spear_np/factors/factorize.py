@@ -396,7 +396,7 @@ def _read_rounding(
         return rounding_rank(to_host(values), live, n, accumulated.used_features)
 
     half = accumulated.spacing / 2
-    model = xp.where(row_norm > 0, xp.sqrt(relative**2 + half**2), ones)
+    model = xp.where(row_norm > 0, xp.sqrt(relative**2 + half**2), ones) if half else relative
     rows = accumulated.R.T / model[:, None]
     svd = xp.linalg.svd(rows, full_matrices=False)
     spectrum = spectrum_at(to_host(svd.S), rank_of(svd.S), rounding=True)
