@@ -442,6 +442,7 @@ def traced(mutant: Mutant, folder: Path) -> Outcome:
     outcome.problems.extend(p for p in problems(outcome, place, before) if not p.endswith(" s"))
     programs = (sys.prefix, sys.base_prefix, *sys.path, "/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt")
     system = ("/etc", "/proc", "/sys", "/dev/null", "/dev/urandom")
+    roots = [root for root in (*programs, *system) if root]
     for line in log.read_text(errors="replace").splitlines():
         call = line.split(" ", 1)[-1].lstrip()
         if call.startswith(("socket(", "connect(", "bind(")):
@@ -456,11 +457,11 @@ def traced(mutant: Mutant, folder: Path) -> Outcome:
                 or call.rstrip().endswith("(No such file or directory)")
             ):
                 continue
-            known = any(
-                str(path).startswith(str(Path(root).resolve())) for root in (*programs, *system) if root
-            )
-            known = known or place.is_relative_to(path)
-            if changes or not known:
+            known = any(os.path.realpath(path).startswith(os.path.realpath(root)) for root in roots)
+            above = any(
+                one.is_relative_to(path) for one in (place, *map(Path, filter(None, programs)))
+            )  # on the way there
+            if changes or not (known or above):
                 outcome.problems.append(f"{'changes' if changes else 'reads'} {path}: {call[:200]}")
     return outcome
 
