@@ -127,13 +127,13 @@ def test_the_others_are_read(spear: Command, dump: Path, options: dict[str, Any]
 
 
 def many_records(file: h5py.File) -> None:
-    for number in range(3000):
+    for number in range(1300):
         file[f"records/{number}"] = file["records/client-0"]
 
 
 def many_layers(file: h5py.File) -> None:
     layers = file["records/client-0/layers"]
-    for number in range(3000):
+    for number in range(1300):
         layers[f"fc{number + 2}"] = layers["fc1"]
 
 
@@ -174,7 +174,7 @@ def test_links_and_claims_do_not_multiply(
     assert time.process_time() - started < 10
 
 
-@pytest.mark.parametrize(("links", "message"), [(3000, "names or more for"), (40, "under many names")])
+@pytest.mark.parametrize(("links", "message"), [(1300, "names or more for"), (40, "under many names")])
 def test_nor_where_any_hdf5_is_converted(spear: Command, tmp_path: Path, links: int, message: str) -> None:
     with h5py.File(tmp_path / "a", "w") as file:
         shape = (400, 20_000) if links == 40 else (4, 3)
