@@ -102,8 +102,7 @@ def _watch(child: int, bell: int, note: Note) -> tuple[int, int]:
         if ended:
             return status, interruptions
         if deadline is not None and time.monotonic() >= deadline:
-            if interruptions > 1 or note.doing is Doing.READ:
-                os.kill(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
             deadline = None
         select.select([bell], [], [], None if deadline is None else max(0.0, deadline - time.monotonic()))
         for number in _rung(bell):
@@ -117,7 +116,9 @@ def _watch(child: int, bell: int, note: Note) -> tuple[int, int]:
             os.kill(child, number)
             if number == signal.SIGINT:
                 interruptions += 1
-                deadline = time.monotonic() + PATIENCE
+                # A search that was told once ends as it should, and writes what it found.
+                if interruptions > 1 or note.doing is Doing.READ:
+                    deadline = time.monotonic() + PATIENCE
 
 
 def _rung(bell: int) -> bytes:
