@@ -100,11 +100,18 @@ def test_what_computing_does_is_another_matter(dump: Path) -> None:
     assert err.count("\n") == 1
 
 
+def hear() -> None:
+    """Let a process hear Ctrl-C also if these tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_reading_that_hangs_can_be_ended(dump: Path, number: signal.Signals) -> None:
     """As in C, where Python hears no Ctrl-C."""
     deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])"
-    process = spear("inspect", dump, reading=f"{deaf}; print('on', flush=True); time.sleep(60)")
+    process = spear(
+        "inspect", dump, reading=f"{deaf}; print('on', flush=True); time.sleep(60)", preexec_fn=hear
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
     process.send_signal(number)
