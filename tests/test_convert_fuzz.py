@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import h5py
-import msgpack
 import numpy as np
 import pytest
 
 from tests import test_convert_formats as formats
-from tests.convert_files import Step
+from tests.fuzz import CONVERTED, KINDS, STEP, Mutant, Outcome, mutated, problems
 from tests.io_files import Command, command, leftovers, write_earlier
+from tests.test_io_apart import ENVIRONMENT, ROOT
 
 MUTANTS = 60
-
-SMALL = {
-    "fc1.weight": np.arange(15, dtype=np.float32).reshape(5, 3),
-    "fc1.bias": np.arange(5, dtype=np.float32),
-    "fc2.weight": np.ones((2, 5), np.float32),
-    "fc2.bias": np.ones(2, np.float32),
-}
-STEP = Step(SMALL, SMALL, SMALL, np.zeros((1, 3)))
-
-
-def npy_file(folder: Path, step: Step) -> list[Any]:
-    np.save(folder / "dW.npy", step.gradients["fc1.weight"])
-    return [folder / "dW.npy", "--orientation", "mn"]
-
-
-def flax_msgpack(folder: Path, step: Step) -> list[Any]:
-    """As Flax packs its arrays, whether it is there or not."""
-    arrays = {
-        name: msgpack.ExtType(1, msgpack.packb((array.shape, array.dtype.name, array.tobytes())))
-        for name, array in step.gradients.items()
-    }
-    (folder / "a").write_bytes(msgpack.packb({"grads": {"fc": arrays}}))
-    return [folder / "a", "--orientation", "mn"]
-
-
-def keras_weights(folder: Path, step: Step) -> list[Any]:
-    """As Keras 3 lays out its layers, whether it is there or not."""
-    with h5py.File(folder / "a", "w") as file:
-        file.create_group("vars").attrs["name"] = "sequential"
-        for number, array in enumerate((step.gradients["fc1.weight"].T, step.gradients["fc1.bias"])):
-            file[f"layers/dense/vars/{number}"] = array
-        file["layers/dense/vars"].attrs["name"] = "first"
-    return [folder / "a", "--gradients"]
-
-
-WRITERS = [
-    *(writer for writer in formats.WRITERS if writer is not formats.npy_folder),
-    *(npy_file, flax_msgpack, keras_weights),
-]
 
 
 @pytest.fixture
@@ -61,28 +23,8 @@ def spear(capsys: pytest.CaptureFixture[str]) -> Command:
     return command(capsys)
 
 
-def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """Return the content with bytes changed, cut out, or put in."""
-    raw = bytearray(content)
-    for _ in range(rng.integers(1, 5)):
-        # Headers and directories are where the damage tells: half of it goes to the first and last bytes.
-        near = int(rng.integers(min(len(raw), 300)))
-        at = [int(rng.integers(len(raw))), near, len(raw) - 1 - near, near][rng.integers(4)]
-        kind = rng.integers(6)
-        if kind < 3:
-            raw[at] = rng.integers(256) if kind else raw[at] ^ (1 << int(rng.integers(8)))
-        elif kind == 3:
-            raw[at : at + 8] = bytes([0xFF, 0x7F][int(rng.integers(2))] for _ in range(8))
-        elif kind == 4:
-            del raw[at : at + int(rng.integers(1, 20))]
-        else:
-            raw[at:at] = raw[: int(rng.integers(1, 20))]
-        raw = raw or bytearray(b"\0")
-    return bytes(raw)
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.__name__)
+@pytest.mark.parametrize("writer", CONVERTED, ids=lambda writer: writer.__name__)
 def test_damage_is_answered(spear: Command, tmp_path: Path, writer: formats.Writer) -> None:
     arguments = writer(tmp_path, STEP)
     source, dump = arguments[0], tmp_path / "dump.h5"
@@ -101,3 +43,58 @@ def test_damage_is_answered(spear: Command, tmp_path: Path, writer: formats.Writ
             assert dump.read_bytes() == earlier
         assert leftovers(tmp_path) == []
     assert 2 in statuses
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux what the command took")
+def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
+    """Two mutants of every kind; `python -m tests.fuzz` tries as many as there is time for."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.fuzz",
+            "--count",
+            str(2 * len(KINDS)),
+            "--seed",
+            "3",
+            "--keep",
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{2 * len(KINDS)} mutants of seed 3" in done.stdout
+
+
+def test_the_fuzzer_would_see_it(tmp_path: Path) -> None:
+    mutant = Mutant(KINDS[0], 1, 2)
+    command = mutant.write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    good = Outcome(mutant, command, 2, 1.0, 1.0, 10**8, "", "spear-np: error: source: damaged\n")
+
+    def found(outcome: Outcome) -> list[str]:
+        return list(problems(outcome, tmp_path, before))
+
+    assert found(good) == []
+    for change in (
+        {"status": -11},
+        {"status": 1},
+        {"status": 0},
+        {"seconds": 31.0},
+        {"memory": 2 * 10**9},
+        {"err": ""},
+        {"err": "spear-np: error: source: a\nb\n"},
+        {"err": "Traceback"},
+        {"out": "a table"},
+    ):
+        assert found(replace(good, **change)), change
+    (tmp_path / "core").touch()
+    assert found(good) == ["other files: ['core']"]
+    (tmp_path / "core").unlink()
+    (tmp_path / "source").write_bytes(b"")
+    assert found(good) == ["other files: changed"]

@@ -325,6 +325,34 @@ def test_ctrl_c_writes_what_was_found(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+SLOW_TO_CLOSE = """
+import time
+from spear_io import InversionWriter
+from spear_io.cli import supervise
+
+def close(self, *details):
+    time.sleep(1)
+    exit(self, *details)
+
+supervise.PATIENCE = 0.2
+exit, InversionWriter.__exit__ = InversionWriter.__exit__, close
+"""
+
+
+def test_a_search_that_was_told_once_is_never_killed(tmp_path: Path) -> None:
+    dump, out = tmp_path / "dump.h5", tmp_path / "out.h5"
+    write_dump(dump, {"fc1": layer_arrays(layer_data(**HOPELESS))})
+    code = SLOW_TO_CLOSE + PATIENT.replace("callback(", "print('on', flush=True) or (")
+    process = spear_process("invert", dump, "-o", out, code=code, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=90)
+    assert process.returncode == 3
+    with open_inversion(out) as inversion:
+        assert len(inversion.layers) == 1
+
+
 STUBBORN = """
 import sys, time
 import spear_np

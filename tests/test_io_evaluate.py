@@ -284,3 +284,13 @@ def test_categories_of_a_table_are_counted(tmp_path: Path) -> None:
     assert [row.discrete for row in result.rows] == pytest.approx([1, 2 / 3, 1])
     assert result.mean_discrete == pytest.approx(8 / 9)
     assert result.mean_ssim is None
+
+
+@pytest.mark.parametrize("largest", [1e160, 1e308])
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_overflow_are_compared(tmp_path: Path, largest: float) -> None:
+    truth = layer_data().inputs.astype(np.float64)
+    far = truth.copy()
+    far[1, 3] = largest
+    (result,) = evaluated(tmp_path, truth, far)
+    assert [row.exact for row in result.rows] == [True, False, True, True]

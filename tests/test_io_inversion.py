@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import stat
@@ -177,12 +178,18 @@ def test_a_symbolic_link_stays_one(path: Path, gradients: spear_np.LayerGradient
     assert h5py.is_hdf5(path.parent / "real.h5")
 
 
-@pytest.mark.parametrize("nameless", [True, False])
+def no_link(*arguments: Any, **options: Any) -> None:
+    raise PermissionError
+
+
+@pytest.mark.parametrize("system", ["names files late", "names them early", "does not link"])
 def test_a_new_file_is_private_and_a_replaced_one_keeps_its_mode(
-    path: Path, gradients: spear_np.LayerGradients, monkeypatch: pytest.MonkeyPatch, nameless: bool
+    path: Path, gradients: spear_np.LayerGradients, monkeypatch: pytest.MonkeyPatch, system: str
 ) -> None:
-    if not nameless:  # as on a file system that has none
+    if system == "names them early":
         monkeypatch.setattr("spear_io.files.atomic._nameless", lambda folder: None)
+    if system == "does not link":
+        monkeypatch.setattr(os, "link", no_link)
 
     def mode_after_writing(*, fails: bool = False) -> int:
         with suppress(ZeroDivisionError), InversionWriter(path, source="dump.h5") as out:
@@ -190,6 +197,8 @@ def test_a_new_file_is_private_and_a_replaced_one_keeps_its_mode(
             if fails:
                 raise ZeroDivisionError
         assert leftovers(path.parent) == []
+        with open_inversion(path) as written:
+            assert written.layers[0].found == 0
         return stat.S_IMODE(path.stat().st_mode)
 
     assert mode_after_writing() == 0o600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -49,7 +50,10 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         Whatever PyTorch raises for a file that it cannot or must not read.
     """
     found: dict[str, Any] = {}
-    _collect(torch.load(path, map_location="cpu", weights_only=True), (), found, count())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the file is like: it is read or it is not
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    _collect(content, (), found, count())
     return found
 
 

@@ -15,6 +15,7 @@ def inspect(dump: DumpPath, device: DeviceName = "cpu", json: Json = False) -> N
 
     device_for(device)
     with open_dump(dump) as opened:
+        opened.check_claims()
         records = [record_overview(record, device=device) for record in opened.records]
         if json:
             print_json(dump_document(opened, records))

@@ -96,14 +96,17 @@ def _inverted(
     if len(chain) == 1 and search.method == "chain":
         msg = "no layer follows it, as far as the dump says"
         raise FileError(msg, layer.place, "leave --method out, or convert with --follows if one does")
-    if len(chain) == 1 or search.method not in ("auto", "chain"):
-        return spear_np.invert_layer(layer.gradients, **options)
-    return spear_np.invert_chain(
-        [member.gradients for member in chain],
-        names=[member.name for member in chain],
-        loss=record.info.loss,
-        **options,
-    )
+    try:
+        if len(chain) == 1 or search.method not in ("auto", "chain"):
+            return spear_np.invert_layer(layer.gradients, **options)
+        return spear_np.invert_chain(
+            [member.gradients for member in chain],
+            names=[member.name for member in chain],
+            loss=record.info.loss,
+            **options,
+        )
+    except spear_np.InputError as error:
+        raise FileError(str(error), layer.place) from error
 
 
 def _notes(record: Record, result: spear_np.Inversion) -> tuple[str, ...]:

@@ -47,10 +47,11 @@ def supervise(
         Says that Ctrl-C ended it; returns the exit status.
     """
     note = Note()
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a script
     with _heard() as bell:
         child = os.fork()
         if child:
-            status, interruptions = _watch(child, bell, note)
+            status, interruptions = _watch(child, bell, note, deaf=deaf)
     if not child:
         os.setpgid(0, 0)
         limit_this_process(note)
@@ -80,7 +81,8 @@ def _heard() -> Iterator[int]:
     try:
         for name in (*HANDED_ON, "SIGCHLD"):
             number = getattr(signal, name)
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` sets it: for both
+            # What `nohup` ignores stays ignored. A search hears Ctrl-C also where it was.
+            if name == "SIGINT" or signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, lambda number, frame: None)
         yield bell
     finally:
@@ -91,8 +93,11 @@ def _heard() -> Iterator[int]:
         os.close(rope)
 
 
-def _watch(child: int, bell: int, note: Note) -> tuple[int, int]:
-    """Hand signals on until the other process has ended; return its status, and how often it was interrupted."""
+def _watch(child: int, bell: int, note: Note, *, deaf: bool) -> tuple[int, int]:
+    """Hand signals on until the other process has ended; return its status, and how often it was interrupted.
+
+    If that is `deaf` to Ctrl-C unless it searches, it is not killed for it.
+    """
     interruptions = 0
     deadline: float | None = None
     with suppress(OSError):  # it has done so itself, or has ended
@@ -102,8 +107,7 @@ def _watch(child: int, bell: int, note: Note) -> tuple[int, int]:
         if ended:
             return status, interruptions
         if deadline is not None and time.monotonic() >= deadline:
-            if interruptions > 1 or note.doing is Doing.READ:
-                os.kill(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
             deadline = None
         select.select([bell], [], [], None if deadline is None else max(0.0, deadline - time.monotonic()))
         for number in _rung(bell):
@@ -117,7 +121,9 @@ def _watch(child: int, bell: int, note: Note) -> tuple[int, int]:
             os.kill(child, number)
             if number == signal.SIGINT:
                 interruptions += 1
-                deadline = time.monotonic() + PATIENCE
+                # A search that was told once ends as it should, and writes what it found.
+                if not deaf and (interruptions > 1 or note.doing is Doing.READ):
+                    deadline = time.monotonic() + PATIENCE
 
 
 def _rung(bell: int) -> bytes:

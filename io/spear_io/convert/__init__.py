@@ -15,6 +15,7 @@ from typing import Any
 from ..adapters.wiring import Wiring
 from ..files.dump import DATASETS, RecordInfo
 from ..files.dump_writer import NO_INFO, DumpWriter, LayerArrays
+from ..files.limits import working
 from ..problems import FileError, listing, printable
 from .checks import change_of, check_gradients, check_input_shape, check_one_update
 from .decay import decay_notes
@@ -126,7 +127,10 @@ def convert(
         if origin.before is not None or change_of(chosen, source.place):
             info = replace(info, update="weight_delta")
         producer = f"{source.producer}, converted from {source.format}"
-        with DumpWriter(output, producer=producer, sources=origin.files, replace=replace_any) as dump:
+        with (
+            DumpWriter(output, producer=producer, sources=origin.files, replace=replace_any) as dump,
+            working(),
+        ):
             dump.add_record(record, written, info=info)
         notes = _notes(origin, pairing, source, order_note, assumed=assumed, last=last)
         if origin.before is not None:

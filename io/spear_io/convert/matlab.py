@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ def open_matlab_v4(path: Path) -> Iterator[Source]:
     """Open a `.mat` file of version 4 through SciPy; its matrices are in memory until it is closed."""
     from scipy.io import loadmat, whosmat
 
-    with reading(Place(path)):
+    with reading(Place(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of number formats that the file may have
         names = [name for name, _, kind in whosmat(path) if kind == "double"]
         values = [
             (name, value) for name, value in loadmat(path, variable_names=names).items() if name in names
@@ -60,7 +62,9 @@ def is_version_4(path: Path) -> bool:
     from scipy.io.matlab import matfile_version
 
     try:
-        return matfile_version(path)[0] == 0 and bool(whosmat(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return matfile_version(path)[0] == 0 and bool(whosmat(path))
     except Exception:  # noqa: BLE001  (anything at all comes of guessing)
         return False
 

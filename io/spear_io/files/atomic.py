@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -176,10 +177,17 @@ def _nameless(folder: Path) -> io.FileIO | None:
 
 
 def _name(raw: io.FileIO, path: Path) -> None:
-    """Give a nameless file its first name."""
+    """Give a nameless file its first name, or its content to a file of that name where the system refuses that."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:  # a folder is given, because only then the link to the file is followed
         os.link(f"/proc/self/fd/{raw.fileno()}", path.name, dst_dir_fd=folder, follow_symlinks=True)
+    except OSError:
+        raw.seek(0)
+        mode = stat.S_IMODE(os.fstat(raw.fileno()).st_mode)
+        with io.FileIO(path, "x", opener=lambda name, flags: os.open(name, flags, PRIVATE)) as copy:
+            shutil.copyfileobj(raw, copy)
+            os.fchmod(copy.fileno(), mode)
+            os.fsync(copy.fileno())
     finally:
         os.close(folder)
 

@@ -363,6 +363,13 @@ class Dump:
             raise FileError(msg, self.place, "export at least one record")
         return tuple(records)
 
+    def check_claims(self) -> None:
+        """Look at every fully connected layer, before a number of any is read, and refuse a file that multiplies them."""
+        for record in self.records:
+            for layer in record.layers:
+                if layer.kind == "linear":
+                    _ = layer.arrays
+
 
 @contextmanager
 def open_dump(path: str | Path) -> Iterator[Dump]:

@@ -30,7 +30,7 @@ MEMORY = 512 * 2**20
 MEMORY_FACTOR = 4
 """… and bytes for each of the file, or of a block of numbers: a block is unpacked, turned and copied."""
 
-SECONDS = 6.0
+SECONDS = 4.0
 """Of processor time that reading may take, whatever the size of the file …"""
 
 BYTES_PER_SECOND = 4 * 2**20

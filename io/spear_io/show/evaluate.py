@@ -25,6 +25,9 @@ from .similarity import discrete_columns, image_axes, structural_similarity
 EXACT = 1e-4
 """An input counts as exact if its largest error is below this share of the data range."""
 
+FAR = 1e300
+"""Squared distance of inputs that cannot be compared."""
+
 LARGEST_TABLE = 2**27
 """Most entries of the table of distances (1 GiB)."""
 
@@ -142,7 +145,8 @@ SUMMARY = (
 
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    with np.errstate(invalid="ignore"):  # of infinities of either sign
+        return float(np.mean(known)) if known else None
 
 
 def evaluate(inversion: InversionFile, dump: Dump) -> tuple[LayerEvaluation, ...]:
@@ -183,7 +187,7 @@ def evaluate_layer(recovered: RecoveredLayer, record: Record, layer: Layer) -> L
     if recovered.inputs.shape[1] != truth.shape[1]:
         msg = f"has {recovered.inputs.shape[1]} features, but the true inputs have {truth.shape[1]}"
         raise FileError(msg, recovered.inputs.place, "give the dump that this inversion came from")
-    with working():
+    with working(), np.errstate(over="ignore", invalid="ignore"):
         return _compared(result, recovered, record, layer, truth)
 
 
@@ -260,6 +264,7 @@ def _match(
 
     k = recovered.found
     distances, scales = _distances(recovered, truth, distinct)
+    distances = np.nan_to_num(distances, nan=FAR, posinf=FAR)  # numbers that overflow when they are squared
     partners = dict(zip(*(side.tolist() for side in linear_sum_assignment(distances)), strict=True))
     pairs = [(row, distinct[partner], float(scales[row, partner])) for row, partner in partners.items()]
     errors = _errors(recovered.inputs, truth, pairs, std)
@@ -270,7 +275,7 @@ def _match(
         matches[row] = RowMatch(
             row=row,
             truth=partner,
-            psnr=math.inf if mean_square == 0 else 10 * math.log10(data_range**2 / mean_square),
+            psnr=math.inf if mean_square == 0 else 20 * math.log10(data_range) - 10 * math.log10(mean_square),
             max_error=share,
             exact=share < EXACT,
             scale=scale,
