@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .names import Role
+from .names import LONGEST_NUMBER, Role
 from .source import NamedArray, Orientation
 
 Part = Literal["weight_grad", "bias_grad", "weight", "bias"]
@@ -65,4 +65,6 @@ def natural(layer: FoundLayer) -> list[tuple[int, str]]:
 def natural_text(words: Iterable[str]) -> list[tuple[int, str]]:
     """Sort key of a name: numbers in it by their value, so that layer_10 comes after layer_2."""
     parts = re.findall(r"\d+|\D+", " ".join(words))
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    return [
+        (int(part), "") if part.isdecimal() and len(part) <= LONGEST_NUMBER else (-1, part) for part in parts
+    ]

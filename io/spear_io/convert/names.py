@@ -13,6 +13,9 @@ from .source import Orientation
 
 Role = Literal["weight", "bias", "inputs"]
 
+LONGEST_NUMBER = 18
+"""Digits of a number in a name: what is longer is a text, and Python refuses to read a very long one."""
+
 WORD = re.compile(r"[^./_\-:@\s|()\[\]']+")
 """What lies between separators."""
 
@@ -199,7 +202,7 @@ def _with_lists(meanings: dict[str, Meaning]) -> dict[str, Meaning]:
             continue
         words = [word[0].lower() for word in WORD.finditer(unwrapped(name))]
         numbers: list[int] = []
-        while words and words[-1].isdecimal():
+        while words and words[-1].isdecimal() and len(words[-1]) <= LONGEST_NUMBER:
             numbers.insert(0, int(words.pop()))
         if numbers:
             split[name] = tuple(words), tuple(numbers)
@@ -278,7 +281,12 @@ def _is_gradient(words: list[re.Match[str]]) -> bool:
 
 def _position(words: list[str]) -> int | None:
     """Return the number of an array that has no other name."""
-    if words and words[-1].isdecimal() and all(word in POSITIONAL | GRADIENT for word in words[:-1]):
+    if (
+        words
+        and words[-1].isdecimal()
+        and len(words[-1]) <= LONGEST_NUMBER
+        and all(word in POSITIONAL | GRADIENT for word in words[:-1])
+    ):
         return int(words[-1])
     return None
 
