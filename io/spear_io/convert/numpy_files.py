@@ -122,7 +122,7 @@ def _read_header(stream: Any, place: Place) -> tuple[tuple[int, ...], np.dtype[A
     """Return shape, dtype and the size of the header of an array, without a byte of its numbers; or why it is none."""
     magic = stream.read(npy.MAGIC_LEN)
     if not magic.startswith(MAGIC):
-        what = unread(magic)
+        what = unread(magic + stream.read(256))
         return f"is {what.name}: {what.advice}" if what else "is no NumPy array, whatever its name says"
     version = tuple(magic[len(MAGIC) :])
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
