@@ -133,7 +133,9 @@ def _numbered(
         found, other = datasets(file, place, opaque_bfloat16=True)
         arrays += found
         skipped |= other
-        names |= _names(file, place, {array.name.rpartition("/")[0] for array in found})
+    groups = {_layer(array) for array in arrays}
+    for file, place in zip(files, places, strict=True):  # one shard may hold the name, another the numbers
+        names |= _names(file, place, groups)
     variables: defaultdict[str, dict[str, NamedArray]] = defaultdict(dict)
     for array in arrays:
         group, _, number = array.name.rpartition("/")
