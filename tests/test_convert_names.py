@@ -681,3 +681,11 @@ def test_parts_of_a_model_stay_together(spear: Command, tmp_path: Path) -> None:
     order = ["encoder.hidden", "encoder.out", "decoder.hidden", "decoder.out", "head"]
     assert [layer["layer"] for layer in document["layers"]] == order
     assert any("those of one part of the model" in note for note in document["notes"])
+
+
+def test_a_model_that_has_only_some_of_the_layers_is_said(spear: Command, tmp_path: Path) -> None:
+    model: dict[str, Any] = {"fc2.weight": ones(20, 30), "body.fc10.weight": ones(10, 20)}
+    np.savez(tmp_path / "m.npz", **model)
+    source = write(tmp_path, **NAMED)
+    document = converted(spear, tmp_path, source, "--gradients", "--model", tmp_path / "m.npz")
+    assert any("the model has no weight under the names of 'fc10'" in note for note in document["notes"])
