@@ -97,7 +97,12 @@ def open_orbax(path: Path) -> Iterator[Source]:
         kvstore: dict[str, Any] = {"driver": "file", "path": f"{path.resolve()}/{stored}/"}
         if (path / MANIFEST).is_file():
             kvstore = {"driver": "ocdbt", "base": root, "path": f"{stored}/"}
-        elif "/" in stored or not (path / stored).is_dir() or (path / stored).is_symlink():
+        elif (
+            "/" in stored
+            or stored.startswith(".")
+            or not (path / stored).is_dir()
+            or (path / stored).is_symlink()
+        ):
             skipped[name] = "is not in the folder"
             continue
         with reading(at):
