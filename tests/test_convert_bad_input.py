@@ -336,7 +336,7 @@ def test_the_source_is_never_replaced(spear: Command, tmp_path: Path) -> None:
     assert (tmp_path / "a.npz").read_bytes() == before
 
 
-@pytest.mark.parametrize(("name", "fragment"), [("nothing", "no such file"), ("", "without .npy files")])
+@pytest.mark.parametrize(("name", "fragment"), [("nothing", "no such file"), ("", "a folder without arrays")])
 def test_no_source(spear: Command, tmp_path: Path, name: str, fragment: str) -> None:
     run = spear("convert", tmp_path / name, tmp_path / "dump.h5")
     assert (run.status, fragment in run.error) == (2, True)

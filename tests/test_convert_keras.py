@@ -195,3 +195,64 @@ def test_a_bomb_in_the_place_of_the_weights(spear: Command, tmp_path: Path) -> N
     run = spear("convert", path, tmp_path / "dump.h5", "--gradients")
     assert run.status == 2
     assert "would unpack to 73.4 MB" in run.error
+
+
+def towers(names: tuple[str, str] = ("encoder", "decoder")) -> Any:
+    """Two models in one, whose layers have the same names, and an activation called as a layer of the other."""
+    keras.utils.set_random_seed(4)
+    layers = keras.layers
+
+    def tower(name: str, out: Any) -> Any:
+        inner = [layers.Dense(WIDTH, activation="relu", name="hidden"), out]
+        return keras.Sequential(inner, name=name)
+
+    inputs = keras.Input((64,))
+    x = tower(names[0], layers.Dense(40, activation="relu", name="out"))(inputs)
+    x = tower(names[1], layers.Dense(40, activation="tanh", name="out"))(x)
+    model = keras.Model(inputs, layers.Dense(10, name="head")(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1.0), loss, jit_compile=False)
+    return model
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("names", [("encoder", "decoder"), ("zebra", "ant")])
+def test_models_inside_a_model_keep_their_layers_apart(
+    spear: Command, tmp_path: Path, suffix: str, names: tuple[str, str]
+) -> None:
+    model = towers(names)
+    images, labels = digit_batch(BATCH, seed=7)
+    before = save(model, tmp_path / f"before{suffix}")
+    model.train_on_batch(images, labels)
+    after = save(model, tmp_path / f"after{suffix}")
+    document = converted(spear, tmp_path, "--before", before, "--after", after)
+    wanted = [f"{names[0]}.hidden", f"{names[0]}.out", f"{names[1]}.hidden", f"{names[1]}.out", "head"]
+    assert [layer["layer"] for layer in document["layers"]] == wanted
+    if suffix != ".weights.h5":  # which has no configuration
+        assert [layer["activation"] for layer in document["layers"]] == [
+            "relu",
+            "relu",
+            "relu",
+            "tanh",
+            "none",
+        ]
+        assert [layer["follows"] for layer in document["layers"]] == [None, *wanted[:-1]]
+    status, recovered = inverted(spear, tmp_path)
+    assert status in ("exact", "approximate")
+    assert worst_psnr(recovered, images) > 60
+
+
+def test_weights_in_shards(spear: Command, tmp_path: Path) -> None:
+    model = towers()
+    images, labels = digit_batch(BATCH, seed=7)
+    model.save_weights(tmp_path / "before.weights.json", max_shard_size=0.00003)
+    model.train_on_batch(images, labels)
+    model.save_weights(tmp_path / "after.weights.json", max_shard_size=0.00003)
+    assert len(list(tmp_path.glob("before_*.weights.h5"))) > 1
+    models = ("--before", tmp_path / "before.weights.json", "--after", tmp_path / "after.weights.json")
+    document = converted(spear, tmp_path, *models)
+    assert document["format"] == "Keras .weights.json"
+    assert document["layers"][0]["layer"] == "encoder.hidden"
+    status, recovered = inverted(spear, tmp_path)
+    assert status in ("exact", "approximate")
+    assert worst_psnr(recovered, images) > 60

@@ -482,3 +482,210 @@ def test_a_convolution_in_one_dimension_is_none(spear: Command, tmp_path: Path) 
     np.savez(tmp_path / "g.npz", **arrays)
     document = converted(spear, tmp_path, tmp_path / "g.npz")
     assert [layer["kind"] for layer in document["layers"]] == ["conv1d", "linear"]
+
+
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "_module.",
+    "_fsdp_wrapped_module.",
+    "_orig_mod.module.",
+    "model.",
+    "backbone.",
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("on_the_model", [False, True])
+def test_a_beginning_on_one_side_of_two_files_is_taken_off(
+    spear: Command, tmp_path: Path, prefix: str, on_the_model: bool
+) -> None:
+    rng = np.random.default_rng(1)
+    model = {name: rng.random(array.shape, np.float32) for name, array in NAMED.items()}
+    gradients = {name: rng.random(array.shape, np.float32) for name, array in NAMED.items()}
+    for name, arrays, longer in (("g", gradients, not on_the_model), ("m", model, on_the_model)):
+        named: dict[str, Any] = {(prefix if longer else "") + key: array for key, array in arrays.items()}
+        np.savez(tmp_path / f"{name}.npz", **named)
+    document = converted(spear, tmp_path, tmp_path / "g.npz", "--gradients", "--model", tmp_path / "m.npz")
+    assert [layer["datasets"] for layer in document["layers"]] == [
+        ["weight_grad", "bias_grad", "weight", "bias"]
+    ] * 2
+    with open_dump(tmp_path / "dump.h5") as dump:
+        for layer, name in zip(dump.records[0].layers, ("fc2", "fc10"), strict=True):
+            assert np.array_equal(layer.arrays["weight"][:], model[f"{name}.weight"])
+            assert np.array_equal(layer.arrays["weight_grad"][:], gradients[f"{name}.weight"])
+    assert any("begin in different ways" in note for note in document["notes"]) == (prefix == "backbone.")
+
+
+def test_a_model_of_two_or_of_another_is_refused(spear: Command, tmp_path: Path) -> None:
+    two: dict[str, Any] = {
+        f"{who}.{name}": array for who in ("teacher", "student") for name, array in NAMED.items()
+    }
+    other: dict[str, Any] = {f"head{k}.weight": ones(20, 30) for k in (1, 2)}
+    source = write(tmp_path, **NAMED)
+    for arrays, fragment in ((two, "without 'student.', 'teacher.'"), (other, "none of its layers")):
+        np.savez(tmp_path / "m.npz", **arrays)
+        run = spear("convert", source, "--gradients", "--model", tmp_path / "m.npz", tmp_path / "d.h5")
+        assert run.status == 2
+        assert fragment in run.error
+
+
+def test_within_one_file_no_beginning_is_taken_off(spear: Command, tmp_path: Path) -> None:
+    """The weights of a teacher are none of the student's, whose gradient lies beside them."""
+    arrays = {"fc.weight_grad": ones(5, 7), "fc.bias_grad": ones(5), "teacher.fc.weight": ones(5, 7)}
+    document = converted(spear, tmp_path, write(tmp_path, **arrays))
+    assert [layer["datasets"] for layer in document["layers"]] == [["weight_grad", "bias_grad"]]
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [
+        ("delta/fc.weight", "delta/fc.bias"),
+        ("update.fc.weight", "update.fc.bias"),
+        ("deltas/params/fc/kernel", "deltas/params/fc/bias"),
+        ("fc.weight_delta", "fc.bias_delta"),
+        ("fc/weight/update", "fc/bias/update"),
+        ("delta_W1", "delta_b1"),
+    ],
+)
+def test_changes_are_weight_deltas(spear: Command, tmp_path: Path, weight: str, bias: str) -> None:
+    path = write(tmp_path, **{weight: ones(5, 7), bias: ones(5)})
+    document = converted(spear, tmp_path, path, "--orientation", "mn")
+    assert document["layers"][0]["datasets"] == ["weight_grad", "bias_grad"]
+    assert any("after minus the model before" in note for note in document["notes"])
+    with open_dump(tmp_path / "dump.h5") as dump:
+        assert dump.records[0].info.update == "weight_delta"
+
+
+def test_a_tree_of_changes_beside_the_model(spear: Command, tmp_path: Path) -> None:
+    arrays = {
+        f"{tree}/fc/{part}": ones(*shape)
+        for tree in ("delta", "weights")
+        for part, shape in (("kernel", (7, 5)), ("bias", (5,)))
+    }
+    document = converted(spear, tmp_path, write(tmp_path, **arrays))
+    assert document["layers"][0]["datasets"] in (
+        ["weight_grad", "bias_grad", "weight", "bias"],
+        ["weight_grad", "bias_grad"],
+    )
+
+
+def test_a_layer_may_be_called_update(spear: Command, tmp_path: Path) -> None:
+    arrays = {"update.weight": ones(5, 7), "select.weight": ones(3, 5)}
+    document = converted(spear, tmp_path, write(tmp_path, **arrays), "--gradients", "--orientation", "mn")
+    assert {layer["layer"] for layer in document["layers"]} == {"update", "select"}
+    with open_dump(tmp_path / "dump.h5") as dump:
+        assert dump.records[0].info.update != "weight_delta"
+
+
+def test_gradients_and_changes_do_not_mix(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"a.weight_grad": ones(9, 30), "b.weight_delta": ones(8, 9)})
+    run = spear("convert", path, tmp_path / "d.h5")
+    assert (run.status, "changes of others: 'b.weight_grad'" in run.error) == (2, True)
+
+
+def test_gradients_of_paddle(spear: Command, tmp_path: Path) -> None:
+    arrays = {
+        "linear_0.w_0": ones(7, 5),
+        "linear_0.b_0": ones(5),
+        "linear_0.w_0@GRAD": ones(7, 5),
+        "linear_0.b_0@GRAD": ones(5),
+    }
+    document = converted(spear, tmp_path, write(tmp_path, **arrays))
+    assert document["layers"][0]["datasets"] == ["weight_grad", "bias_grad", "weight", "bias"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("fc1.weight_g", "fc1.weight_v"),
+        ("fc1.weight_orig", "fc1.weight_mask"),
+        ("fc1.weight_orig", "fc1.weight_u", "fc1.weight_v"),
+        ("fc1.parametrizations.weight.original0", "fc1.parametrizations.weight.original1"),
+    ],
+)
+def test_weights_that_are_computed_are_called_so_and_count(
+    spear: Command, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """The layer behind them is then the last of two, not the only one."""
+    arrays: dict[str, Any] = {name: ones(9, 30) for name in names}
+    arrays |= {f"grads/{name}": ones(9, 30) for name in names} | {
+        "fc1.bias": ones(9),
+        "grads/fc1.bias": ones(9),
+    }
+    arrays |= {"fc2.weight": ones(4, 9), "grads/fc2.weight": ones(4, 9)}
+    document = converted(spear, tmp_path, write(tmp_path, **arrays), "--orientation", "mn")
+    assert found(document) == [("fc2", (4, 9), "none")]
+    assert all("computed from other parameters" in document["skipped"][name] for name in names)
+    assert any("the weights of 'fc1' cannot be used" in note for note in document["notes"])
+
+
+INT8 = np.ones((9, 30), np.int8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "activations"),
+    [
+        ({"fc1.weight": INT8, "fc1.weight_grad": INT8, "fc2.weight_grad": ones(4, 9)}, ["none"]),
+        ({"fc1.weight_grad": ones(9, 30), "fc2.weight": INT8}, ["relu"]),
+        (
+            {"fc1.weight_grad": ones(9, 30), "fc2.weight": INT8, "fc3.weight_grad": ones(4, 9)},
+            ["relu", "none"],
+        ),
+        ({"enc.weight": INT8, "enc.bias": ones(9), "dec.weight_grad": ones(4, 9)}, ["none"]),
+        ({"enc.weight": INT8, "dec.weight_grad": ones(4, 9)}, ["unknown"]),
+        ({"dec.weight_grad": ones(4, 9)}, ["relu"]),
+    ],
+)
+def test_layers_that_cannot_be_read_count_when_the_last_is_told(
+    spear: Command, tmp_path: Path, arrays: dict[str, Any], activations: list[str]
+) -> None:
+    document = converted(spear, tmp_path, write(tmp_path, **arrays))
+    assert [layer["activation"] for layer in document["layers"]] == activations
+    assert any("--activation dec=relu if a ReLU follows" in n for n in document["notes"]) == (
+        activations == ["unknown"]
+    )
+
+
+def test_follows_does_not_reach_across_a_layer_that_is_missing(spear: Command, tmp_path: Path) -> None:
+    path = write(
+        tmp_path, **{"fc1.weight_grad": ones(9, 30), "fc2.weight": INT8, "fc3.weight_grad": ones(4, 9)}
+    )
+    run = spear("convert", path, tmp_path / "d.h5", "--follows")
+    assert (run.status, "but 'fc2' cannot be used; say which layer follows which" in run.error) == (2, True)
+
+
+def test_advice_does_not_lead_back_to_itself(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, first=ones(5, 7), second=ones(5))
+    run = spear("convert", path, tmp_path / "d.h5")
+    assert "say --gradients" in run.error
+    run = spear("convert", path, tmp_path / "d.h5", "--gradients")
+    assert "say --gradients" not in run.error
+    assert "'first' has a name that says neither weight nor bias" in run.error
+    assert "--map LAYER.weight_grad=NAME" in run.error
+    options = ("--map", "fc.weight_grad=first", "--map", "fc.bias_grad=second")
+    assert found(converted(spear, tmp_path, path, *options)) == [("fc", (5, 7), "relu")]
+
+
+def test_parts_of_a_model_stay_together(spear: Command, tmp_path: Path) -> None:
+    """Two layers of one shape could change places by their sizes, but not by their names."""
+    shapes = {
+        "decoder.hidden": (8, 4),
+        "decoder.out": (4, 8),
+        "encoder.hidden": (8, 6),
+        "encoder.out": (4, 8),
+        "head": (3, 4),
+    }
+    path = write(tmp_path, **{f"{name}.weight": ones(*shape) for name, shape in shapes.items()})
+    document = converted(spear, tmp_path, path, "--gradients", "--orientation", "mn")
+    order = ["encoder.hidden", "encoder.out", "decoder.hidden", "decoder.out", "head"]
+    assert [layer["layer"] for layer in document["layers"]] == order
+    assert any("those of one part of the model" in note for note in document["notes"])
+
+
+def test_a_model_that_has_only_some_of_the_layers_is_said(spear: Command, tmp_path: Path) -> None:
+    model: dict[str, Any] = {"fc2.weight": ones(20, 30), "body.fc10.weight": ones(10, 20)}
+    np.savez(tmp_path / "m.npz", **model)
+    source = write(tmp_path, **NAMED)
+    document = converted(spear, tmp_path, source, "--gradients", "--model", tmp_path / "m.npz")
+    assert any("the model has no weight under the names of 'fc10'" in note for note in document["notes"])

@@ -209,3 +209,61 @@ def test_a_difference_that_overflows(spear: Command, tmp_path: Path) -> None:
     assert run.status == 2
     assert "dataset 'weight_grad': holds infinity at row 0, column 0" in run.error
     assert (tmp_path / "dump.h5").read_bytes() == earlier
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module.", "backbone.", "model."]
+)
+def test_names_that_wrappers_changed_between_two_models(spear: Command, tmp_path: Path, prefix: str) -> None:
+    step = torch_step()
+    npz(tmp_path / "plain", step.model)
+    npz(tmp_path / "wrapped", {prefix + name: array for name, array in step.after.items()})
+    for before, after, sign in (("plain", "wrapped", 1), ("wrapped", "plain", -1)):
+        converted(spear, tmp_path, "--before", tmp_path / before, "--after", tmp_path / after)
+        with open_dump(tmp_path / "dump.h5") as dump:
+            stored = dump.records[0].layers[0].arrays["weight_grad"][:]
+        wanted = step.after["fc1.weight"] - step.model["fc1.weight"]
+        assert np.array_equal(-stored, sign * wanted)
+
+
+def test_a_model_after_that_holds_two_is_refused(spear: Command, tmp_path: Path) -> None:
+    step = torch_step()
+    npz(tmp_path / "before", step.model)
+    npz(
+        tmp_path / "after", {f"{who}.{name}": a for who in ("model", "ema") for name, a in step.after.items()}
+    )
+    run = spear("convert", "--before", tmp_path / "before", "--after", tmp_path / "after", tmp_path / "d.h5")
+    assert (run.status, "fit in several ways: without 'ema.', 'model.'" in run.error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("float32", "float16"), ("float16", "float32"), ("float32", "float64")]
+)
+def test_two_precisions_differ_in_the_wider_one(
+    spear: Command, tmp_path: Path, first: str, then: str
+) -> None:
+    step = torch_step()
+    npz(tmp_path / "before", {name: array.astype(first) for name, array in step.model.items()})
+    npz(tmp_path / "after", {name: array.astype(then) for name, array in step.after.items()})
+    document = converted(spear, tmp_path, "--before", tmp_path / "before", "--after", tmp_path / "after")
+    assert any(f"the model before is {first} and the model after {then}" in n for n in document["notes"])
+    wide = np.promote_types(first, then)
+    with open_dump(tmp_path / "dump.h5") as dump:
+        arrays = dump.records[0].layers[0].arrays
+        assert arrays["weight"].precision == first
+        assert arrays["weight_grad"].precision == wide.name
+        before, after = (
+            a["fc1.weight"].astype(t).astype(wide) for a, t in ((step.model, first), (step.after, then))
+        )
+        np.testing.assert_array_equal(-arrays["weight_grad"][:], after - before)
+
+
+def test_a_state_of_which_lists_hold_none_in_places(spear: Command, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    step = torch_step()
+    for name, arrays in (("before", step.model), ("after", step.after)):
+        torch.save([None, *(torch.tensor(array) for array in arrays.values())], tmp_path / name)
+    document = converted(spear, tmp_path, "--before", tmp_path / "before", "--after", tmp_path / "after")
+    assert [layer["datasets"] for layer in document["layers"]] == [
+        ["weight_grad", "bias_grad", "weight", "bias"]
+    ] * 2

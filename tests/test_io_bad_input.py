@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -504,3 +506,22 @@ def test_a_file_from_elsewhere_cannot_write_on_the_terminal(tmp_path: Path, spea
     run = spear("inspect", dump)
     assert "\x1b" not in run.err
     assert r"\x1b[2J[red]\nspear-np" in run.error
+
+
+def test_a_file_with_a_writer_is_not_called_damaged(spear: Command, tmp_path: Path) -> None:
+    """A writer in SWMR mode marks the file, and takes no lock that would say so."""
+    path = tmp_path / "a.h5"
+    writer = (
+        "import h5py, os, sys\n"
+        "file = h5py.File(sys.argv[1], 'w', libver='latest')\n"
+        "file['fc1.weight_grad'] = [[1.0]]\n"
+        "file.swmr_mode = True\n"
+        "file.flush()\n"
+        "os._exit(0)\n"  # as one that is stopped: the mark stays
+    )
+    subprocess.run([sys.executable, "-c", writer, str(path)], check=True)
+    for arguments in (("convert", path, tmp_path / "d.h5"), ("inspect", path)):
+        run = spear(*arguments)
+        assert run.status == 2
+        assert "another program is writing this file (SWMR), or was stopped" in run.error
+        assert "damaged" not in run.error

@@ -56,9 +56,11 @@ def counterparts(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     bare = _unique(others)
     own = _unique(names)
     found = {name: name for name in names if name in there}
+    taken = set(found.values())
     for short, name in own.items():
-        if name not in found and short in bare and bare[short] not in found.values():
+        if name not in found and short in bare and bare[short] not in taken:
             found[name] = bare[short]
+            taken.add(bare[short])
     if found or not names or not others:
         return found
     fitting = [

@@ -42,7 +42,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     -------
     dict
         An array for a dense tensor of float16, float32 or float64, a `Bfloat16` for bfloat16, and for every other
-        tensor a text that says what it is.
+        tensor, and for None, a text that says what it is.
 
     Raises
     ------
@@ -61,6 +61,8 @@ def _collect(value: Any, path: tuple[str, ...], found: dict[str, Any], visits: I
     """Sort the tensors in nested containers into `found`."""
     if isinstance(value, torch.Tensor):
         found["/".join(path)] = _array(value.detach())
+    elif value is None and path:
+        found["/".join(path)] = "is None, as the gradient of what is frozen or was not used"
     elif isinstance(value, dict | list | tuple) and len(path) < DEEPEST:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             if next(visits) >= MOST_VISITS:
@@ -72,7 +74,7 @@ def _collect(value: Any, path: tuple[str, ...], found: dict[str, Any], visits: I
 def _array(tensor: torch.Tensor) -> Any:
     """Return a tensor as NumPy sees it, or what it is if NumPy cannot."""
     if tensor.layout is not torch.strided or tensor.is_quantized:
-        return "holds a sparse or quantised tensor"
+        return "holds a sparse or quantised tensor: save it dense (.to_dense(), .dequantize())"
     if tensor.nbytes > tensor.untyped_storage().nbytes() + FREELY_REPEATED:
         return f"claims shape {tuple(tensor.shape)}, but repeats a few numbers"
     if tensor.dtype is torch.bfloat16:  # for which NumPy has no type

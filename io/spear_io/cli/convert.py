@@ -99,8 +99,8 @@ def convert(
 ) -> None:
     """Make a dump of a file of gradients, or of two models.
 
-    Reads .npz, .npy and folders of .npy, .safetensors, MATLAB .mat, Keras .weights.h5, .keras and .h5, Flax msgpack,
-    any other HDF5, and PyTorch checkpoints.
+    Reads .npz, .npy and folders of .npy, .safetensors and folders of them, MATLAB .mat, Keras .weights.h5, .keras and
+    .h5, Flax msgpack, Orbax checkpoints, any other HDF5, and PyTorch checkpoints.
     """
     import spear_np
 

@@ -256,6 +256,12 @@ def _notes(
                 f"there are moments of an optimizer ({listing(moments[:3])}): a step of Adam and its like is no multiple "
                 "of the gradient; the first step of momentum is"
             )
+    alone = [one.title for one in pairing.layers if "weight_grad" in one.parts and "weight" not in one.parts]
+    if origin.model is not None and alone:
+        notes.append(
+            f"the model has no weight under the names of {listing(alone[:3])}: signs cannot be checked there, and nothing is "
+            "certified exact"
+        )
     if last.unread:
         notes.append(
             f"the weights of {listing(last.unread)} cannot be used, but the layers are there, and count when the last one "

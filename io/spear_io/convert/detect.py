@@ -9,13 +9,23 @@ from pathlib import Path
 from ..files import dump, safety
 from ..files.limits import reading_file
 from ..problems import FileError, Place, listing
-from . import flax_msgpack, keras_files, matlab, numpy_files, plain_hdf5, safetensors_files, torch_checkpoint
+from . import (
+    flax_msgpack,
+    folders,
+    keras_files,
+    matlab,
+    numpy_files,
+    plain_hdf5,
+    safetensors_files,
+    torch_checkpoint,
+)
 from .archives import open_archive
+from .foreign import foreign_member, unread
 from .source import Source
 
 ADVICE = (
-    "give .npz, .npy or a folder of .npy, .safetensors, MATLAB .mat, Keras .weights.h5, .keras or .h5, Flax msgpack, "
-    "any other HDF5, or a PyTorch checkpoint"
+    "give .npz, .npy or a folder of .npy, .safetensors or a folder of them, MATLAB .mat, Keras .weights.h5, .keras or "
+    ".h5, Flax msgpack, an Orbax checkpoint, any other HDF5, or a PyTorch checkpoint"
 )
 
 PICKLE = "a pickle, which can run anything when it is opened: it is never unpickled"
@@ -43,7 +53,7 @@ def open_source(path: Path) -> Iterator[Source]:
     if not folder:
         safety.check_readable(path, advice=ADVICE)
     with reading_file(path):
-        opener = numpy_files.open_npy_folder if folder else _opener(path)
+        opener = folders.folder_opener(path, _opener) if folder else _opener(path)
         with opener(path) as source:
             yield source
 
@@ -52,7 +62,7 @@ def _opener(path: Path) -> Opener:
     """Return what reads the file."""
     place = Place(path)
     with path.open("rb") as stream:
-        head = stream.read(128)
+        head = stream.read(512)
     if head.startswith(MATLAB_V73):
         return matlab.open_matlab_v73
     if head.startswith(MATLAB_V5):
@@ -73,6 +83,10 @@ def _opener(path: Path) -> Opener:
         return flax_msgpack.open_flax
     if matlab.is_version_4(path):
         return matlab.open_matlab_v4
+    if folders.is_index(head, path):
+        return lambda index: folders.open_index(index, _opener)
+    if foreign := unread(head, path.name):
+        raise FileError(foreign.name, place, foreign.advice)
     msg = "empty" if not head else "in no format that is understood"
     raise FileError(msg, place, ADVICE)
 
@@ -92,7 +106,7 @@ def _hdf5_opener(path: Path) -> Opener:
 
 def _archive_opener(path: Path) -> Opener:
     with open_archive(path) as archive:
-        names = archive.namelist()
+        names = [name for name in archive.namelist() if foreign_member(name) is None]
     if {keras_files.CONFIG, keras_files.WEIGHTS} <= set(names):
         return keras_files.open_keras_archive
     if any(name.endswith("data.pkl") for name in names):

@@ -27,9 +27,14 @@ def split_vector(given: Sequence[Given], place: Place) -> list[Given]:
         If there are not as many numbers as the parameters have, or their order is not known.
     """
     given = list(given)
+    largest = max((math.prod(one.array.shape) for one in given if len(one.array.shape) > 1), default=0)
+    if not any(len(one.array.shape) == 1 and one.array.shape[0] >= largest > 0 for one in given):
+        return given
     meanings = understand_all([one.array.name for one in given if one.meaning is None])
-    gradients = [one for one in given if one.gradient or (one.meaning or meanings[one.array.name]).gradient]
-    model = [one for one in given if one not in gradients]
+    parts: dict[bool, list[Given]] = {False: [], True: []}
+    for one in given:
+        parts[one.gradient or (one.meaning or meanings[one.array.name]).gradient].append(one)
+    model, gradients = parts[False], parts[True]
     if len(gradients) != 1 or not any(len(one.array.shape) > 1 for one in model):
         return given
     vector = gradients[0].array
@@ -54,11 +59,11 @@ def split_vector(given: Sequence[Given], place: Place) -> list[Given]:
         )
         raise FileError(msg, place, "give the model as .npz or as a PyTorch checkpoint, which keep the order")
     sizes = [math.prod(one.array.shape) for one in fitting[0]]
-    parts = [
+    split = [
         replace(one, array=_part(vector, one.array, end - size, end), gradient=True, meaning=None)
         for one, size, end in zip(fitting[0], sizes, accumulate(sizes), strict=True)
     ]
-    return [*model, *parts]
+    return [*model, *split]
 
 
 def _part(vector: NamedArray, parameter: NamedArray, start: int, end: int) -> NamedArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 
 from .layers import FoundLayer, natural
 from .orientation import chains
@@ -12,6 +12,9 @@ Sizes = tuple[int, int]
 
 LONGEST_SEARCH = 8
 """Layers whose orders are all tried."""
+
+MOST_CHAINS = 1000
+"""Orders that fit, of which those are looked for that also keep the parts of a model together."""
 
 
 def forward_order(
@@ -37,9 +40,15 @@ def forward_order(
                 candidate,
                 None if in_file else "the layers are taken in the order of their names: their sizes fit",
             )
-    chain = _only_chain(layers, shapes)
-    if chain is not None:
-        return chain, "the layers are taken in the only order in which their sizes fit"
+    chains_found = _all_chains(layers, shapes)
+    if len(chains_found) == 1:
+        return chains_found[0], "the layers are taken in the only order in which their sizes fit"
+    together = [chain for chain in chains_found if _parts_together(chain)]
+    if len(together) == 1:
+        return together[0], (
+            "the layers are taken in the only order in which their sizes fit and those of one part of the model, by their "
+            "names, come one after the other"
+        )
     return candidates[0], "which layer follows which is not sure: their sizes do not fit one after the other"
 
 
@@ -56,12 +65,18 @@ def _fits(layers: Sequence[FoundLayer], shapes: dict[str, Sizes]) -> bool:
     return True
 
 
-def _only_chain(layers: Sequence[FoundLayer], shapes: dict[str, Sizes]) -> list[FoundLayer] | None:
-    """Return the order in which each layer's outputs are the next one's inputs, if there is just one."""
+def _all_chains(layers: Sequence[FoundLayer], shapes: dict[str, Sizes]) -> list[list[FoundLayer]]:
+    """Return the orders in which each layer's outputs are the next one's inputs; none if they are not all tried."""
     if len(layers) > LONGEST_SEARCH or any(layer.title not in shapes for layer in layers):
-        return None
-    found = list(islice(_chains([], list(layers), shapes), 2))
-    return found[0] if len(found) == 1 else None
+        return []
+    found = list(islice(_chains([], list(layers), shapes), MOST_CHAINS + 1))
+    return found if len(found) <= MOST_CHAINS else []
+
+
+def _parts_together(chain: Sequence[FoundLayer]) -> bool:
+    """Whether layers whose names begin with the same words come one after the other."""
+    parts = [part for part, _ in groupby(layer.words[:-1] for layer in chain) if part]
+    return len(set(parts)) == len(parts)
 
 
 def _chains(

@@ -94,11 +94,14 @@ def wired(
     Raises
     ------
     FileError
-        If `said` names something that is no chosen layer.
+        If `said` names something that is no chosen layer, or takes layers for neighbours between which one is missing.
     """
     titles = [one.title for one in chosen]
     _check_names(said.activations, titles, "--activation", source)
     _check_names(said.links, titles, "--follows", source)
+    if said.follows and last.unread:
+        msg = f"--follows takes each layer for the one after the last, but {listing(last.unread)} cannot be used"
+        raise FileError(msg, source.place, "say which layer follows which: --follows LAYER=EARLIER")
     told = _told(chosen, settled, source)
     found: dict[str, Wiring] = {}
     assumed = False

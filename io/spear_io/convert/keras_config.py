@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -18,7 +18,10 @@ LARGEST_NETWORK = 100_000
 """Operations of a network, models that are used several times counted as often: more is no model."""
 
 Slopes = Callable[[str], Any]
-"""Name of a PReLU → its slopes, or None."""
+"""Title of a PReLU → its slopes, or None."""
+
+Path = tuple[str, ...]
+"""Names of the models that a layer is in, from the outermost one inside the whole, and its own."""
 
 Call = tuple[str, int]
 """Name of a layer, and which of its calls."""
@@ -29,9 +32,9 @@ class ModelConfig:
     """The layers of a model in forward order, those of models inside it in their place."""
 
     kinds: Mapping[str, str] = field(default_factory=dict)
-    """Class of each layer by its name, e.g. "Dense"."""
+    """Class of each layer by its title, e.g. "Dense"."""
     network: tuple[Step, ...] = ()
-    """What they do, layers under their names; those whose name is not the only one of its kind have none."""
+    """What they do, layers under their titles; those whose title is not the only one of its kind have none."""
 
 
 def model_config(config: Any, slopes: Slopes) -> ModelConfig:
@@ -42,18 +45,33 @@ def model_config(config: Any, slopes: Slopes) -> ModelConfig:
     config : mapping
         The serialised model; one that is written as code of its own has no layers to list.
     slopes : callable
-        Tells what the configuration does not: the slopes of a PReLU by its name.
+        Tells what the configuration does not: the slopes of a PReLU by its title.
 
     Raises
     ------
     ValueError
         If layers take each other's outputs in a circle, or there are too many.
     """
-    named = list(_named(config, 0))
-    counted = Counter(name for name, _ in named)
-    network = _Network(slopes, {name for name, count in counted.items() if count == 1})
-    network.add(Output(), network.expand(config, [], 0))
-    return ModelConfig(dict(named), tuple(network.steps))
+    named = list(_named(config, ()))
+    titles = titled([path for path, _ in named])
+    network = _Network(slopes, titles)
+    network.add(Output(), network.expand(config, [], ()))
+    return ModelConfig({titles[path]: kind for path, kind in named if path in titles}, tuple(network.steps))
+
+
+def titles_of(config: Any) -> dict[Path, str]:
+    """Return what a configuration calls its layers, by their paths."""
+    return titled([path for path, _ in _named(config, ())])
+
+
+def titled(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return what layers are called: by their names, or with those of the models that they are in if others have theirs.
+
+    What even so is not the only one of its kind has no title.
+    """
+    paths = list(paths)
+    names, whole = Counter(path[-1] for path in paths), Counter(paths)
+    return {path: path[-1] if names[path[-1]] == 1 else "/".join(path) for path in paths if whole[path] == 1}
 
 
 def _layers(model: Any) -> list[Any]:
@@ -67,20 +85,20 @@ def _is_model(layer: Any) -> bool:
     return isinstance(layer["config"], dict) and isinstance(layer["config"].get("layers"), list)
 
 
-def _named(model: Any, depth: int) -> Iterator[tuple[str, str]]:
-    """Yield name and class of every layer that is no model itself."""
+def _named(model: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield path and class of every layer that is no model itself."""
     for layer in _layers(model):
-        if _is_model(layer) and depth < DEEPEST:
-            yield from _named(layer, depth + 1)
+        inner = (*path, layer["config"]["name"])
+        if _is_model(layer) and len(path) < DEEPEST:
+            yield from _named(layer, inner)
         else:
-            yield layer["config"]["name"], layer["class_name"]
+            yield inner, layer["class_name"]
 
 
 @dataclass
 class _Network:
     slopes: Slopes
-    only: set[str]
-    """Names that one layer alone has."""
+    titles: Mapping[Path, str]
     steps: list[Step] = field(default_factory=list)
     visits: int = 0
 
@@ -99,14 +117,14 @@ class _Network:
             raise ValueError(msg)
         return [at for call in calls for at in outputs[call]]
 
-    def expand(self, model: Any, entries: Sequence[int], depth: int) -> list[int]:
+    def expand(self, model: Any, entries: Sequence[int], path: Path) -> list[int]:
         """Add the layers of a model whose inputs are at `entries`; return where its outputs are."""
         layers = {layer["config"]["name"]: layer for layer in _layers(model)}
         entries = [self.add(Kept(), entries[at : at + 1]) for at in range(max(len(entries), 1))]
         if model["class_name"] == "Sequential":
             at: Sequence[int] = entries
             for name, layer in layers.items():
-                at = self._call(name, layer, at, depth)
+                at = self._call((*path, name), layer, at)
             return list(at)
         calls: dict[Call, Any] = {
             (name, number): node
@@ -122,20 +140,20 @@ class _Network:
         outputs: dict[Call, list[int]] = {}
         for call in _forward(sources):
             name, takes = call[0], self.taken(outputs, sources[call])
-            outputs[call] = self._call(name, layers[name], given.get(name, takes), depth)
+            outputs[call] = self._call((*path, name), layers[name], given.get(name, takes))
         ends = [_known(end, calls) for end in _mentioned(model["config"].get("output_layers"), layers)]
         return self.taken(outputs, ends or list(outputs))
 
-    def _call(self, name: str, layer: Any, takes: Sequence[int], depth: int) -> list[int]:
+    def _call(self, path: Path, layer: Any, takes: Sequence[int]) -> list[int]:
         """Add one call of a layer; return where its outputs are."""
-        if _is_model(layer) and depth < DEEPEST:
-            return self.expand(layer, takes, depth + 1)
+        if _is_model(layer) and len(path) <= DEEPEST:
+            return self.expand(layer, takes, path)
         kind, config = layer["class_name"], layer["config"]
-        title = name if name in self.only else None
+        title = self.titles.get(path)
         if is_custom(layer):
             operations = of_custom_layer(kind, config, title)
         else:
-            slope = self.slopes(name) if kind == "PReLU" and title else None
+            slope = self.slopes(title) if kind == "PReLU" and title else None
             operations = operations_of(kind, config, layer=title, slope=slope)
         for operation in operations:
             takes = [self.add(operation, takes)]

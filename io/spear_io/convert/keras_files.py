@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
 
 from ..adapters.keras_operations import slope_of
 from ..files import safety
-from ..problems import Place, printable
+from ..problems import FileError, Place, printable
 from .archives import open_archive, read_member
-from .keras_config import ModelConfig, model_config
+from .keras_config import ModelConfig, model_config, titled, titles_of
 from .names import MOMENT
 from .plain_hdf5 import datasets, open_root
 from .source import NamedArray, Source, reading
@@ -38,6 +39,8 @@ RESCALED = "the model gives its inputs another scale first ({}): what is recover
 NOT_DENSE = re.compile(r"embedding|normalization|lstm|gru|rnn|attention", re.IGNORECASE)
 """Classes of layers whose matrices only look like those of a dense layer."""
 
+NO_TITLES: Mapping[tuple[str, ...], str] = MappingProxyType({})
+
 OPTIMIZER_GROUPS = ("optimizer", "optimizer_weights")
 SETTING = "is a setting of the optimizer"
 
@@ -50,9 +53,12 @@ def open_keras_archive(path: Path) -> Iterator[Source]:
         config = read_member(archive, CONFIG, place.at(dataset=CONFIG))
         image = read_member(archive, WEIGHTS, place.at(dataset=WEIGHTS))
         with open_root(path, image=image) as file:
-            arrays, skipped = _numbered(file, place)
             with reading(place.at(dataset=CONFIG)):
-                model = model_config(json.load(config), partial(_slope, arrays))
+                said = json.load(config)
+                titles = titles_of(said)
+            arrays, skipped = _numbered([file], [place], titles)
+            with reading(place.at(dataset=CONFIG)):
+                model = model_config(said, partial(_slope, arrays))
             yield _source("Keras .keras", path, arrays, skipped, model)
 
 
@@ -60,7 +66,16 @@ def open_keras_archive(path: Path) -> Iterator[Source]:
 def open_keras_weights(path: Path) -> Iterator[Source]:
     """Open a `.weights.h5` file of Keras 3; it does not tell in which order the layers come."""
     with open_root(path) as file:
-        yield _source("Keras .weights.h5", path, *_numbered(file, Place(path)), ModelConfig())
+        yield _source("Keras .weights.h5", path, *_numbered([file], [Place(path)]), ModelConfig())
+
+
+@contextmanager
+def open_keras_shards(index: Path, shards: Sequence[Path]) -> Iterator[Source]:
+    """Open the files of weights that a `.weights.json` of Keras 3 names."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_root(shard)) for shard in shards]
+        arrays, skipped = _numbered(files, [Place(shard) for shard in shards])
+        yield _source("Keras .weights.json", index, arrays, skipped, ModelConfig())
 
 
 @contextmanager
@@ -70,12 +85,24 @@ def open_keras_legacy(path: Path) -> Iterator[Source]:
     with open_root(path) as file:
         arrays, skipped = datasets(file, place, opaque_bfloat16=True)
         text = safety.text(file, "model_config", place)
-        # …/<layer>/kernel, before it scopes that mostly repeat the layer's name; Keras 2 numbers: kernel:0
-        renamed = {array.name: "/".join(re.sub(r":\d+$", "", array.name).split("/")[-2:]) for array in arrays}
-        arrays, skipped = _split(arrays, skipped, renamed)
         with reading(place):
-            model = model_config(json.loads(text), partial(_slope, arrays)) if text else ModelConfig()
+            said = json.loads(text) if text else None
+            titles = titles_of(said) if said else NO_TITLES
+        paths = {array.name: _legacy_path(array.name) for array in arrays}
+        arrays, skipped = _split(arrays, skipped, paths, titles)
+        with reading(place):
+            model = model_config(said, partial(_slope, arrays)) if said else ModelConfig()
         yield _source("Keras .h5", path, arrays, skipped, model)
+
+
+def _legacy_path(name: str) -> tuple[str, ...]:
+    """Return the models that a variable is in, its layer and its own name.
+
+    It lies below its layer, or the outermost model, and then in scopes that mostly repeat these names; Keras 2 numbers
+    outputs: `model_weights/encoder/encoder/hidden/kernel:0` is encoder, hidden, kernel.
+    """
+    parts = re.sub(r":\d+$", "", name).removeprefix("model_weights/").split("/")
+    return tuple(part for before, part in pairwise([None, *parts]) if part is not None and part != before)
 
 
 def is_legacy(file: h5py.File, place: Place) -> bool:
@@ -95,9 +122,20 @@ def is_keras_3(file: h5py.File, place: Place) -> bool:
     return "layers" in names or (variables is not None and safety.text(variables, "name", place) is not None)
 
 
-def _numbered(file: h5py.File, place: Place) -> tuple[list[NamedArray], dict[str, str]]:
-    """Return the arrays of a Keras 3 file, where a layer's are …/<class>/vars/0, 1, …, under its own name."""
-    arrays, skipped = datasets(file, place, opaque_bfloat16=True)
+def _numbered(
+    files: Sequence[h5py.File], places: Sequence[Place], known: Mapping[tuple[str, ...], str] = NO_TITLES
+) -> tuple[list[NamedArray], dict[str, str]]:
+    """Return the arrays of Keras 3 files, where a layer's are …/<class>/vars/0, 1, …, under its own name."""
+    arrays: list[NamedArray] = []
+    skipped: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for file, place in zip(files, places, strict=True):
+        found, other = datasets(file, place, opaque_bfloat16=True)
+        arrays += found
+        skipped |= other
+    groups = {_layer(array) for array in arrays}
+    for file, place in zip(files, places, strict=True):  # one shard may hold the name, another the numbers
+        names |= _names(file, place, groups)
     variables: defaultdict[str, dict[str, NamedArray]] = defaultdict(dict)
     for array in arrays:
         group, _, number = array.name.rpartition("/")
@@ -112,26 +150,71 @@ def _numbered(file: h5py.File, place: Place) -> tuple[list[NamedArray], dict[str
             and shapes[0] > 1
             and shapes[1:] in ([], [1])
         )
-        with reading(place):
-            name = safety.text(file[group], "name", place) if group else None
+        above = [f"{outer}/vars" for outer in accumulate(group.split("/"), "{}/{}".format)]
+        path = [names[one] for one in above if one in names and one != group]
+        own = names.get(group, group.removesuffix("/vars"))
         for number, array in members.items():
-            renamed[array.name] = f"{name or group}/{ROLES[number] if dense else f'variable {number}'}"
-    return _split(arrays, skipped, renamed)
+            renamed[array.name] = (*path, own, ROLES[number] if dense else f"variable {number}")
+    return _split(arrays, skipped, renamed, known)
+
+
+def _names(file: h5py.File, place: Place, groups: Iterable[str]) -> dict[str, str]:
+    """Return the names of layers and models along the way to `groups`, by the groups of their variables."""
+    found = {}
+    outer = {
+        f"{path}/vars"
+        for group in groups
+        for path in accumulate(group.removesuffix("/vars").split("/"), "{}/{}".format)
+    }
+    for path in sorted(outer):
+        held: h5py.Group | None = file
+        for part in path.split("/"):
+            try:
+                held = None if held is None else safety.subgroup(held, part, place)
+            except FileError:  # a dataset or a link
+                held = None
+        if held is not None and (name := safety.text(held, "name", place)):
+            found[path] = name
+    return found
 
 
 def _split(
-    arrays: list[NamedArray], skipped: dict[str, str], renamed: Mapping[str, str]
+    arrays: list[NamedArray],
+    skipped: dict[str, str],
+    paths: Mapping[str, tuple[str, ...]],
+    known: Mapping[tuple[str, ...], str],
 ) -> tuple[list[NamedArray], dict[str, str]]:
-    """Rename arrays where the new name is the only one of its kind, and leave out those of the optimizer."""
-    count = Counter(renamed[array.name] for array in arrays if not _of_optimizer(array.name))
-    kept = []
-    for array in arrays:
-        if _of_optimizer(array.name):
-            skipped[array.name] = MOMENT if array.shape else SETTING
-        else:
-            name = renamed[array.name]
-            kept.append(replace(array, name=name) if count[name] == 1 else array)
-    return kept, skipped
+    """Name arrays after their layers, and leave out those of the optimizer.
+
+    Parameters
+    ----------
+    arrays, skipped
+        As they lie in the file.
+    paths : mapping
+        Of each array: the models that its layer is in, the layer, and what it is of it.
+    known : mapping
+        What the configuration calls layers, by their paths.
+    """
+    own = [array for array in arrays if not _of_optimizer(array.name)]
+    skipped |= {
+        array.name: MOMENT if array.shape else SETTING for array in arrays if _of_optimizer(array.name)
+    }
+    held = {(_layer(array), paths[array.name][:-1]) for array in own}
+    titles = titled([path for _, path in held]) | dict(known)
+    names = {}
+    for array in own:
+        *layer, role = paths[array.name]
+        names[array.name] = f"{titles.get(tuple(layer), _layer(array))}/{role}"
+    count = Counter(names.values())
+    return [
+        replace(array, name=names[array.name] if count[names[array.name]] == 1 else _own_name(array, paths))
+        for array in own
+    ], skipped
+
+
+def _own_name(array: NamedArray, paths: Mapping[str, tuple[str, ...]]) -> str:
+    """Return the place in the file as a name, for layers that are called the same."""
+    return f"{_layer(array).removesuffix('/vars')}/{paths[array.name][-1]}"
 
 
 def _of_optimizer(name: str) -> bool:

@@ -26,7 +26,8 @@ TWO_ORDERS = (
     "gradients by position fit the layers of the model in the order of the file and in that of their names"
 )
 OPEN = (
-    "may be a bias or belong to a normalisation, which nothing tells: say it with --map LAYER.bias_grad=NAME"
+    "may be a bias or belong to a normalisation, which nothing tells: give the arrays names, or say it with --map "
+    "LAYER.bias_grad=NAME"
 )
 
 

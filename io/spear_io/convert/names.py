@@ -196,13 +196,21 @@ def _nameless(path: str) -> Meaning:
 def _with_lists(meanings: dict[str, Meaning]) -> dict[str, Meaning]:
     """Return the meanings, with those that are members of a list told by the others that differ by numbers alone."""
     lists: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    all_words = {name: [word[0].lower() for word in WORD.finditer(unwrapped(name))] for name in meanings}
+    with_biases = {
+        tuple(words[:-2]) for words in all_words.values() if words[-2:-1] in (["biases"], ["bias"])
+    }
     split: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
     for name, meaning in meanings.items():
-        if meaning.reason not in (None, UNKNOWN) or (meaning.reason is None and meaning.position is None):
+        words = all_words[name]
+        a_list = (
+            words[-2:-1] == ["weights"] and tuple(words[:-2]) not in with_biases
+        )  # of all arrays of a model
+        known = meaning.reason is None and meaning.position is None and not a_list
+        if known or meaning.reason not in (None, UNKNOWN):
             continue
-        words = [word[0].lower() for word in WORD.finditer(unwrapped(name))]
         numbers: list[int] = []
-        while words and words[-1].isdecimal():
+        while words and words[-1].isdecimal() and len(words[-1]) <= LONGEST_NUMBER:
             numbers.insert(0, int(words.pop()))
         if numbers:
             split[name] = tuple(words), tuple(numbers)

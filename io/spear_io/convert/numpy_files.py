@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -14,12 +15,15 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.lib import format as npy
 
-from ..problems import FileError, Place
+from ..problems import FileError, Place, printable
 from .archives import open_archive, read_member
+from .foreign import foreign_member, unread
 from .source import NamedArray, Source, precision_of, reading, unsuitable
 
 SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"
+
+FOLDER = "give a file, a folder of one .npy an array or of .safetensors, or an Orbax checkpoint"
 
 LARGEST_FOLDER, DEEPEST = 20_000, 16
 """Entries below a folder, and folders in each other: more is no folder of one model."""
@@ -34,12 +38,21 @@ def open_npz(path: Path) -> Iterator[Source]:
         load = lru_cache(maxsize=1)(partial(_load_member, archive, place))
         for member in archive.infolist():
             name = member.filename.removesuffix(SUFFIX)
+            if member.is_dir():
+                continue
+            if foreign := foreign_member(member.filename):
+                skipped[member.filename] = foreign
+                continue
             if name == member.filename:
                 skipped[name] = "is no .npy member"
                 continue
             at = place.at(dataset=name)
             with reading(at), archive.open(member) as stream:
-                shape, dtype, size = _read_header(stream, at)
+                head = _read_header(stream, at)
+            if isinstance(head, str):
+                skipped[name] = head
+                continue
+            shape, dtype, size = head
             _check_size(shape, dtype, member.file_size - size, at)
             if reason := unsuitable(precision_of(dtype)):
                 skipped[name] = reason
@@ -59,7 +72,8 @@ def open_npy(path: Path) -> Iterator[Source]:
 @contextmanager
 def open_npy_folder(path: Path) -> Iterator[Source]:
     """Open a folder of `.npy` files; their names are those of the files below it."""
-    files = {}
+    files: dict[str, Path] = {}
+    foreign: dict[str, str] = {}
     with reading(Place(path)):
         entries = 0
         for folder, folders, names in os.walk(path):  # which follows no link to a folder
@@ -68,13 +82,16 @@ def open_npy_folder(path: Path) -> Iterator[Source]:
                 msg = f"a folder of more than {LARGEST_FOLDER} entries, or more than {DEEPEST} folders deep"
                 raise FileError(msg, Place(path), "give a folder of one .npy an array, and nothing else")
             for name in names:
-                if name.endswith(SUFFIX):
-                    file = Path(folder, name)
-                    files[file.relative_to(path).as_posix().removesuffix(SUFFIX)] = file
+                below = Path(folder, name).relative_to(path).as_posix()
+                if name.endswith(SUFFIX) and (reason := foreign_member(below)):
+                    foreign[below] = reason
+                elif name.endswith(SUFFIX):
+                    files[below.removesuffix(SUFFIX)] = Path(folder, name)
     arrays, skipped = _files(files)
-    if not files:
-        msg = "a folder without .npy files"
-        raise FileError(msg, Place(path), "give a file, or a folder of one .npy an array")
+    skipped |= foreign
+    if not files and not foreign:
+        msg = "a folder without arrays"
+        raise FileError(msg, Place(path), FOLDER)
     yield Source("folder of NumPy .npy", path, tuple(arrays), skipped, producer="numpy")
 
 
@@ -87,7 +104,11 @@ def _files(files: dict[str, Path]) -> tuple[list[NamedArray], dict[str, str]]:
             skipped[name] = "is not a regular file"
             continue
         with reading(place), file.open("rb") as stream:
-            shape, dtype, size = _read_header(stream, place)
+            head = _read_header(stream, place)
+        if isinstance(head, str):
+            skipped[name] = head
+            continue
+        shape, dtype, size = head
         _check_size(shape, dtype, file.stat().st_size - size, place)
         if reason := unsuitable(precision_of(dtype)):
             skipped[name] = reason
@@ -97,14 +118,23 @@ def _files(files: dict[str, Path]) -> tuple[list[NamedArray], dict[str, str]]:
     return arrays, skipped
 
 
-def _read_header(stream: Any, place: Place) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Return shape, dtype and the size of the header of an array, without a byte of its numbers."""
+def _read_header(stream: Any, place: Place) -> tuple[tuple[int, ...], np.dtype[Any], int] | str:
+    """Return shape, dtype and the size of the header of an array, without a byte of its numbers; or why it is none."""
+    magic = stream.read(npy.MAGIC_LEN)
+    if not magic.startswith(MAGIC):
+        what = unread(magic + stream.read(256))
+        return f"is {what.name}: {what.advice}" if what else "is no NumPy array, whatever its name says"
+    version = tuple(magic[len(MAGIC) :])
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    version = npy.read_magic(stream)
     if version not in readers:
-        msg = f"a .npy array in format version {version[0]}.{version[1]}, which only structured values need"
-        raise FileError(msg, place, "save plain floating-point numbers")
-    shape, _, dtype = readers[version](stream)
+        return f"is in format version {version[0]}.{version[1]} of .npy, which only structured values need"
+    try:
+        shape, _, dtype = readers[version](stream)
+    except ValueError as error:
+        found = re.search(r"not a valid dtype descriptor: (.+)", str(error))
+        if found is None:
+            raise
+        return f"holds {printable(found[1], 40)}, a type that NumPy has not, such as float8"
     return shape, dtype, stream.tell()
 
 

@@ -58,7 +58,10 @@ class Origin:
             given = updates(before, after)
             skipped = only_after(before, after) | dict(before.skipped)
             notes = (*before.notes, *two_precisions(before, after))
-            unread = [Unread(name, reason) for name, reason in before.skipped.items()]
+            lost = before.skipped.items()
+            unread = [
+                Unread(name, why, gradient=gradient) for gradient in (False, True) for name, why in lost
+            ]
             return Opened(replace(before, skipped=skipped, notes=notes), given, unread)
         assert self.source is not None
         source = stack.enter_context(open_source(self.source))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -53,43 +54,64 @@ def lie(gradient: NamedArray, vectors: Sequence[NamedArray]) -> list[Lies]:
     """
     lengths = {vector.shape for vector in vectors}
     sides = [matrix for matrix in (gradient, gradient.T) if matrix.shape[:1] in lengths]
-    bases = [(matrix.shape[:1], _basis(matrix)) for matrix in sides]
+    spans = [(matrix.shape[:1], _span(matrix)) for matrix in sides]
     found = []
     for vector in vectors:
-        answers = {_lies(vector, basis) for length, basis in bases if vector.shape == length}
+        answers = {_lies(vector, span) for length, span in spans if vector.shape == length}
         inside = Lies.INSIDE in answers
         found.append(Lies.INSIDE if inside else answers.pop() if len(answers) == 1 else Lies.UNDECIDED)
     return found
 
 
-def _basis(matrix: NamedArray) -> Floats | None:
-    """Return an orthonormal basis (m, r) of the columns of (m, n), by a random sketch of them; None without a rank."""
+@dataclass(frozen=True)
+class _Span:
+    """What the columns of a matrix span."""
+
+    basis: Floats
+    """(m, r) orthonormal columns."""
+    alive: int
+    """Rows of the matrix that are not zero: units that are off for the whole batch have none."""
+
+
+def _span(matrix: NamedArray) -> _Span | None:
+    """Return what the columns of a matrix (m, n) span, by a random sketch of them; None if it shows no rank."""
     m, n = matrix.shape
     width = min(m, n, DIRECTIONS, LARGEST_SKETCH // m)
-    if width < 3:
+    if width < 1:
         return None
     directions = np.random.default_rng(0).standard_normal((n, width))
     sketch = np.empty((m, width))
+    used = np.zeros(n, np.bool_)
     with np.errstate(all="ignore"):
         for rows in row_blocks((m, n)):
-            sketch[rows] = matrix[rows].astype(np.float64) @ directions
+            block = matrix[rows].astype(np.float64)
+            sketch[rows] = block @ directions
+            used |= (block != 0).any(axis=0)
     if not np.isfinite(sketch).all():
         return None  # named when the dump is written
-    left, sizes, _ = np.linalg.svd(sketch, full_matrices=False)
-    floor = sizes[0] * np.finfo(np.float64).eps
-    if not floor > 0:
+    alive = (sketch != 0).any(axis=1)
+    # Without rows and columns of zeros, what is left of the singular values behind the batch is noise.
+    left, sizes, _ = np.linalg.svd(sketch[alive], full_matrices=False)
+    sizes = sizes[: min(len(sizes), int(used.sum()))]
+    if len(sizes) < 3:
         return None
+    floor = sizes[0] * np.finfo(np.float64).eps
     # The last drop: those before may be of the batch. The smallest value of all is small by chance.
     drops = np.flatnonzero(sizes[:-2] >= GAP * np.maximum(sizes[1:-1], floor))
-    return left[:, : drops[-1] + 1] if len(drops) else None
+    if len(drops) == 0:
+        return None
+    rank = int(drops[-1]) + 1
+    basis = np.zeros((m, rank))
+    basis[alive] = left[:, :rank]
+    return _Span(basis, int(alive.sum()))
 
 
-def _lies(vector: NamedArray, basis: Floats | None) -> Lies:
-    if basis is None:
+def _lies(vector: NamedArray, span: _Span | None) -> Lies:
+    if span is None:
         return Lies.UNDECIDED
     numbers = vector[:].astype(np.float64)
-    length, room = np.linalg.norm(numbers), np.sqrt(1 - basis.shape[1] / len(basis))
+    length, room = np.linalg.norm(numbers), np.sqrt(1 - span.basis.shape[1] / span.alive)
     if not (np.isfinite(length) and length > 0 and room >= LEAST_ROOM):
         return Lies.UNDECIDED
-    outside = np.linalg.norm(numbers - basis @ (basis.T @ numbers)) / (length * room)
+    outside = np.linalg.norm(numbers - span.basis @ (span.basis.T @ numbers)) / (length * room)
     return Lies.INSIDE if outside < INSIDE else Lies.OUTSIDE if outside > OUTSIDE else Lies.UNDECIDED

@@ -145,6 +145,10 @@ def _opened(path: Path, place: Place, advice: str, image: BinaryIO | None) -> It
         if image is None and not is_hdf5(path):
             msg = "not an HDF5 file"
             raise FileError(msg, place, advice) from error
+        if "already open for" in str(error):  # a mark in the file that its writer takes away when it is done
+            msg = "another program is writing this file (SWMR), or was stopped while it did"
+            advice = "wait until it is done; if none is left, take its mark away with h5clear -s, or copy the file anew"
+            raise FileError(msg, place, advice) from error
         cut = "truncated" in str(error)
         msg = "the file is cut off: its end is missing" if cut else f"a damaged HDF5 file ({cause(error)})"
         raise FileError(msg, place, "copy or export it again") from error
