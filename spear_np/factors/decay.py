@@ -85,16 +85,21 @@ def without_decay(
     factors = factorize(assumed, device, batch_size)
     if assumed.decay != gradients.decay and _cannot_tell(factors):
         plain = factorize(gradients, device, batch_size)
-        if not _cannot_tell(plain):
+        if _relative_noise(plain) < _relative_noise(factors):
             assumed, factors = gradients, plain
     if isinstance(factors, Factors):
         assumed = replace(assumed, precision=factors.gradients.precision)  # by the digits
     fit = _fitted(assumed, device, batch_size) if _suspicious(factors) else None
     if fit is not None:
         assumed, factors = fit.gradients, fit
-    return (
-        _with_bias_settled(assumed, factors, device) if assumed.decay.present else Decayed(gradients, factors)
-    )
+    if assumed.decay.present:
+        return _with_bias_settled(assumed, factors, device)
+    return Decayed(assumed if gradients.decay.present else gradients, factors)
+
+
+def _relative_noise(factors: Factors | Spectrum) -> float:
+    """How much of weight_grad is noise at its rank; all of it without one."""
+    return factors.space.relative_noise if isinstance(factors, Factors) else 1.0
 
 
 def _cannot_tell(factors: Factors | Spectrum) -> bool:

@@ -236,6 +236,12 @@ def _notes(
                 f"there are moments of an optimizer ({listing(moments[:3])}): a step of Adam and its like is no multiple "
                 "of the gradient; the first step of momentum is"
             )
+    factors = [one.title for one in pairing.layers if one.low_rank_factor and "weight_grad" in one.parts]
+    if factors:
+        notes.append(
+            f"there are factors of low-rank updates, as of LoRA ({listing(factors[:3])}): the rest of their layer follows them "
+            "instead of an activation, so that they cannot be inverted as layers are"
+        )
     if assumed:
         notes.append(
             "the file does not say what follows a layer: a ReLU is assumed after every layer but the last one of "

@@ -62,6 +62,8 @@ def wired(
             activation = said.activation
         elif wiring is not None:
             activation = wiring.activation
+        elif one.low_rank_factor:
+            activation = NONE
         else:
             activation = NONE if one is last else RELU
             assumed |= said.activation is None
