@@ -40,9 +40,9 @@ def other_causes(gradients: LayerGradients, device: Device) -> str:
             "most entries of weight_grad are equally large: it holds the signs of a gradient, as after the first step of Adam or of "
             "signSGD, and not the gradient"
         )
-    decay = (
-        "no multiple of the weights explains it, as weight decay would"
-        if gradients.weight is not None
-        else "weight decay does that too, and can be taken out where `weight` is given"
-    )
-    return f"{decay}; an update of several steps on different batches, with momentum, or of Adam and its like has full rank too"
+    others = "an update of several steps on different batches, with momentum, or of Adam and its like has full rank too"
+    if gradients.decay.present:
+        return others
+    if gradients.weight is None:
+        return f"weight decay does that too, and can be taken out where `weight` is given; {others}"
+    return f"no multiple of the weights explains it, as weight decay would; {others}"
