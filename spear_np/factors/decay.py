@@ -211,7 +211,8 @@ def _bias_decay(gradients: LayerGradients, factors: Factors | Spectrum, device: 
         factors, plain.vector("bias_grad", device=device), plain.vector("bias", device=device)
     )
     nearer = both if abs(found.value - both) <= abs(found.value) else 0.0
-    apart = abs(found.value - nearer) > DECAY_SIGMAS * found.deviation
+    spare = factors.space.shape[0] - factors.space.batch_size  # with few, the deviation is a guess
+    apart = spare > LEFT_OVER and abs(found.value - nearer) > DECAY_SIGMAS * found.deviation
     return found.value if apart and found.share(found.value - nearer) >= DECAY_EXPLAINS else nearer
 
 

@@ -12,7 +12,7 @@ SAME_SIZE = 0.02
 
 Heuristic: the weights round a step of Adam by less, and of the entries of a gradient few are so near to each other.
 """
-MOSTLY = 0.5
+SIGNS_SHARE = 0.5
 """Share of the entries that are equally large in an update that holds signs, at least.
 
 Heuristic: entries of a gradient spread over decades; of the first step of Adam only those below its ε are smaller.
@@ -29,7 +29,7 @@ def holds_signs(gradients: LayerGradients, device: Device) -> bool:
         sizes = sizes[sizes > 0]
         if len(sizes):
             middle = np.median(sizes)
-            return len(sizes) > 1 and bool(np.mean(np.abs(sizes - middle) <= SAME_SIZE * middle) > MOSTLY)
+            return len(sizes) > 1 and bool(np.mean(np.abs(sizes - middle) <= SAME_SIZE * middle) > SIGNS_SHARE)
     return False
 
 
