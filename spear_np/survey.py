@@ -74,8 +74,16 @@ class Survey:
         return self.batch_size is not None and self.batch_size > FEW_INPUTS * self.shape[0]
 
 
-def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: int | None = None) -> Survey:
+def survey(
+    gradients: LayerGradients,
+    *,
+    device: str | None = None,
+    batch_size: int | None = None,
+    elsewhere: WeightDecay = NO_DECAY,
+) -> Survey:
     """Read the rank and noise of `gradients`, whatever the activation, and forecast the published search behind a ReLU.
+
+    `elsewhere` is the weight decay of another layer of the same update, for a layer that cannot tell its own.
 
     Raises
     ------
@@ -86,7 +94,7 @@ def survey(gradients: LayerGradients, *, device: str | None = None, batch_size: 
     """
     where = device_for(device, gradients.weight_grad)
     with where.activate():
-        decayed = without_decay(gradients, where, batch_size)
+        decayed = without_decay(gradients, where, batch_size, elsewhere=elsewhere)
         factors, decay = decayed.factors, decayed.gradients.decay
         if not isinstance(factors, Factors):
             return Survey(

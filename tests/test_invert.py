@@ -26,6 +26,7 @@ from spear_np.search import Proposals
 from spear_np.search.sampling import Sampling
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.cases import case_of, pick_digits
+from tests.chains import digit_network
 from tests.layers import digit_layer, factors_of, layer_data_of, true_directions, with_bias
 from tests.networks import Floats, LayerData, digit_batch, relu_network_gradients
 from tests.pools import pool_of
@@ -464,6 +465,31 @@ class TestFullestPool:
         assert [entry.found for entry in result.history][:2] == [5, 6]
         assert result.history[-1].found < 6
         assert result.reason.startswith("stopped on request: 5 of 6 directions found")
+
+
+class TestWithoutZeros:
+    @pytest.mark.parametrize("b", [2, 4, 10])
+    @pytest.mark.parametrize("activation", ["gelu", "none"])
+    def test_another_activation_is_named_soon(self, b: int, activation: str) -> None:
+        layer = digit_network(b, seed=291, activation=activation, widths=(120, 120)).layers[0]
+        result = spear_np.invert_layer(replace(layer, activation="relu"))
+        assert result.status is Status.FAILED
+        assert "none of" in result.reason
+        assert "probably something else than a ReLU follows this layer" in result.reason
+        assert len(result.history) < 10
+
+    def test_a_batch_of_one_that_its_signs_contradict(self) -> None:
+        layer = digit_network(1, seed=292, activation="gelu", widths=(120, 120)).layers[0]
+        result = spear_np.invert_layer(replace(layer, activation="relu"))
+        assert result.status is Status.FAILED
+        assert "its activation signs contradict the layer" in result.reason
+        assert len(result.history) < 20
+
+    def test_the_published_search_has_the_time_that_it_needs(self) -> None:
+        layer = digit_network(10, seed=293, activation="gelu", widths=(60, 60)).layers[0]
+        result = spear_np.invert_layer(replace(layer, activation="relu"), method="sampling", stop=rounds(8))
+        assert len(result.history) == 8
+        assert result.reason.startswith("stopped on request")
 
 
 class TestBatchSize:

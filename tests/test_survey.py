@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import spear_np
 from spear_np import theory
 from tests.backends import Backend
+from tests.chains import digit_network
 from tests.layers import digit_layer
 
 
@@ -112,3 +114,29 @@ def test_a_full_rank_is_the_problem_whatever_the_activation() -> None:
     found = spear_np.survey(spear_np.LayerGradients(values, activation="gelu"))
     assert found.problem is not None
     assert "full rank 20" in found.problem
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh", "leaky_relu", "none"])
+def test_what_was_taken_for_a_relu_is_no_layer_to_invert(activation: str) -> None:
+    data = digit_network(6, seed=58, activation=activation, widths=(90, 90)).layers[0]
+    found = spear_np.survey(replace(data, activation="relu"))
+    assert found.batch_size == 6
+    assert found.zeros_seen is False
+    assert found.problem is not None
+    assert "something else than a ReLU follows this layer" in found.problem
+
+
+def test_a_relu_shows_its_zeros() -> None:
+    found = spear_np.survey(digit_network(6, seed=58, widths=(90, 90)).layers[0])
+    assert found.zeros_seen is True
+    assert found.problem is None
+    assert not found.crowds_zeros
+
+
+def test_a_batch_that_crowds_the_units_is_no_layer_to_invert() -> None:
+    rng = np.random.default_rng(59)
+    gradient = rng.standard_normal((300, 200)) @ rng.standard_normal((200, 400))
+    found = spear_np.survey(spear_np.LayerGradients(gradient))
+    assert (found.batch_size, found.zeros_seen, found.crowds_zeros) == (200, False, True)
+    assert found.problem is not None
+    assert "a batch of 200 is too large for the zeros of 300 units" in found.problem

@@ -85,16 +85,23 @@ def without_decay(
     factors = factorize(assumed, device, batch_size)
     if assumed.decay != gradients.decay and _cannot_tell(factors):
         plain = factorize(gradients, device, batch_size)
-        if not _cannot_tell(plain):
+        if _relative_noise(plain) < _relative_noise(factors):
             assumed, factors = gradients, plain
     if isinstance(factors, Factors):
         assumed = replace(assumed, precision=factors.gradients.precision)  # by the digits
-    fit = _fitted(assumed, device, batch_size) if _suspicious(factors) else None
-    if fit is not None:
-        assumed, factors = fit.gradients, fit
-    return (
-        _with_bias_settled(assumed, factors, device) if assumed.decay.present else Decayed(gradients, factors)
-    )
+    if _suspicious(factors):
+        fit = _fitted(assumed, device, batch_size)
+        if fit is not None:
+            assumed = replace(assumed, decay=fit)
+            factors = factorize(assumed, device, batch_size)
+    if assumed.decay.present:
+        return _with_bias_settled(assumed, factors, device)
+    return Decayed(assumed if gradients.decay.present else gradients, factors)
+
+
+def _relative_noise(factors: Factors | Spectrum) -> float:
+    """How much of weight_grad is noise at its rank; all of it without one."""
+    return factors.space.relative_noise if isinstance(factors, Factors) else 1.0
 
 
 def _cannot_tell(factors: Factors | Spectrum) -> bool:
@@ -121,12 +128,19 @@ def _with_bias_settled(gradients: LayerGradients, factors: Factors | Spectrum, d
     return Decayed(gradients, factors)
 
 
-def _fitted(gradients: LayerGradients, device: Device, batch_size: int | None) -> Factors | None:
-    """The factors without the decay that a fit finds; None if there is no evidence for it."""
+def _fitted(gradients: LayerGradients, device: Device, batch_size: int | None) -> WeightDecay | None:
+    """The decay that a fit finds; None if there is no evidence for it.
+
+    Where the singular values show no rank at λ either, a quarter of them counts as signal: λ stands out all the same.
+    """
     gram = _gram(gradients, device)
     stated, value = gradients.decay.weight, _start(gradients, device)
     for _ in range(DECAY_REPETITIONS):
-        factors = _at(gradients, device, batch_size, WeightDecay(value, value), gram)
+        decayed = replace(gradients, decay=WeightDecay(value, value))
+        factors = factorize(decayed, device, batch_size, weight_gram=gram)
+        if isinstance(factors, Spectrum) and factors.rank is None:
+            forced = math.ceil(EQUAL_SHARE * min(gradients.shape))
+            factors = factorize(decayed, device, forced, weight_gram=gram)
         if isinstance(factors, Spectrum) or factors.multiple is None:
             return None
         found = factors.multiple
@@ -140,16 +154,8 @@ def _fitted(gradients: LayerGradients, device: Device, batch_size: int | None) -
     if not known or _cannot_tell(factors):
         return None
     if abs(value) <= DECAY_SIGMAS * found.deviation:
-        value = 0.0  # what was stated is not there
-    decay = WeightDecay(value, value, found.deviation if value else 0.0)
-    factors = _at(gradients, device, batch_size, decay, gram)
-    return factors if isinstance(factors, Factors) else None
-
-
-def _at(
-    gradients: LayerGradients, device: Device, batch_size: int | None, decay: WeightDecay, gram: Array
-) -> Factors | Spectrum:
-    return factorize(replace(gradients, decay=decay), device, batch_size, weight_gram=gram)
+        return NO_DECAY  # what was stated is not there
+    return WeightDecay(value, value, found.deviation)
 
 
 def _gram(gradients: LayerGradients, device: Device) -> Array:
@@ -205,7 +211,8 @@ def _bias_decay(gradients: LayerGradients, factors: Factors | Spectrum, device: 
         factors, plain.vector("bias_grad", device=device), plain.vector("bias", device=device)
     )
     nearer = both if abs(found.value - both) <= abs(found.value) else 0.0
-    apart = abs(found.value - nearer) > DECAY_SIGMAS * found.deviation
+    spare = factors.space.shape[0] - factors.space.batch_size  # with few, the deviation is a guess
+    apart = spare > LEFT_OVER and abs(found.value - nearer) > DECAY_SIGMAS * found.deviation
     return found.value if apart and found.share(found.value - nearer) >= DECAY_EXPLAINS else nearer
 
 

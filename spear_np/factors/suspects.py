@@ -12,7 +12,7 @@ SAME_SIZE = 0.02
 
 Heuristic: the weights round a step of Adam by less, and of the entries of a gradient few are so near to each other.
 """
-MOSTLY = 0.5
+SIGNS_SHARE = 0.5
 """Share of the entries that are equally large in an update that holds signs, at least.
 
 Heuristic: entries of a gradient spread over decades; of the first step of Adam only those below its ε are smaller.
@@ -29,7 +29,9 @@ def holds_signs(gradients: LayerGradients, device: Device) -> bool:
         sizes = sizes[sizes > 0]
         if len(sizes):
             middle = np.median(sizes)
-            return len(sizes) > 1 and bool(np.mean(np.abs(sizes - middle) <= SAME_SIZE * middle) > MOSTLY)
+            return len(sizes) > 1 and bool(
+                np.mean(np.abs(sizes - middle) <= SAME_SIZE * middle) > SIGNS_SHARE
+            )
     return False
 
 
@@ -40,9 +42,9 @@ def other_causes(gradients: LayerGradients, device: Device) -> str:
             "most entries of weight_grad are equally large: it holds the signs of a gradient, as after the first step of Adam or of "
             "signSGD, and not the gradient"
         )
-    decay = (
-        "no multiple of the weights explains it, as weight decay would"
-        if gradients.weight is not None
-        else "weight decay does that too, and can be taken out where `weight` is given"
-    )
-    return f"{decay}; an update of several steps on different batches, with momentum, or of Adam and its like has full rank too"
+    others = "an update of several steps on different batches, with momentum, or of Adam and its like has full rank too"
+    if gradients.decay.present:
+        return others
+    if gradients.weight is None:
+        return f"weight decay does that too, and can be taken out where `weight` is given; {others}"
+    return f"no multiple of the weights explains it, as weight decay would; {others}"

@@ -267,6 +267,12 @@ def _notes(
             f"the weights of {listing(last.unread)} cannot be used, but the layers are there, and count when the last one "
             "is told from the others" + (f": {last.doubt}" if last.doubt else "")
         )
+    factors = [one.title for one in pairing.layers if one.low_rank_factor and "weight_grad" in one.parts]
+    if factors:
+        notes.append(
+            f"there are factors of low-rank updates, as of LoRA ({listing(factors[:3])}): the rest of their layer follows them "
+            "instead of an activation, so that they cannot be inverted as layers are"
+        )
     if assumed:
         notes.append(
             "the file does not say what follows a layer: a ReLU is assumed after every layer but the last one of "

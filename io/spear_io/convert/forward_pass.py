@@ -114,6 +114,8 @@ def wired(
             activation = said.activation
         elif wiring is not None:
             activation = wiring.activation
+        elif one.low_rank_factor:
+            activation = NONE
         else:
             activation = (UNSEEN if last.doubt else NONE) if one is last.layer else RELU
             assumed |= said.activation is None

@@ -49,6 +49,11 @@ class FoundLayer:
         return KINDS[len(self.matrix.shape)]
 
     @property
+    def low_rank_factor(self) -> bool:
+        """Whether it is one of two small matrices whose product is added to a layer that is not trained (LoRA)."""
+        return "lora" in (word.lower() for word in self.words)
+
+    @property
     def vector_length(self) -> int | None:
         """Entries of the bias or its gradient: the number of output units."""
         for part in ("bias_grad", "bias"):

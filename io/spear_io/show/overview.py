@@ -63,17 +63,26 @@ def record_overview(record: Record, *, device: str | None = None) -> RecordOverv
         If the file is malformed. A layer that is well-formed but cannot be inverted is no error: its
         `problem` says why.
     """
+    layers: list[LayerOverview] = []
+    decay = spear_np.WeightDecay()
+    for layer in record.layers:
+        layers.append(_layer_overview(record, layer, decay, device))
+        seen = layers[-1].survey
+        decay = seen.decay if seen is not None and seen.decay.present else decay
     return RecordOverview(
         record=record.name,
         info=record.info,
         labels=record.labels is not None,
         notes=record.notes,
-        layers=tuple(_layer_overview(record, layer, device) for layer in record.layers),
+        layers=tuple(layers),
         chains=tuple(tuple(layer.name for layer in chain) for chain in record.chains),
     )
 
 
-def _layer_overview(record: Record, layer: Layer, device: str | None) -> LayerOverview:
+def _layer_overview(
+    record: Record, layer: Layer, decay: spear_np.WeightDecay, device: str | None
+) -> LayerOverview:
+    """`decay` is that of the layers before this one."""
     arrays: dict[str, StoredArray] = {}
     problems = [record.problem_of(layer)]
     alone = layer.unsuitable is None
@@ -85,7 +94,7 @@ def _layer_overview(record: Record, layer: Layer, device: str | None) -> LayerOv
             layer.check_affordable()
             layer.check_finite()
             with working():
-                survey = spear_np.survey(gradients, device=device)
+                survey = spear_np.survey(gradients, device=device, elsewhere=decay)
         except FileError as error:
             problems.append(f"{error.dataset} {error.problem}" if error.dataset else error.problem)
         except spear_np.InputError as error:
