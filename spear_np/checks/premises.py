@@ -124,21 +124,30 @@ def with_premises(
 
 
 def with_links(
-    certificate: Certificate, space: RowSpace, gradients: LayerGradients, recovery: Array, *, top: int
+    certificate: Certificate,
+    space: RowSpace,
+    gradients: LayerGradients,
+    recovery: Array,
+    premises: tuple[Premise, ...],
 ) -> Certificate:
-    """Return the `certificate` of a chain of layers that ends with `top` units, with what it rests on.
+    """Return the `certificate` of a chain of layers with what it rests on, `linked_premises` among it.
 
     The other parameters are those of the first layer, as above.
     """
     marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
-    return _marked(certificate, space, marks, (*linked_premises(gradients, top), *_of_marks(marks)))
+    return _marked(certificate, space, marks, (*premises, *_of_marks(marks)))
 
 
-def linked_premises(gradients: LayerGradients, top: int) -> tuple[Premise, ...]:
-    """What a chain that ends with `top` units leaves to be taken for granted where the inputs of `gradients` fit it."""
+def linked_premises(gradients: LayerGradients, on: HostArray, top: int) -> tuple[Premise, ...]:
+    """What a chain that ends with `top` units leaves to be taken for granted where the inputs of `gradients` fit it.
+
+    `on` (k, m) bool says which units of the first layer they turn on. Where `top` is three and more, inputs that look like fewer than
+    they are show as several with one pattern.
+    """
     units, features = gradients.shape
     blind = (BLIND,) if features > units else ()
-    return (LINKED, *(() if top >= LEAST_OUTPUTS else (NONE_ALIKE,)), *blind)
+    alike = top < LEAST_OUTPUTS or len(np.unique(on, axis=0)) < len(on)
+    return (LINKED, *((NONE_ALIKE,) if alike else ()), *blind)
 
 
 def without_alone(premises: tuple[Premise, ...]) -> tuple[Premise, ...]:
@@ -284,8 +293,8 @@ PLAIN, PLAIN_SINGLE = "plain gradient", "plain gradient of one input"
 NONE_HIDDEN = "none hidden between"
 NONE_ALIKE = Premise(
     "none alike",
-    "no two inputs turn on the same units with gradients in proportion, as behind one output or two classes: they would count as one "
-    "input, a weighted mean of both",
+    "no inputs turn on the same units with gradients that depend on each other, as of two inputs behind one output or two classes, of "
+    "ten behind ten classes: they would count as fewer, weighted means of them",
 )
 ALONE = (PLAIN, PLAIN_SINGLE, NONE_HIDDEN, NONE_ALIKE.name)
 """Names of what only one layer alone has to take for granted."""

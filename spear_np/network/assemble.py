@@ -8,10 +8,11 @@ from typing import Any
 
 from ..answer.certificate import Certificate
 from ..answer.result import Inversion, Status
+from ..backend import to_host
 from ..chain.examine import Examined
 from ..chain.layers import Chain
 from ..checks.certify import ROW_TOLERANCE
-from ..checks.premises import with_links
+from ..checks.premises import linked_premises, with_links
 from .labels import labels_of
 from .verify import data_range, verify
 
@@ -49,8 +50,10 @@ def answer_of(
     rows = chain.device.integers(keep)
     c, d = xp.take(verified.c, rows, axis=0), xp.take(verified.output_grad, rows, axis=0)
     recovery = c @ first.space.to_basis.T
+    on = to_host(c @ first.to_units.T > 0)
+    premises = linked_premises(first.gradients, on, chain.layers[-1].units)
     certificate = with_links(
-        verified.certificate.only(keep), first.space, first.gradients, recovery, top=chain.layers[-1].units
+        verified.certificate.only(keep), first.space, first.gradients, recovery, premises
     )
     if not certificate["rank"].passed:
         # What further inputs add is no noise, and nothing bounds what they change.

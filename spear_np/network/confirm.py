@@ -9,6 +9,7 @@ import numpy as np
 
 from ..answer.certificate import Check
 from ..answer.result import Inversion, Status
+from ..backend import Array, to_host
 from ..chain.examine import CONSISTENT, membership_rms
 from ..chain.layers import Chain
 from ..checks.premises import linked_premises, without_alone
@@ -44,8 +45,9 @@ def confirmed(answer: Inversion, linked: Linked | NoChain) -> Inversion:
     if answer.status is not Status.EXACT:
         return answer
     certificate = answer.certificate
+    on = to_host(_coordinates(chain, answer) @ chain.layers[0].to_units.T > 0)
     premises = (
-        *linked_premises(answer.gradients, chain.layers[-1].units),
+        *linked_premises(answer.gradients, on, chain.layers[-1].units),
         *without_alone(certificate.rests_on),
     )
     return replace(
@@ -56,9 +58,14 @@ def confirmed(answer: Inversion, linked: Linked | NoChain) -> Inversion:
 
 def _residual(chain: Chain, answer: Inversion) -> float:
     """Root mean square of the equations of membership, worst input."""
-    c = answer.recovery @ chain.layers[0].space.coordinates
+    c = _coordinates(chain, answer)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return float(np.max(membership_rms(chain, c, chain.depth)))
+
+
+def _coordinates(chain: Chain, answer: Inversion) -> Array:
+    """(k, b): the inputs in the basis of the first layer."""
+    return answer.recovery @ chain.layers[0].space.coordinates
 
 
 def _contradicted(answer: Inversion, why: str, checks: tuple[Check, ...]) -> Inversion:
