@@ -22,7 +22,9 @@ Measured: 7.3 at m = 3000, n = 400 with noise, where two readings of the singula
 def working_memory(shape: tuple[int, int], *, with_weight: bool) -> int:
     """Bytes that factorising a layer of `shape` (m, n) takes, about: nothing of it grows with n beyond m."""
     m, n = shape
-    return np.dtype(np.float64).itemsize * (CROSS_TABLES * m * m * with_weight + FACTOR_TABLES * m * min(m, n))
+    return np.dtype(np.float64).itemsize * (
+        CROSS_TABLES * m * m * with_weight + FACTOR_TABLES * m * min(m, n)
+    )
 
 
 def check_memory(shape: tuple[int, int], device: Device, *, with_weight: bool) -> None:
