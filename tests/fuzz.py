@@ -174,6 +174,7 @@ DUMPS = (
     dump_kind("dump, gzip", written(compression="gzip")),
     dump_kind("dump, lzf", written(compression="lzf")),
     dump_kind("dump, gzip, shuffle and checksums", by_hand(**PACKED)),
+    dump_kind("dump, oldest HDF5", by_hand()),  # without checksums of what describes the data
     dump_kind("dump, newest HDF5", by_hand(libver="latest")),
     dump_kind("dump, float16 delta", written(info=DELTA, weight_grad=DATA.weight_grad.astype(np.float16))),
     dump_kind("dump, shared model", shared_model),
@@ -245,6 +246,8 @@ def convert_kind(writer: formats.Writer) -> Kind:
         source, *options = writer(folder, STEP)
         source.rename(folder / "source")
         options = [option.name if isinstance(option, Path) else option for option in options]
+        if writer is npy_file:  # whose array has the name of the file
+            options += ["--map", "weight_grad=source"]
         return [["convert", "source", "out.h5", *options]]
 
     return Kind(f"convert {writer.__name__}", commands)
