@@ -29,7 +29,9 @@ def holds_signs(gradients: LayerGradients, device: Device) -> bool:
         sizes = sizes[sizes > 0]
         if len(sizes):
             middle = np.median(sizes)
-            return len(sizes) > 1 and bool(np.mean(np.abs(sizes - middle) <= SAME_SIZE * middle) > SIGNS_SHARE)
+            return len(sizes) > 1 and bool(
+                np.mean(np.abs(sizes - middle) <= SAME_SIZE * middle) > SIGNS_SHARE
+            )
     return False
 
 
