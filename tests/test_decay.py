@@ -117,6 +117,16 @@ class TestFit:
         own = without_decay(layer_of(decayed(trained(digit_layer(8, width=90, seed=34)), 1e-3)), CPU)
         assert own.gradients.decay.weight == pytest.approx(1e-3, rel=1e-4)
 
+    def test_it_stands_out_where_no_rank_shows(self) -> None:
+        rng = np.random.default_rng(39)
+        left, right = (np.linalg.qr(rng.standard_normal((size, 64)))[0] for size in (90, 64))
+        weight = rng.standard_normal((90, 64))
+        layer = LayerGradients(left * np.geomspace(1, 1e-8, 64) @ right.T + 0.01 * weight, weight=weight)
+        found = without_decay(layer, CPU)
+        assert found.gradients.decay.weight == pytest.approx(0.01, rel=1e-3)
+        result = spear_np.invert_layer(layer, time_limit=0)
+        assert "weight decay was taken out first" in result.reason
+
     def test_it_is_read_by_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         layer = layer_of(decayed(trained(digit_layer(8, width=90, seed=35)), 1e-3))
         whole = without_decay(layer, CPU).gradients.decay.weight

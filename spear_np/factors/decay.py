@@ -131,14 +131,15 @@ def _with_bias_settled(gradients: LayerGradients, factors: Factors | Spectrum, d
 def _fitted(gradients: LayerGradients, device: Device, batch_size: int | None) -> WeightDecay | None:
     """The decay that a fit finds; None if there is no evidence for it.
 
-    Where the singular values show no rank at λ either, a quarter of them counts as signal: λ stands out all the same.
+    Where the singular values show no rank at λ either, or one too high, a quarter of them counts as signal: λ stands out all
+    the same.
     """
     gram = _gram(gradients, device)
     stated, value = gradients.decay.weight, _start(gradients, device)
     for _ in range(DECAY_REPETITIONS):
         decayed = replace(gradients, decay=WeightDecay(value, value))
         factors = factorize(decayed, device, batch_size, weight_gram=gram)
-        if isinstance(factors, Spectrum) and factors.rank is None:
+        if batch_size is None and _cannot_tell(factors):
             forced = math.ceil(EQUAL_SHARE * min(gradients.shape))
             factors = factorize(decayed, device, forced, weight_gram=gram)
         if isinstance(factors, Spectrum) or factors.multiple is None:
