@@ -132,10 +132,14 @@ def with_links(
 ) -> Certificate:
     """Return the `certificate` of a chain of layers with what it rests on, `linked_premises` among it.
 
-    The other parameters are those of the first layer, as above.
+    The other parameters are those of the first layer, as above. Where its weights see every direction of an input, the layers
+    behind refuse what an alteration of weight_grad leads to, and its marks need no check.
     """
     marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
-    return _marked(certificate, space, marks, (*premises, *_of_marks(marks)))
+    premises_of_all = (*premises, *_of_marks(marks))
+    if BLIND in premises:
+        return _marked(certificate, space, marks, premises_of_all)
+    return replace(certificate, rests_on=premises_of_all)
 
 
 def linked_premises(gradients: LayerGradients, on: HostArray, top: int) -> tuple[Premise, ...]:

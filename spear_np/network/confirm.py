@@ -10,17 +10,20 @@ import numpy as np
 from ..answer.certificate import Check
 from ..answer.result import Inversion, Status
 from ..backend import Array, to_host
-from ..chain.examine import CONSISTENT, membership_rms
+from ..chain.examine import CONSISTENT, examine, membership_rms
 from ..chain.layers import Chain
 from ..checks.premises import linked_premises, without_alone
+from ..checks.specification import EXACT_TOLERANCE
 from .read import Linked, NoChain
+from .verify import Noise, data_range, error_bounds
 
 
 def confirmed(answer: Inversion, linked: Linked | NoChain) -> Inversion:
     """Return the `answer` of the first layer of a chain, held against the layers behind it.
 
-    Where its inputs fit them, it rests on the links between the layers in place of the plain gradient. Where they do not, it is not
-    `exact`, and nothing bounds its errors: either they are not the inputs, or the layers are no chain.
+    Where its inputs fit them, and the layers behind alone would bound their errors as `exact` asks, it rests on the links between
+    the layers in place of the plain gradient. Where they do not fit, nothing bounds the errors: either these are not the inputs, or
+    the layers are no chain.
     """
     if isinstance(linked, NoChain) or not answer.found or not answer.scale_known:
         return answer
@@ -42,7 +45,7 @@ def confirmed(answer: Inversion, linked: Linked | NoChain) -> Inversion:
     )
     if not check.passed:
         return _contradicted(answer, "they do not fit the gradient of the layer behind", (check,))
-    if answer.status is not Status.EXACT:
+    if answer.status is not Status.EXACT or not _borne_out(chain, answer):
         return answer
     certificate = answer.certificate
     on = to_host(_coordinates(chain, answer) @ chain.layers[0].to_units.T > 0)
@@ -63,6 +66,23 @@ def _residual(chain: Chain, answer: Inversion) -> float:
         return float(np.max(membership_rms(chain, c, chain.depth)))
 
 
+def _borne_out(chain: Chain, answer: Inversion) -> bool:
+    """Whether the layers behind hold every input where it is, to within what `exact` allows.
+
+    Noise may hide more from them than it does in the first layer.
+    """
+    c = _coordinates(chain, answer)
+    size = data_range(chain, c)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        seen = [examine(chain, c[row : row + 1, :], chain.depth) for row in range(c.shape[0])]
+    bounds = error_bounds(chain, seen, Noise.of(seen))
+    moved = chain.xp.concat([one.c for one in seen], axis=0) - c
+    basis = chain.xp.astype(chain.layers[0].basis, chain.xp.float64)
+    distance = to_host(chain.xp.max(chain.xp.abs(moved @ basis.T), axis=1))
+    accepted = all(bool(one.accepted[0]) for one in seen)
+    return accepted and bool(np.all(bounds + distance <= EXACT_TOLERANCE * size))
+
+
 def _coordinates(chain: Chain, answer: Inversion) -> Array:
     """(k, b): the inputs in the basis of the first layer."""
     return answer.recovery @ chain.layers[0].space.coordinates
@@ -70,7 +90,8 @@ def _coordinates(chain: Chain, answer: Inversion) -> Array:
 
 def _contradicted(answer: Inversion, why: str, checks: tuple[Check, ...]) -> Inversion:
     certificate = answer.certificate
-    status = Status.APPROXIMATE if answer.status is Status.EXACT else answer.status
+    whole = answer.status in (Status.EXACT, Status.APPROXIMATE)
+    status = Status.APPROXIMATE if whole else Status.FAILED
     return replace(
         answer,
         status=status,

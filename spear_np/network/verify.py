@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,36 +68,14 @@ def verify(
     Inputs whose bound is too wide for exactness are first refined on all equations, forward and backward.
     """
     xp = chain.xp
-    c = xp.concat([one.c for one in known], axis=0)
-    q = xp.concat([one.q for one in known], axis=0)
-    ahead = np.concatenate([one.forward_residual for one in known])
-    behind = np.concatenate([one.backward_residual for one in known])
-    apart = np.concatenate([one.apart for one in known])
-    deviation = np.concatenate([one.deviation for one in known])
-    along = np.concatenate([one.along for one in known])
-    columns = xp.concat([one.output_grad for one in known], axis=0)
+    rows, bound = _narrowed(chain, known, depth)
+    c = xp.concat([one.c for one in rows], axis=0)
+    q = xp.concat([one.q for one in rows], axis=0)
+    ahead = np.concatenate([one.forward_residual for one in rows])
+    behind = np.concatenate([one.backward_residual for one in rows])
+    apart = np.concatenate([one.apart for one in rows])
+    columns = xp.concat([one.output_grad for one in rows], axis=0)
     size = data_range(chain, c)
-    seen = np.concatenate([one.noise_seen for one in known])
-    # An input whose own equations happen to fit well is no better known than the others.
-    noise = Noise.of(seen, along)
-    # The noise of the data shows in whatever equation is to spare: where none shows, none is.
-    bound = np.where(seen < UNTESTED, math.inf, _bound(chain, deviation, seen, along, noise))
-    for row in np.flatnonzero(bound > EXACT_TOLERANCE * size).tolist():
-        one = known[row]
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            tried = [reexamine(chain, one, depth)]
-            # Where slopes bend, duals carry the errors of their inputs, and bind more tightly than they may. The dual of an
-            # input that is missing may be just what tells another one from a mixture of both.
-            if chain.straight and len(known) == chain.batch_size > 1:
-                others = known_of(chain, [other for other in known if other is not one])
-                tried.append(examine(chain, one.c, depth, others))
-        for better in tried:
-            narrower = _bound(chain, better.deviation, better.noise_seen, better.along, noise)
-            if better.accepted[0] and better.noise_seen[0] >= UNTESTED and narrower[0] < bound[row]:
-                c, q = _with_row(chain, c, row, better.c), _with_row(chain, q, row, better.q)
-                columns = _with_row(chain, columns, row, better.output_grad)
-                bound[row], ahead[row] = narrower[0], better.forward_residual[0]
-                behind[row] = better.backward_residual[0]
     bound = bound + _own_rounding(chain, c)
     passed = forward(chain, c, 0, derivatives=False)
     complete = c.shape[0] == chain.batch_size
@@ -136,8 +115,26 @@ def verify(
     return Verified(c, q, columns, certificate, misscaled)
 
 
-def _with_row(chain: Chain, values: Array, row: int, new: Array) -> Array:
-    return chain.xp.concat([values[:row, :], new, values[row + 1 :, :]], axis=0)
+def _narrowed(chain: Chain, known: tuple[Examined, ...], depth: int) -> tuple[list[Examined], HostArray]:
+    """The `known` inputs, those with a bound too wide for exactness after further fits where these narrow it; and all bounds (k,)."""
+    noise = Noise.of(known)
+    bound = error_bounds(chain, known, noise)
+    size = data_range(chain, chain.xp.concat([one.c for one in known], axis=0))
+    rows = list(known)
+    for row in np.flatnonzero(bound > EXACT_TOLERANCE * size).tolist():
+        one = known[row]
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            tried = [reexamine(chain, one, depth)]
+            # Where slopes bend, duals carry the errors of their inputs, and bind more tightly than they may. The dual of an
+            # input that is missing may be just what tells another one from a mixture of both.
+            if chain.straight and len(known) == chain.batch_size > 1:
+                others = known_of(chain, [other for other in known if other is not one])
+                tried.append(examine(chain, one.c, depth, others))
+        for better in tried:
+            narrower = error_bounds(chain, (better,), noise)
+            if better.accepted[0] and narrower[0] < bound[row]:
+                rows[row], bound[row] = replace(better, apart=one.apart), narrower[0]
+    return rows, bound
 
 
 def spare_equations(chain: Chain, depth: int) -> int:
@@ -157,31 +154,36 @@ class Noise:
     them."""
 
     @classmethod
-    def of(cls, rms: HostArray, along: HostArray) -> Noise:
-        """From the root mean square (k,) of each input's equations, and the noise (k,) along it."""
-        known = along[np.isfinite(along)]
+    def of(cls, known: Sequence[Examined]) -> Noise:
+        """Of the `known` inputs."""
+        rms = np.concatenate([one.noise_seen for one in known])
+        along = np.concatenate([one.along for one in known])
         return cls(
             common=math.sqrt(float(np.mean(rms**2))),
-            excess=max(1.0, float(np.max(rms)), float(np.max(known, initial=0.0))),
+            excess=max(1.0, float(np.max(rms)), float(np.max(along[np.isfinite(along)], initial=0.0))),
         )
 
 
-def _bound(chain: Chain, deviation: HostArray, rms: HostArray, along: HostArray, noise: Noise) -> HostArray:
-    """(k,): six standard deviations of the largest error of each input, in units of the inputs.
+def error_bounds(chain: Chain, known: Sequence[Examined], noise: Noise) -> HostArray:
+    """(k,): six standard deviations of the largest error of each of the `known` inputs, in units of the inputs.
 
-    Where noise is rounding, its size is an upper estimate: the residuals of an input's equations tell how large it is, `rms` over
-    all of them and `along` the direction that they determine least. Units that are the same n times over make their equations
-    count n times, which the bound takes back.
+    Where noise is rounding, its size is an upper estimate: the residuals of an input's equations tell how large it is, over all of
+    them and along the direction that they determine least; an input whose own equations happen to fit well is no better known than
+    the others. Where none shows in any equation, none is to spare, and nothing is bounded. Units that are the same n times over make
+    their equations count n times, which the bound takes back.
     """
-    rounding = all(layer.space.spectrum.rounding for layer in chain.layers[: chain.depth + 1])
-    floor = 0.0 if rounding else 1.0
-    hidden = max(layer.space.hidden_input_factor for layer in chain.layers[: chain.depth + 1])
+    layers = chain.layers[: chain.depth + 1]
+    floor = 0.0 if all(layer.space.spectrum.rounding for layer in layers) else 1.0
+    hidden = max(layer.space.hidden_input_factor for layer in layers)
+    deviation = np.concatenate([one.deviation for one in known])
+    rms = np.concatenate([one.noise_seen for one in known])
+    along = np.concatenate([one.along for one in known])
     with np.errstate(over="ignore", invalid="ignore"):
         seen = noise.excess * MARGIN * np.maximum(np.maximum(rms, noise.common), along)
         bound: HostArray = (
             math.sqrt(chain.repetition) * ZERO_SIGMAS * hidden * deviation * np.maximum(floor, seen)
         )
-    return np.nan_to_num(bound, nan=math.inf, posinf=math.inf)
+    return np.where(rms < UNTESTED, math.inf, np.nan_to_num(bound, nan=math.inf, posinf=math.inf))
 
 
 def data_range(chain: Chain, c: Array) -> float:
