@@ -16,8 +16,9 @@ from spear_np.checks.agreement import Agreement
 from spear_np.checks.hidden import room_for_hidden
 from spear_np.checks.premises import sign_resolution
 from spear_np.checks.specification import MIN_MISSING_CHANCE, missing_chance
+from tests.chains import digit_network, network_of
 from tests.layers import digit_layer
-from tests.networks import LayerData
+from tests.networks import LayerData, digit_batch
 
 LIMIT: dict[str, Any] = {"max_proposals": 12_000, "time_limit": 20.0}
 
@@ -272,6 +273,24 @@ class TestChains:
         assert (alone.status, alone.claim) == (Status.EXACT, "exact if layers linked")
         assert alone.certificate["membership"].passed
         assert alone.chain == ()
+
+    @pytest.mark.parametrize("method", ["auto", "chain", "descent"])
+    def test_noise_in_it_is_no_proof_of_the_first(self, method: str) -> None:
+        """Features that were scaled by a thousandth, and a layer behind too noisy to see it."""
+        data = digit_network(5, activation="relu", gain=2.0)
+        rng = np.random.default_rng(0)
+        first, second, *rest = data.layers
+        G = second.weight_grad
+        first = replace(first, weight_grad=first.weight_grad * (1 + 1e-3 * rng.standard_normal(64)))
+        second = replace(second, weight_grad=G + 0.01 * np.std(G) * rng.standard_normal(G.shape))
+        answer = spear_np.invert_chain([first, second, *rest], method=method, **LIMIT)
+        assert answer.status is not Status.EXACT or "plain gradient" in answer.claim
+
+    def test_inputs_without_mean_are_certified_where_the_layers_behind_see_them(self) -> None:
+        """As behind a layer normalisation without parameters: one layer alone cannot tell them from centred gradients."""
+        inputs, labels = digit_batch(5, seed=0)
+        data = network_of(inputs - inputs.mean(axis=1, keepdims=True), labels, activation="gelu", gain=2.0)
+        assert spear_np.invert_chain(data.layers, **LIMIT).status is Status.EXACT
 
     def test_it_shows_an_input_that_hides_in_the_first(self) -> None:
         update = drawn("between two others", 3)

@@ -115,6 +115,8 @@ class Examined:
     """(k,): noise along the least certain direction, see `noise_along`."""
     refined: bool = False
     """Whether the backward side took part in the fit."""
+    by_duals: bool = False
+    """Whether the duals of other inputs did: what they say of an input rests on weight_grad of the first layer alone."""
 
     @property
     def noise_seen(self) -> HostArray:
@@ -194,6 +196,7 @@ def examine(chain: Chain, c: Array, depth: int, known: Known | None = None) -> E
         backward_residual=side.residual,
         apart=side.apart,
         along=end.along,
+        by_duals=known is not None,
     )
 
 

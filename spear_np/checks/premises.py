@@ -137,7 +137,7 @@ def with_links(
     """
     marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
     premises_of_all = (*premises, *_of_marks(marks))
-    if BLIND in premises:
+    if BLIND in premises or FIRST_PLAIN in premises:
         return _marked(certificate, space, marks, premises_of_all)
     return replace(certificate, rests_on=premises_of_all)
 
@@ -305,6 +305,11 @@ ALONE = (PLAIN, PLAIN_SINGLE, NONE_HIDDEN, NONE_ALIKE.name)
 LINKED = Premise(
     "layers linked",
     "the layers follow each other with nothing in between, and their gradients are of one step and of what the first of them saw",
+)
+FIRST_PLAIN = Premise(
+    PLAIN,
+    "weight_grad and bias_grad of the first layer are the plain gradient of what it saw: the layers behind tell who the inputs are, but "
+    "do not hold all of them as tightly as the bounds say, which the first layer alone does",
 )
 BLIND = Premise(
     "plain where W is blind",

@@ -12,7 +12,7 @@ from ..backend import to_host
 from ..chain.examine import Examined
 from ..chain.layers import Chain
 from ..checks.certify import ROW_TOLERANCE
-from ..checks.premises import linked_premises, with_links
+from ..checks.premises import FIRST_PLAIN, linked_premises, with_links
 from .labels import labels_of
 from .verify import data_range, verify
 
@@ -52,6 +52,7 @@ def answer_of(
     recovery = c @ first.space.to_basis.T
     on = to_host(c @ first.to_units.T > 0)
     premises = linked_premises(first.gradients, on, chain.layers[-1].units)
+    premises = (FIRST_PLAIN, *premises) if verified.by_duals else premises
     certificate = with_links(
         verified.certificate.only(keep), first.space, first.gradients, recovery, premises
     )

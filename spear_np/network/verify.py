@@ -52,6 +52,8 @@ class Verified:
     output_grad: Array
     """(k, m) columns of ∂L/∂Z of the first layer."""
     certificate: Certificate
+    by_duals: bool = False
+    """Whether some input is bounded only by the duals of others."""
     misscaled: float | None = None
     """What all bias_grad seem to have been multiplied by, if the outputs contradict the scale that they give."""
 
@@ -112,7 +114,8 @@ def verify(
             *(() if cut is None else (f"the chain ends early: {cut}",)),
         ),
     )
-    return Verified(c, q, columns, certificate, misscaled)
+    by_duals = any(one.by_duals for one in rows)
+    return Verified(c, q, columns, certificate, by_duals, misscaled)
 
 
 def _narrowed(chain: Chain, known: tuple[Examined, ...], depth: int) -> tuple[list[Examined], HostArray]:
@@ -153,6 +156,9 @@ class Noise:
     """How many times more than the estimate is seen in any input, one at least: then something else than that noise is in all of
     them."""
 
+    behind: float
+    """The same of the backward side, which takes part in the fit of refined inputs."""
+
     @classmethod
     def of(cls, known: Sequence[Examined]) -> Noise:
         """Of the `known` inputs."""
@@ -161,6 +167,7 @@ class Noise:
         return cls(
             common=math.sqrt(float(np.mean(rms**2))),
             excess=max(1.0, float(np.max(rms)), float(np.max(along[np.isfinite(along)], initial=0.0))),
+            behind=max(1.0, *(float(np.max(one.backward_residual)) for one in known)),
         )
 
 
@@ -178,8 +185,10 @@ def error_bounds(chain: Chain, known: Sequence[Examined], noise: Noise) -> HostA
     deviation = np.concatenate([one.deviation for one in known])
     rms = np.concatenate([one.noise_seen for one in known])
     along = np.concatenate([one.along for one in known])
+    behind = np.concatenate([np.full(len(one.c), noise.behind if one.refined else 1.0) for one in known])
     with np.errstate(over="ignore", invalid="ignore"):
-        seen = noise.excess * MARGIN * np.maximum(np.maximum(rms, noise.common), along)
+        excess = np.maximum(noise.excess, behind)
+        seen = excess * MARGIN * np.maximum(np.maximum(rms, noise.common), along)
         bound: HostArray = (
             math.sqrt(chain.repetition) * ZERO_SIGMAS * hidden * deviation * np.maximum(floor, seen)
         )
