@@ -289,7 +289,8 @@ class TestChains:
     def test_inputs_without_mean_are_certified_where_the_layers_behind_see_them(self) -> None:
         """As behind a layer normalisation without parameters: one layer alone cannot tell them from centred gradients."""
         inputs, labels = digit_batch(5, seed=0)
-        data = network_of(inputs - inputs.mean(axis=1, keepdims=True), labels, activation="gelu", gain=2.0)
+        centred = inputs - inputs.mean(axis=1, keepdims=True)
+        data = network_of(centred, labels, widths=(80, 60), activation="gelu", gain=2.0)
         assert spear_np.invert_chain(data.layers, **LIMIT).status is Status.EXACT
 
     def test_it_shows_an_input_that_hides_in_the_first(self) -> None:
