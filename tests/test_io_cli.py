@@ -78,7 +78,7 @@ SURVEY = spear_np.Survey(
 
 @pytest.fixture
 def survey(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spear_np, "survey", lambda gradients, *, device=None: SURVEY)
+    monkeypatch.setattr(spear_np, "survey", lambda gradients, **_: SURVEY)
 
 
 @pytest.fixture
@@ -583,7 +583,7 @@ def test_inspect_says_why_not(spear: Command, monkeypatch: pytest.MonkeyPatch, d
         forecast_seconds=None,
         problem="the gradient has full rank",
     )
-    monkeypatch.setattr(spear_np, "survey", lambda gradients, *, device=None: nothing)
+    monkeypatch.setattr(spear_np, "survey", lambda gradients, **_: nothing)
     run = spear("inspect", dump)
     assert run.status == 0
     assert "full rank" in run.out

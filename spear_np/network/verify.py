@@ -185,7 +185,7 @@ def error_bounds(chain: Chain, known: Sequence[Examined], noise: Noise) -> HostA
     deviation = np.concatenate([one.deviation for one in known])
     rms = np.concatenate([one.noise_seen for one in known])
     along = np.concatenate([one.along for one in known])
-    behind = np.concatenate([np.full(len(one.c), noise.behind if one.refined else 1.0) for one in known])
+    behind = np.concatenate([np.full(one.c.shape[0], noise.behind if one.refined else 1.0) for one in known])
     with np.errstate(over="ignore", invalid="ignore"):
         excess = np.maximum(noise.excess, behind)
         seen = excess * MARGIN * np.maximum(np.maximum(rms, noise.common), along)
