@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 
 import spear_io
 from spear_io import ChildError, FileError, in_child, open_dump
+from spear_io.__main__ import run
+from spear_io.files import child, limits
 from spear_io.files.child import death
 from spear_io.files.limits import Doing, Note, reading_file
 from tests.io_files import layer_data, write_good_dump
@@ -98,6 +102,106 @@ def test_what_computing_does_is_another_matter(dump: Path) -> None:
     assert (process.returncode, out) == (1, "")
     assert "the process that computed was ended (signal 11" in err
     assert err.count("\n") == 1
+
+
+def ignore_the_end_of_others() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def hold_back_the_end_of_others() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+
+
+@pytest.mark.parametrize("before", [ignore_the_end_of_others, hold_back_the_end_of_others])
+def test_the_end_is_heard_whatever_the_caller_ignores(tmp_path: Path, before: Callable[[], None]) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "spear_io", "inspect", "nothing.h5"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        preexec_fn=before,
+        timeout=60,
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith("spear-np: error: nothing.h5: there is no such file")
+
+
+@pytest.mark.parametrize("where", ["cli.supervise.limit_this_process", "cli.main.keep_for_messages"])
+def test_ctrl_c_just_after_the_fork_is_one_line(dump: Path, where: str) -> None:
+    module, _, name = where.rpartition(".")
+    code = f"""
+import os, signal, sys
+import spear_io.{module} as module
+from spear_io.cli.main import main
+
+then = module.{name}
+
+def interrupted(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    then(*arguments)
+
+module.{name} = interrupted
+sys.exit(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", dump],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+        preexec_fn=hear,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "spear-np: error: interrupted; nothing was written\n"
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *more: Any) -> None:
+            if name == "spear_io.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "spear_io.cli.main", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert run() == 1
+    assert capsys.readouterr().err == "spear-np: error: interrupted; nothing was written\n"
+
+
+def test_signals_that_a_system_lacks_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither."""
+    for name in ("SIGKILL", "SIGBUS", "SIGXCPU"):
+        monkeypatch.delattr(signal, name)
+    assert child.__file__
+    spec = spec_from_file_location("spear_io.files.child_elsewhere", child.__file__)
+    assert spec
+    assert spec.loader
+    elsewhere = module_from_spec(spec)
+    spec.loader.exec_module(elsewhere)
+    assert set(elsewhere.ENDINGS) == {signal.SIGSEGV, signal.SIGABRT}
+
+
+def test_busy_threads_do_not_use_up_the_time_of_a_block(monkeypatch: pytest.MonkeyPatch, dump: Path) -> None:
+    """The processor time of a process is that of all its threads."""
+    seconds: list[float] = []
+
+    class Watched(limits._Limits):
+        def allow(self, memory: float | None, most: float | None) -> None:
+            self.memory, self.seconds = memory, most
+            seconds.append(most or 0.0)
+
+    monkeypatch.setattr(limits, "_limits", Watched(Note(), {}))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    now = time.process_time()
+    with limits.reading_file(dump, 0):
+        assert seconds.pop() == pytest.approx(now + limits.SECONDS, abs=1)
+        with limits.working(), limits.reading_block(dump, 0):
+            assert seconds.pop() == pytest.approx(now + 64 * limits.SECONDS, abs=1)
+        assert seconds.pop() == pytest.approx(now + limits.SECONDS + 64 * limits.SPINNING, abs=1)
 
 
 def hear() -> None:

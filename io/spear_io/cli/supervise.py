@@ -25,6 +25,9 @@ FATAL = ("SIGTERM", "SIGHUP", "SIGQUIT")
 PATIENCE = 3.0
 """Seconds that reading, or work that was told twice, has to end after a Ctrl-C."""
 
+LOST = 1 << 8
+"""What `os.waitpid` would tell of a process that ended with exit status 1."""
+
 
 def can_supervise() -> bool:
     """Whether this system can fork."""
@@ -48,17 +51,24 @@ def supervise(
     """
     note = Note()
     deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a script
+    # A Ctrl-C waits until somebody is there to answer it: in the other process, the `try` below.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     with _heard() as bell:
         child = os.fork()
         if child:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask - {signal.SIGCHLD})
             status, interruptions = _watch(child, bell, note, deaf=deaf)
     if not child:
-        os.setpgid(0, 0)
-        limit_this_process(note)
-        signal.signal(
-            signal.SIGTTOU, signal.SIG_IGN
-        )  # it may write to the terminal, though in the background
-        return work()
+        try:
+            os.setpgid(0, 0)
+            limit_this_process(note)
+            signal.signal(
+                signal.SIGTTOU, signal.SIG_IGN
+            )  # it may write to the terminal, though in the background
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            return work()
+        except KeyboardInterrupt:
+            return interrupted()
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return code
@@ -81,8 +91,9 @@ def _heard() -> Iterator[int]:
     try:
         for name in (*HANDED_ON, "SIGCHLD"):
             number = getattr(signal, name)
-            # What `nohup` ignores stays ignored. A search hears Ctrl-C also where it was.
-            if name == "SIGINT" or signal.getsignal(number) is not signal.SIG_IGN:
+            # What `nohup` ignores stays ignored. A search hears Ctrl-C also where it was, and a process whose SIGCHLD
+            # is ignored is told nothing of the end of another.
+            if name in ("SIGINT", "SIGCHLD") or signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, lambda number, frame: None)
         yield bell
     finally:
@@ -96,34 +107,43 @@ def _heard() -> Iterator[int]:
 def _watch(child: int, bell: int, note: Note, *, deaf: bool) -> tuple[int, int]:
     """Hand signals on until the other process has ended; return its status, and how often it was interrupted.
 
-    If that is `deaf` to Ctrl-C unless it searches, it is not killed for it.
+    If that is `deaf` to Ctrl-C unless it searches, it is not killed for it. Should somebody else have taken its status,
+    it counts as one of 1: that it went well is not known.
     """
     interruptions = 0
     deadline: float | None = None
     with suppress(OSError):  # it has done so itself, or has ended
         os.setpgid(child, child)
     while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
+        try:
+            ended, status = os.waitpid(child, os.WNOHANG)
+        except ChildProcessError:
+            return LOST, interruptions
         if ended:
             return status, interruptions
         if deadline is not None and time.monotonic() >= deadline:
-            os.kill(child, signal.SIGKILL)
+            _send(child, signal.SIGKILL)
             deadline = None
         select.select([bell], [], [], None if deadline is None else max(0.0, deadline - time.monotonic()))
         for number in _rung(bell):
             if number == signal.SIGCHLD:
                 continue
             if number == signal.SIGTSTP:
-                os.kill(child, signal.SIGSTOP)
+                _send(child, signal.SIGSTOP)
                 os.kill(os.getpid(), signal.SIGSTOP)  # until somebody continues both
-                os.kill(child, signal.SIGCONT)
+                _send(child, signal.SIGCONT)
                 continue
-            os.kill(child, number)
+            _send(child, number)
             if number == signal.SIGINT:
                 interruptions += 1
                 # A search that was told once ends as it should, and writes what it found.
                 if not deaf and (interruptions > 1 or note.doing is Doing.READ):
                     deadline = time.monotonic() + PATIENCE
+
+
+def _send(child: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it has ended, which the next look tells
+        os.kill(child, number)
 
 
 def _rung(bell: int) -> bytes:

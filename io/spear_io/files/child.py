@@ -14,12 +14,16 @@ from .limits import NOTE_SIZE, Doing, Note, limit_this_process
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-ENDINGS = {
-    signal.SIGKILL: "the system ended the process, as it does when memory runs out",
-    signal.SIGSEGV: "a segmentation fault",
-    signal.SIGABRT: "an abort, as when memory runs out or is damaged",
-    **({signal.SIGBUS: "the file became shorter while it was read"} if hasattr(signal, "SIGBUS") else {}),
-    **({signal.SIGXCPU: "it took too long"} if hasattr(signal, "SIGXCPU") else {}),
+ENDINGS: dict[signal.Signals, str] = {
+    getattr(signal, name): meaning
+    for name, meaning in (
+        ("SIGKILL", "the system ended the process, as it does when memory runs out"),
+        ("SIGSEGV", "a segmentation fault"),
+        ("SIGABRT", "an abort, as when memory runs out or is damaged"),
+        ("SIGBUS", "the file became shorter while it was read"),
+        ("SIGXCPU", "it took too long"),
+    )
+    if hasattr(signal, name)  # Windows has two of them
 }
 """What it means for a process that reads to be ended by a signal."""
 

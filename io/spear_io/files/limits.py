@@ -36,6 +36,13 @@ SECONDS = 4.0
 BYTES_PER_SECOND = 4 * 2**20
 """… and how slowly a large file may be read: far slower than any machine unpacks."""
 
+SPINNING = 0.25
+"""Seconds for which the threads of a library may go on taking processor time after they computed.
+
+They wait for the next product in a loop, by default for up to 0.2 seconds, and the time of a process is that of all its
+threads.
+"""
+
 NOTE_SIZE = 4096
 DEATH_SIGNAL = 1
 """What Linux calls PR_SET_PDEATHSIG."""
@@ -114,10 +121,14 @@ class _Limits:
         _limit(resource.RLIMIT_CPU, seconds, self.given[resource.RLIMIT_CPU])
 
     def allow_more(self, size: int) -> None:
-        """Let the process have what reading `size` bytes may take, on top of what it has."""
+        """Let the process have what reading `size` bytes may take, on top of what it has.
+
+        Amid work the threads of the solver may keep every core busy meanwhile.
+        """
+        threads = _cores() if self.working else 1
         self.allow(
             _address_space() + MEMORY + MEMORY_FACTOR * size,
-            time.process_time() + SECONDS + size / BYTES_PER_SECOND,
+            time.process_time() + threads * (SECONDS + size / BYTES_PER_SECOND),
         )
 
     def say(self) -> None:
@@ -202,7 +213,7 @@ def working() -> Iterator[None]:
         raise WorkMemoryError(str(error)) from error
     finally:
         limits.working = False
-        limits.allow(_address_space() + left[0], time.process_time() + left[1])
+        limits.allow(_address_space() + left[0], time.process_time() + left[1] + _cores() * SPINNING)
         limits.say()
 
 
@@ -231,6 +242,10 @@ def too_much_memory(path: Path) -> FileError:
     """Return the error to raise when memory ran out while a file was read."""
     msg = "reading it takes more memory than there is, or than a file of its size should need"
     return FileError(msg, Place(path), "the file is damaged or made up: export it again")
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _address_space() -> int:

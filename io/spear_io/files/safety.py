@@ -25,7 +25,7 @@ SMALL = 64 * 2**20
 """Bytes that may be claimed without being there: an unwritten or very well packed dataset."""
 
 EXPANSION = 1100
-"""Most that a built-in filter unpacks a byte into (deflate: 1032)."""
+"""Most that a byte may be unpacked into: deflate makes 1032 of it, scale-offset any number, if all are equal."""
 
 LARGEST_CHUNK = 2**30
 """Bytes of one chunk: HDF5 unpacks a whole chunk to read one number of it."""
@@ -35,9 +35,10 @@ FILTERS = {
     h5py.h5z.FILTER_SHUFFLE: "shuffle",
     h5py.h5z.FILTER_FLETCHER32: "fletcher32",
     h5py.h5z.FILTER_LZF: "lzf",
+    h5py.h5z.FILTER_NBIT: "nbit",
+    h5py.h5z.FILTER_SCALEOFFSET: "scale-offset",
 }
-"""Filters that may unpack numbers, each once. The others of HDF5 (szip, nbit, scale-offset) crash on made up data, and
-what a plugin does is not known."""
+"""Filters that may unpack numbers, each once. Not every HDF5 has szip, and what a plugin does is not known."""
 
 LARGEST_CACHE = 256 * 2**20
 """Bytes of unpacked chunks that are kept of one dataset, or twice what is stored of it, if that is more."""
@@ -349,7 +350,7 @@ def _check_storage(dataset: h5py.Dataset, place: Place) -> None:
         raise FileError(msg, place, "store the data itself, e.g. with h5repack")
     codes: list[int] = []
     for position in range(layout.get_nfilters()):
-        code, _, _, name = layout.get_filter(position)
+        code, _, parameters, name = layout.get_filter(position)
         shown = printable(name.decode(errors="replace")) or "unnamed"
         if code not in FILTERS:
             msg = f"packed with filter {code} ({shown}), which is not one of {', '.join(FILTERS.values())}"
@@ -357,7 +358,30 @@ def _check_storage(dataset: h5py.Dataset, place: Place) -> None:
         if code in codes:
             msg = f"packed more than once with {FILTERS[code]}"
             raise FileError(msg, place, "pack it once, e.g. with h5repack")
+        if not _fits(code, parameters, math.prod(layout.get_chunk()), dataset.id.get_type().get_size()):
+            msg = f"packed with {FILTERS[code]} for a chunk of another size or type"
+            raise FileError(msg, place, "the file is damaged or made up: export it again")
         codes.append(code)
+
+
+def _fits(code: int, parameters: Sequence[int], entries: int, itemsize: int) -> bool:
+    """Whether a filter that was told what it unpacks will make a chunk of it: HDF5 takes its word.
+
+    The parameters are those of H5Znbit.c and H5Zscaleoffset.c.
+    """
+    if (
+        code == h5py.h5z.FILTER_NBIT
+    ):  # how many these are, unpacked, entries, atomic, bytes, order, bits, offset
+        if len(parameters) != 8:
+            return False
+        count, _, told, kind, size, order, bits, offset = parameters
+        right = (count, told, kind, size) == (8, entries, 1, itemsize) and order in (0, 1)
+        return right and 0 < bits <= 8 * itemsize - offset
+    if (
+        code == h5py.h5z.FILTER_SCALEOFFSET
+    ):  # how, digits or bits, entries, class, bytes; sign, order, fill value
+        return len(parameters) == 20 and (parameters[2], parameters[4]) == (entries, itemsize)
+    return True
 
 
 def _number_format(dataset: h5py.Dataset, place: Place, kind: Kind) -> tuple[str, bool]:
