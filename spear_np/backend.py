@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -179,16 +180,32 @@ def _gpu(number: int) -> Device:
 
 
 def memory_of(device: Device) -> int | None:
-    """Bytes of memory that `device` has in all; None where the system does not say."""
+    """Bytes of memory that `device` has in all, or that this process may take of it; None where the system does not say."""
     if array_api_compat.is_cupy_namespace(device.xp):
         with device.activate():
             import cupy
 
             return int(cupy.cuda.runtime.memGetInfo()[1])
+    sizes = _memory_of_groups()
+    with suppress(AttributeError, ValueError, OSError):
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(sizes, default=None)
+
+
+def _memory_of_groups(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """Bytes that each of the control groups of this process allows it, where one does (Linux, version 2)."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+        lines = own.read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+    sizes = []
+    for name in (line.removeprefix("0::/") for line in lines if line.startswith("0::/")):
+        for folder in (name, *map(str, Path(name).parents)):
+            with suppress(OSError, ValueError):  # "max" is no limit
+                sizes.append(int((groups / folder / "memory.max").read_text()))
+    return sizes
 
 
 def to_host(array: Any) -> HostArray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .answer.certificate import Check
-from .answer.result import Inversion, Status
+from .answer.result import Inversion, Status, with_decay_said
 from .backend import Array, HostArray, device_for, to_host
 from .checks.certify import certify
 from .checks.specification import EXACT_TOLERANCE
@@ -74,10 +74,13 @@ def check(
     where = device_for(device, gradients.weight_grad)
     with where.activate():
         claims = _checked_claims(where.float64(inputs), gradients)
-        factors = without_decay(gradients, where).factors
+        decayed = without_decay(gradients, where)
+        factors, left = decayed.factors, decayed.gradients
         if not isinstance(factors, Factors):
-            reason = no_rank_reason(factors, gradients, where)
-            return inversion(gradients, where, Status.FAILED, reason, 0, data_range, method="check")
+            reason = no_rank_reason(factors, left, where)
+            return with_decay_said(
+                inversion(left, where, Status.FAILED, reason, 0, data_range, method="check")
+            )
         k, b = claims.shape[0], factors.space.batch_size
         if k != b:
             msg = f"`inputs` has {k} rows, but weight_grad shows {b} inputs: claim all of them"
@@ -85,14 +88,16 @@ def check(
         q = _directions(factors, claims)
         if q is None:
             reason = "the claims depend on each other, or on what weight_grad does not show: no direction belongs to each"
-            return inversion(factors.gradients, where, Status.FAILED, reason, b, data_range, method="check")
+            return with_decay_said(
+                inversion(factors.gradients, where, Status.FAILED, reason, b, data_range, method="check")
+            )
         with np.errstate(over="ignore", invalid="ignore"):
             choice = disaggregate(factors, q)
             verdict = certify(factors, choice, reconstruct(factors, choice))
         nothing = Pool.empty(b, factors.space.U.shape[0])
         answer = assemble_result(factors, Ending(choice, verdict, nothing, None), data_range)
         return replace(
-            _compared(answer, claims, verdict.accepted_rows),
+            with_decay_said(_compared(answer, claims, verdict.accepted_rows)),
             method="check",
             seconds=time.perf_counter() - started,
         )

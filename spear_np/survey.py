@@ -24,10 +24,11 @@ CALIBRATION = 2000
 
 Heuristic: some milliseconds.
 """
-TRIAL_SECONDS = 5.0
-"""Longest search for a first direction.
+TRIAL_SECONDS = 60.0
+"""Longest search for a first direction; one that is cut short says nothing.
 
-Heuristic: it takes a tenth of a second where there is one.
+Heuristic: it takes a tenth of a second where there is one, and up to five to see that there is none: a busy machine is no
+reason for another answer.
 """
 CALIBRATION_NUMBERS = 2_000_000
 """Numbers of them, at most.
@@ -66,7 +67,8 @@ class Survey:
     decay: WeightDecay = NO_DECAY
     """What the update holds of the weights besides the gradient; all other figures are of what is left."""
     zeros_seen: bool | None = None
-    """Whether a short search found a direction with the zeros of a ReLU; None where none was made: the layer is wide."""
+    """Whether a short search found a direction with the zeros of a ReLU; None where none was made, since the layer is
+    wide, or it had no time to end."""
 
     @property
     def crowds_zeros(self) -> bool:
@@ -109,7 +111,7 @@ def survey(
                 expected_submatrices=None,
                 seconds_per_million=None,
                 forecast_seconds=None,
-                problem=no_rank_reason(factors, gradients, where),
+                problem=no_rank_reason(factors, decayed.gradients, where),
                 decay=decay,
             )
         space = factors.space
@@ -139,7 +141,7 @@ def survey(
 
 
 def _trial(decayed: Decayed, device: Device, batch_size: int | None) -> tuple[str | None, bool | None]:
-    """Why the zeros of a ReLU layer tell no direction, and whether any do; None where that was not tried."""
+    """Why the zeros of a ReLU layer tell no direction, and whether any do; None where that was not tried, or not to the end."""
     assert isinstance(decayed.factors, Factors)
     space = decayed.factors.space
     live, b = space.U.shape
@@ -148,8 +150,7 @@ def _trial(decayed: Decayed, device: Device, batch_size: int | None) -> tuple[st
         if isinstance(posed, Inversion):
             return posed.reason, False
         assert isinstance(posed, LayerProblem)
-        reason = posed.first_direction(TRIAL_SECONDS)
-        return reason, reason is None
+        return posed.first_direction(TRIAL_SECONDS)
     if b > CROWDED * live:
         return no_zeros_reason(space, decayed.gradients, 0), False
     return None, None

@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from spear_io import RecordInfo, open_dump
+from spear_io import FileError, RecordInfo, open_dump
+from spear_io.problems import Place
+from spear_np.factors.decay import without_decay
 from tests.convert_files import converted, worst_psnr
 from tests.io_files import Command, command, layer_data, write_good_dump
 from tests.networks import digit_batch
@@ -125,6 +127,78 @@ def test_a_dump_whose_decay_is_no_number_is_refused(spear: Command, tmp_path: Pa
     run = spear("inspect", tmp_path / "dump.h5")
     assert run.status == 2
     assert "the attribute 'weight_decay' is inf" in run.error
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("decay", [1e-2, 1.0, 15.0, -1e-2])
+def test_several_steps_hold_the_decay_of_all_of_them(tmp_path: Path, steps: int, decay: float) -> None:
+    rng = np.random.default_rng(73)
+    before, rate = layer_data().weight.astype(np.float64), 0.1
+    after, gradient = before.copy(), np.zeros_like(before)
+    for _ in range(steps):
+        step = 1e-3 * rng.standard_normal(before.shape)
+        gradient = (1 - rate * decay) * gradient + step
+        after = after - rate * (step + decay * after)
+    info: dict[str, Any] = {
+        "update": "weight_delta",
+        "learning_rate": rate,
+        "weight_decay": decay,
+        "local_steps": steps,
+    }
+    write_good_dump(tmp_path / "dump.h5", **info)
+    with open_dump(tmp_path / "dump.h5") as dump:
+        held = dump.records[0].layers[0].gradients.decay.weight
+    assert np.allclose((before - after) / rate - held * before, gradient, rtol=1e-6, atol=1e-9 * abs(held))
+
+
+def test_steps_that_grow_beyond_all_numbers_are_refused(spear: Command, tmp_path: Path) -> None:
+    info: dict[str, Any] = {
+        "update": "weight_delta",
+        "learning_rate": 1.0,
+        "weight_decay": -9.0,
+        "local_steps": 10**6,
+    }
+    write_good_dump(tmp_path / "dump.h5", **info)
+    run = spear("inspect", tmp_path / "dump.h5")
+    assert run.status == 2
+    assert "not a finite number" in run.error
+
+
+def test_a_decay_that_counts_for_nothing_is_named(spear: Command, tmp_path: Path) -> None:
+    data = layer_data()
+    change: dict[str, Any] = {"delta/fc1.weight": data.weight_grad, "delta/fc1.bias": data.bias_grad}
+    np.savez(tmp_path / "change.npz", **change)
+    document = converted(spear, tmp_path, tmp_path / "change.npz", "--weight-decay", 1e-2)
+    assert any("weight_decay is stated, but not the learning_rate" in note for note in document["notes"])
+    assert "weight_decay is stated, but not the learning_rate" in spear("inspect", tmp_path / "dump.h5").out
+
+
+@pytest.mark.parametrize("error", [MemoryError(), FileError("is too large", Place(Path("dump.h5")))])
+def test_a_dump_that_is_complete_stays_when_looking_at_it_fails(
+    spear: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    two_models(tmp_path, weight_decay=1e-2)
+    monkeypatch.setattr("spear_io.convert.decay.without_decay", fail)
+    document = converted(spear, tmp_path, *models(tmp_path))
+    assert not any(" holds " in note for note in document["notes"])
+
+
+def test_one_layer_that_can_tell_is_enough(
+    spear: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Any] = []
+
+    def look(gradients: Any, *rest: Any) -> Any:
+        looks.append(gradients)
+        return without_decay(gradients, *rest)
+
+    two_models(tmp_path)
+    monkeypatch.setattr("spear_io.convert.decay.without_decay", look)
+    converted(spear, tmp_path, *models(tmp_path))
+    assert len(looks) == 1
 
 
 @pytest.mark.parametrize("stated", [{}, {"weight_decay": 3e-3}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -166,6 +167,25 @@ class TestFit:
         plain = layer_of(digit_layer(8, width=90, seed=38), decay=WeightDecay(1e-2, 1e-2))
         assert without_decay(plain, CPU).gradients.decay == NO_DECAY
 
+    def test_a_decay_stated_of_the_biases_alone_is_settled_too(self) -> None:
+        data = decayed(digit_layer(8, width=90, seed=38), 0.0, 0.05)
+        found = without_decay(layer_of(data, decay=WeightDecay(1e-2, 1e-2)), CPU)
+        assert found.gradients.decay.weight == 0
+        assert found.gradients.decay.bias == pytest.approx(0.05, rel=1e-3)
+
+    @pytest.mark.parametrize("held", [0.0, 5e-4])
+    def test_the_gradients_are_those_of_the_factors(self, held: float) -> None:
+        data = decayed(digit_layer(8, width=90, seed=38), held)
+        for stated in (WeightDecay(1e-2, 1e-2), NO_DECAY):
+            found = without_decay(layer_of(data, decay=stated), CPU)
+            assert isinstance(found.factors, Factors)
+            assert found.factors.gradients.decay == found.gradients.decay
+            layer = layer_of(data, decay=stated)
+            answer = spear_np.invert_layer(layer)
+            survey = spear_np.survey(layer)
+            assert survey.decay == answer.gradients.decay == found.gradients.decay
+            assert ("weight decay was taken out" in answer.reason) == bool(held)
+
     def test_without_weights_it_cannot_be_stated(self) -> None:
         with pytest.raises(InputError, match="`weight` is missing"):
             layer_of(digit_layer(8, width=90, seed=38), weight=None, decay=WeightDecay(1e-2, 0.0))
@@ -248,7 +268,36 @@ class TestInversion:
 
     def test_claims_are_checked_against_what_is_left(self) -> None:
         data = decayed(digit_layer(8, width=120, seed=54), 5e-4)
-        assert spear_np.check(layer_of(data), data.inputs).status is Status.EXACT
+        answer = spear_np.check(layer_of(data), data.inputs)
+        assert answer.status is Status.EXACT
+        assert f"weight decay was taken out first: {answer.gradients.decay}" in answer.reason
+        assert any("as weight decay leaves it" in caveat for caveat in answer.certificate.caveats)
+
+    def test_what_was_stated_is_said_where_no_claim_can_be_checked(self) -> None:
+        rng = np.random.default_rng(57)
+        layer = LayerGradients(
+            rng.standard_normal((30, 60)), weight=rng.standard_normal((30, 60)), decay=WeightDecay(0.01, 0.01)
+        )
+        answer = spear_np.check(layer, rng.standard_normal((3, 60)))
+        assert answer.status is Status.FAILED
+        assert "weight decay was taken out first: 0.01 times" in answer.reason
+
+    def test_a_layer_too_small_to_tell_does_not_speak_against_decay(self) -> None:
+        rng = np.random.default_rng(58)
+        for m, said in (
+            (4, "as small as this one cannot tell it"),
+            (40, "no multiple of the weights explains it"),
+        ):
+            layer = LayerGradients(rng.standard_normal((m, 60)), weight=rng.standard_normal((m, 60)))
+            assert said in spear_np.invert_layer(layer, time_limit=0).reason
+
+    def test_a_first_look_that_is_cut_short_says_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        layer = layer_of(digit_layer(8, width=90, seed=59))
+        assert spear_np.survey(layer).zeros_seen is True
+        module = importlib.import_module("spear_np.survey")  # the function has the same name
+        monkeypatch.setattr(module, "TRIAL_SECONDS", 0.0)
+        cut = spear_np.survey(layer)
+        assert (cut.zeros_seen, cut.problem) == (None, None)
 
     def test_a_survey_is_of_what_is_left(self) -> None:
         data = decayed(trained(digit_layer(8, width=90, seed=55)), 5e-4)
@@ -302,3 +351,19 @@ class TestChains:
         assert last.gradients.decay.weight == pytest.approx(5e-4, rel=1e-3)
         alone = without_decay(layers[2], CPU)
         assert alone.gradients.decay == NO_DECAY or alone.gradients.decay.deviation > 1e-7
+
+    @pytest.mark.parametrize("classes", [3, 4])
+    def test_an_output_layer_of_few_classes_does_not_end_the_chain(self, classes: int) -> None:
+        rng = np.random.default_rng(62)
+        output_grad = rng.standard_normal((classes, 8))
+        output_grad -= output_grad.mean(axis=0)  # as behind softmax: of one rank less than there are classes
+        weight = rng.standard_normal((classes, 60))
+        gradient = output_grad @ rng.random((8, 60))
+        both, held = WeightDecay(5e-4, 5e-4), gradient + 5e-4 * weight
+        for update, decay in ((held, both), (gradient, NO_DECAY)):
+            layer = LayerGradients(update, np.zeros(classes), weight, np.zeros(classes))
+            found = without_decay(layer, CPU, elsewhere=both)
+            assert isinstance(found.factors, Factors)
+            assert found.factors.space.batch_size == classes - 1
+            assert found.gradients.decay.weight == decay.weight
+        assert not without_decay(LayerGradients(held, weight=weight), CPU).gradients.decay.present

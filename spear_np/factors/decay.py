@@ -57,9 +57,19 @@ class Decayed:
     """A layer as it is to be read."""
 
     gradients: LayerGradients
-    """With its decay."""
+    """With its decay, that of the factors."""
     factors: Factors | Spectrum
     """At the most plausible reading of its singular values."""
+
+    @property
+    def told(self) -> bool:
+        """Whether a multiple of W would have shown here, so that `gradients.decay` is a finding."""
+        return shows_decay(self.gradients) and not _cannot_tell(self.factors)
+
+
+def shows_decay(gradients: LayerGradients) -> bool:
+    """Whether a layer has the weights, and the size, for a multiple of them to be told from its update."""
+    return gradients.weight is not None and min(gradients.shape) > LEFT_OVER
 
 
 def without_decay(
@@ -71,32 +81,35 @@ def without_decay(
 ) -> Decayed:
     """Return `gradients` with the weight decay that their singular values show, none without evidence.
 
-    What `gradients.decay` says is taken out first, or else `elsewhere`, the decay of another layer of the same update; a
-    further multiple of W, of either sign, is looked for beyond it.
+    What `gradients.decay` says is taken out first, or else `elsewhere`, the decay of another layer of the same update, unless
+    the update shows a rank only without. A further multiple of W, of either sign, is looked for beyond it where the layer
+    is large enough to tell one.
 
     Raises
     ------
     InputError
         As `factorize`.
     """
-    if gradients.weight is None or (min(gradients.shape) <= LEFT_OVER and not gradients.decay.present):
+    if gradients.weight is None:
         return Decayed(gradients, factorize(gradients, device, batch_size))
-    assumed = replace(gradients, decay=gradients.decay if gradients.decay.present else elsewhere)
+    stated = gradients.decay.present
+    assumed = gradients if stated else replace(gradients, decay=elsewhere)
     factors = factorize(assumed, device, batch_size)
-    if assumed.decay != gradients.decay and _cannot_tell(factors):
-        plain = factorize(gradients, device, batch_size)
-        if _relative_noise(plain) < _relative_noise(factors):
-            assumed, factors = gradients, plain
+    if assumed.decay.present and _cannot_tell(factors):
+        plain = replace(gradients, decay=NO_DECAY)
+        without = factorize(plain, device, batch_size)
+        if _relative_noise(without) < _relative_noise(factors):
+            assumed, factors = plain, without
     if isinstance(factors, Factors):
         assumed = replace(assumed, precision=factors.gradients.precision)  # by the digits
-    if _suspicious(factors):
+    if shows_decay(gradients) and _suspicious(factors):
         fit = _fitted(assumed, device, batch_size)
         if fit is not None:
             assumed = replace(assumed, decay=fit)
             factors = factorize(assumed, device, batch_size)
-    if assumed.decay.present:
+    if stated or assumed.decay.present:
         return _with_bias_settled(assumed, factors, device)
-    return Decayed(assumed if gradients.decay.present else gradients, factors)
+    return Decayed(gradients, factors)
 
 
 def _relative_noise(factors: Factors | Spectrum) -> float:
@@ -206,7 +219,7 @@ def _bias_decay(gradients: LayerGradients, factors: Factors | Spectrum, device: 
     """
     both = gradients.decay.weight
     if gradients.bias_grad is None or gradients.bias is None or not isinstance(factors, Factors):
-        return both
+        return gradients.decay.bias
     plain = replace(gradients, decay=NO_DECAY)
     found = _multiple_of_bias(
         factors, plain.vector("bias_grad", device=device), plain.vector("bias", device=device)

@@ -7,10 +7,10 @@ import numpy as np
 from ..backend import Device, memory_of
 from ..errors import InputError
 
-CROSS_TABLES = 3
-"""Tables of (m, m) numbers at once while W is multiplied into weight_grad.
+CROSS_TABLES = 6
+"""Tables of (m, m) numbers at once, W multiplied into weight_grad and into itself, where weight decay is fitted.
 
-Derived: the sum so far, the product of a block, and their sum.
+Measured: with `FACTOR_TABLES` it covers what 1200 x 60, 1200 x 300 and 500 x 500 take with decay and noise, by up to 5 %.
 """
 FACTOR_TABLES = 8
 """Tables of (m, min(m, n)) numbers at once while weight_grad is decomposed.

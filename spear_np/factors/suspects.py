@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Device, to_host
+from .decay import shows_decay
 from .gradients import LayerGradients
+from .rank import MOST_OF_SPECTRUM
 
 SAME_SIZE = 0.02
 """Relative difference up to which two entries count as equally large.
@@ -47,4 +49,7 @@ def other_causes(gradients: LayerGradients, device: Device) -> str:
         return others
     if gradients.weight is None:
         return f"weight decay does that too, and can be taken out where `weight` is given; {others}"
-    return f"no multiple of the weights explains it, as weight decay would; {others}"
+    if not shows_decay(gradients):
+        return f"weight decay does that too, but a layer as small as this one cannot tell it; {others}"
+    most = int(MOST_OF_SPECTRUM * min(gradients.shape))
+    return f"no multiple of the weights explains it, as weight decay with up to {most} inputs would; {others}"

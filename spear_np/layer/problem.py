@@ -211,15 +211,21 @@ class LayerProblem:
             "the weights are not those of the gradient"
         )
 
-    def first_direction(self, seconds: float) -> str | None:
-        """Search until one direction is known; returns why none is, where the search sees none or `seconds` have passed."""
+    def first_direction(self, seconds: float) -> tuple[str | None, bool | None]:
+        """Search until one direction is known.
+
+        Returns why there is none, and whether there is one: None, without a reason, where `seconds` passed before a search
+        that sees none was over.
+        """
         started, rng, state = time.perf_counter(), np.random.default_rng(0), self.start()
         with self.threads():
             while not state.found:
-                if self._barren(state) or time.perf_counter() - started > seconds:
-                    return no_zeros_reason(self.factors.space, self.factors.gradients, state.proposals)
+                if self._barren(state):
+                    return no_zeros_reason(self.factors.space, self.factors.gradients, state.proposals), False
+                if time.perf_counter() - started > seconds:
+                    return None, None
                 state = self.advance(state, rng)
-        return None
+        return None, True
 
     def _barren(self, state: LayerState) -> bool:
         """Whether a search that finds a direction at once, where there are any, has found none."""

@@ -68,9 +68,9 @@ def read_chain(
             "no activation follows the first layer, so that mixtures of inputs fit the layer behind it as well"
         )
     first = _factors(layers[0], device, batch_size)
-    decay = NO_DECAY if first is None else first.gradients.decay
     if first is None:
         return NoChain("the rank of its weight_grad cannot be told")
+    decay = first.gradients.decay
     if bias_misfit(first.space, first.bias_grad) > CONSISTENT * cancelled(first.space):
         return NoChain(
             "the bias_grad of the first layer is no combination of the columns of its weight_grad: its inputs depend on each "

@@ -51,7 +51,7 @@ class RoundDumps:
     learning_rate : float, optional
         Of the clients' plain SGD. Defaults to "lr" or "learning-rate" in the train configuration.
     weight_decay : float, optional
-        λ of their SGD, if it is known. By default it is told from the updates themselves.
+        λ of their SGD, of each step, if it is known. By default it is told from the updates themselves.
     local_steps : int, optional
         How many steps a client takes in a round. If it is one, the number of examples in a reply is the batch size.
     order : sequence of str, optional

@@ -193,7 +193,8 @@ def from_weights(
     learning_rate : float, optional
         Of plain SGD. Without it everything but the scale of the gradient is known.
     weight_decay : float, optional
-        λ of SGD, if it is known; it counts only with `learning_rate`. By default it is told from the update itself.
+        λ of SGD, if it is known: of each step, if there are several. It counts only with `learning_rate`; by default the
+        update itself tells it.
     local_steps : int, optional
         How many steps lie between the two.
     inputs, activations

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.wiring import Wiring
-from ..files.dump import DATASETS, RecordInfo
+from ..files.dump import DATASETS, DECAY_NOT_USED, RecordInfo
 from ..files.dump_writer import NO_INFO, DumpWriter, LayerArrays
 from ..files.limits import working
 from ..problems import FileError, listing, printable
@@ -133,15 +133,18 @@ def convert(
         ):
             dump.add_record(record, written, info=info)
         notes = _notes(origin, pairing, source, order_note, assumed=assumed, last=last)
-        if origin.before is not None:
-            notes += decay_notes(output, record)
-        return Conversion(
+        if info.update == "weight_delta" and info.weight_decay is not None and info.learning_rate is None:
+            notes.append(DECAY_NOT_USED)
+        conversion = Conversion(
             format=source.format,
             record=record,
             layers=tuple(_report(one, written[one.title], settled.get(one.title)) for one in chosen),
             skipped=dict(source.skipped) | pairing.skipped,
             notes=tuple(notes),
         )
+    if origin.before is None:
+        return conversion
+    return replace(conversion, notes=(*conversion.notes, *decay_notes(output, record)))
 
 
 def _choose(

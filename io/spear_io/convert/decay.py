@@ -5,34 +5,53 @@ from __future__ import annotations
 from pathlib import Path
 
 import spear_np
+from spear_np.backend import CPU
+from spear_np.factors.decay import Decayed, shows_decay, without_decay
 
 from ..files.dump import Layer, open_dump
-from ..problems import printable
+from ..files.limits import working
+from ..problems import FileError, printable
 
-LARGEST_LOOK = 2**24
-"""Entries of a layer up to which it is looked at here: a wider one takes as long as its inversion, which looks as well."""
+LARGEST_LOOK = 2**30
+"""Products m · n · min(m, n) of all layers that are looked at: seconds. Their inversion looks at larger ones as well."""
 
 
 def decay_notes(dump: Path, record: str) -> list[str]:
-    """Return a note on the weight decay that shows in the first fully connected layer that can tell; none without."""
-    with open_dump(dump) as opened:
-        for layer in next(one for one in opened.records if one.name == record).layers:
-            decay = _decay(layer)
-            if decay is not None and decay.present:
-                stated = layer.gradients.decay.weight
-                known = f" (said to be {stated:g})" if stated else ""
-                held = f"the update of '{printable(layer.name)}' holds {decay}{known}"
-                return [f"{held}: weight decay, which 'spear-np invert' takes out before anything else"]
+    """Return a note on the weight decay that shows in the first fully connected layer that can tell; none without.
+
+    The dump is there already: whatever keeps this from looking at it is no error here.
+    """
+    try:
+        with open_dump(dump) as opened:
+            left = LARGEST_LOOK
+            for layer in next(one for one in opened.records if one.name == record).layers:
+                if layer.kind != "linear" or not shows_decay(layer.gradients):
+                    continue
+                m, n = layer.gradients.shape
+                if m * n * min(m, n) > left:
+                    continue
+                left -= m * n * min(m, n)
+                seen = _looked_at(layer)
+                if seen is not None and seen.told:
+                    return _note(layer, seen.gradients.decay)
+    except (FileError, MemoryError):
+        return []
     return []
 
 
-def _decay(layer: Layer) -> spear_np.WeightDecay | None:
-    if layer.kind != "linear" or layer.gradients.weight is None:
-        return None
-    m, n = layer.gradients.shape
-    if m * n > LARGEST_LOOK:
-        return None
+def _looked_at(layer: Layer) -> Decayed | None:
+    layer.check_affordable()
     try:
-        return spear_np.weight_decay(layer.gradients)
+        with working():
+            return without_decay(layer.gradients, CPU)
     except spear_np.InputError:
         return None  # what is wrong with it is said where it is used
+
+
+def _note(layer: Layer, decay: spear_np.WeightDecay) -> list[str]:
+    if not decay.present:
+        return []
+    stated = layer.gradients.decay.weight
+    known = f" (said to be {stated:g})" if stated else ""
+    held = f"the update of '{printable(layer.name)}' holds {decay}{known}"
+    return [f"{held}: weight decay, which 'spear-np invert' takes out before anything else"]

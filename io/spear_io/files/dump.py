@@ -40,9 +40,15 @@ AFFORDABLE = 2**30
 """Bytes of memory that the decomposition of any layer may take …"""
 
 MEMORY_PER_BYTE = 100
-"""… and for each byte that is stored of it: 12 m/n + 32 for what is not packed and not taller than wide."""
+"""… and for each byte that is stored of it: 24 m/n + 32 for what is not packed and not taller than wide."""
 
 UPDATES = ("gradient", "weight_delta")
+
+DECAY_NOT_USED = (
+    "weight_decay is stated, but not the learning_rate of the weight delta, without which it cannot be set against it: the "
+    "update itself tells how much it holds"
+)
+"""What to say of a record whose `weight_decay` counts for nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class RecordInfo(Display):
     """"gradient", or "weight_delta": weights after the step minus weights before."""
     learning_rate: float | None = None
     weight_decay: float | None = None
-    """λ, if it is known: the update holds λ times the weights besides the gradient."""
+    """λ of SGD, or of an L2 term λ/2 ‖W‖² in the loss, if it is known: each gradient holds λ W besides."""
     local_steps: int | None = None
     loss: str | None = None
     """"cross_entropy", "mse", …"""
@@ -228,11 +234,21 @@ class Record:
 
     @property
     def decay(self) -> spear_np.WeightDecay:
-        """The weight decay that the record states; none where it is a delta of unknown learning rate, whose scale is open."""
+        """What the update holds of the parameters by the weight decay that the record states.
+
+        None where it is a delta of unknown learning rate, whose scale is open.
+        """
         stated = self.info.weight_decay
-        if stated is None or (self.info.update == "weight_delta" and self.info.learning_rate is None):
+        if stated is None or self._decay_not_used:
             return spear_np.WeightDecay()
+        if self.info.update == "weight_delta" and self.info.learning_rate is not None:
+            stated = _decay_of_steps(stated, self.info.learning_rate, self.info.local_steps or 1)
         return spear_np.WeightDecay(stated, stated)
+
+    @property
+    def _decay_not_used(self) -> bool:
+        info = self.info
+        return info.update == "weight_delta" and info.learning_rate is None and info.weight_decay is not None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -244,6 +260,8 @@ class Record:
                     "a weight delta without learning_rate: the inputs are not affected, but output_grad is in units "
                     "of the learning rate"
                 )
+            if self._decay_not_used:
+                notes.append(DECAY_NOT_USED)
             if (self.info.local_steps or 1) > 1:
                 notes.append(
                     f"a weight delta of {self.info.local_steps} local steps: only a single step is a gradient, so "
@@ -391,6 +409,22 @@ def open_dump(path: str | Path) -> Iterator[Dump]:
     path = Path(path)
     with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
         yield Dump(file, path)
+
+
+def _decay_of_steps(decay: float, rate: float, steps: int) -> float:
+    """How much of W₀ (W₀ − W_D) / η holds after D `steps` of SGD with decay λ and `rate` η: (1 − (1 − ηλ)^D) / η.
+
+    From W_{t+1} = (1 − ηλ) W_t − η ∂L/∂W_t; it is λ for one step and about D λ for a few. Infinite where it overflows.
+    """
+    if steps <= 1:
+        return decay
+    shrinking = rate * decay
+    try:
+        if shrinking < 1:
+            return -math.expm1(steps * math.log1p(-shrinking)) / rate
+        return (1 - (1 - shrinking) ** steps) / rate
+    except OverflowError:
+        return math.inf
 
 
 def _missing_for_a_chain(layer: Layer) -> list[str]:
