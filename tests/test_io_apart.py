@@ -23,6 +23,9 @@ from spear_io.files.child import death
 from spear_io.files.limits import Doing, Note, reading_file
 from tests.io_files import layer_data, write_good_dump
 
+# JAX, where another test has loaded it, warns of any fork.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {
     **os.environ,
