@@ -157,17 +157,18 @@ class Noise:
     them."""
 
     behind: float
-    """The same of the backward side, which takes part in the fit of refined inputs."""
+    """Root mean square of the backward sides, one at least: they take part in the fit of refined inputs."""
 
     @classmethod
     def of(cls, known: Sequence[Examined]) -> Noise:
         """Of the `known` inputs."""
         rms = np.concatenate([one.noise_seen for one in known])
         along = np.concatenate([one.along for one in known])
+        behind = np.concatenate([one.backward_residual for one in known])
         return cls(
             common=math.sqrt(float(np.mean(rms**2))),
             excess=max(1.0, float(np.max(rms)), float(np.max(along[np.isfinite(along)], initial=0.0))),
-            behind=max(1.0, *(float(np.max(one.backward_residual)) for one in known)),
+            behind=max(1.0, math.sqrt(float(np.mean(behind**2)))),
         )
 
 
