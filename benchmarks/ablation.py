@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.problems import make_problem
-from benchmarks.runs import Results, Row, exit_status, measure, one_of
+from benchmarks.runs import Results, Row, concluded, measure, one_of
 from benchmarks.success_rate import cell
 from spear_np.factors.factorize import Factors
 from spear_np.factors.signs import SignModel
@@ -81,10 +81,7 @@ def main() -> int:
         setting = dict(zip(SETTING, (name, m, b, seed, options.time_limit), strict=True))
         print(line(results.once(setting, partial(run, setting))), flush=True)
     rows = [row for row in results.rows.values() if row["time_limit"] == options.time_limit]
-    table = report(rows)
-    print("\n" + table)
-    environment.save(options.results, {"environment": environment.describe(), "rows": rows}, table)
-    return exit_status(rows, line)
+    return concluded(options.results, rows, report(rows), line)
 
 
 def parse() -> argparse.Namespace:

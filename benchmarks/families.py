@@ -502,58 +502,63 @@ def without_trace(at: Step) -> Step:
     return replace(at, biases=(at.biases[0] - 1.01 * z[-1] * alone, at.biases[1]))
 
 
+def hidden_last(
+    rng: Generator, b: int, arrange: Callable[[Array], None], **options: Any
+) -> tuple[Update, Any]:
+    """A step whose last of b inputs leaves no trace beside the others, as `arrange` sets them (b, n), once their patterns differ."""
+    while True:
+        at = step(rng, b=b, **options)
+        x = at.inputs.copy()
+        arrange(x)
+        at = without_trace(at.with_inputs(x))
+        if apart(at.on[:-1]):
+            return at.update(), at.dtype
+
+
 @family("between two others")
 def between_two(rng: Generator) -> tuple[Update, Any]:
     """A third input between two others that turns on only what both turn on."""
-    while True:
-        at = step(rng, b=3)
-        x = at.inputs.copy()
+
+    def arrange(x: Array) -> None:
         x[1] = similar(rng, x[0], 0.3)
         share = rng.uniform(0.3, 0.7)
         x[2] = share * x[0] + (1 - share) * x[1]
-        at = without_trace(at.with_inputs(x))
-        if apart(at.on[:2]):
-            return at.update(), at.dtype
+
+    return hidden_last(rng, 3, arrange)
 
 
 @family("between three others")
 def between_three(rng: Generator) -> tuple[Update, Any]:
     """A fourth input in the middle of three, alike, that turns on only what all of them turn on."""
-    while True:
-        at = step(rng, b=4)
-        x = at.inputs.copy()
+
+    def arrange(x: Array) -> None:
         x[1], x[2] = similar(rng, x[0], 0.4), similar(rng, x[0], 0.4)
         x[3] = rng.dirichlet([4, 4, 4]) @ x[:3]
-        at = without_trace(at.with_inputs(x))
-        if apart(at.on[:3]):
-            return at.update(), at.dtype
+
+    return hidden_last(rng, 4, arrange)
 
 
 @family("between four others")
 def between_four(rng: Generator) -> tuple[Update, Any]:
     """The same of four, two and two alike."""
-    while True:
-        at = step(rng, b=5, m=100)
-        x = at.inputs.copy()
+
+    def arrange(x: Array) -> None:
         x[1], x[3] = similar(rng, x[0], 0.4), similar(rng, x[2], 0.4)
         x[4] = rng.dirichlet([4, 4, 4, 4]) @ x[:4]
-        at = without_trace(at.with_inputs(x))
-        if apart(at.on[:4]):
-            return at.update(), at.dtype
+
+    return hidden_last(rng, 5, arrange, m=100)
 
 
 @family("between seven others")
 def between_seven(rng: Generator) -> tuple[Update, Any]:
     """The same of seven, all alike."""
-    while True:
-        at = step(rng, b=8, m=100)
-        x = at.inputs.copy()
+
+    def arrange(x: Array) -> None:
         for row in range(1, 7):
             x[row] = similar(rng, x[0], 0.5)
         x[7] = rng.dirichlet([4] * 7) @ x[:7]
-        at = without_trace(at.with_inputs(x))
-        if apart(at.on[:7]):
-            return at.update(), at.dtype
+
+    return hidden_last(rng, 8, arrange, m=100)
 
 
 @family("beyond another, nested patterns")

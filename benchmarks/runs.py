@@ -112,6 +112,13 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
     return read
 
 
+def concluded(path: Path, rows: list[Row], table: str, line: Callable[[Row], str]) -> int:
+    """Print the table, store it with the rows and the machine beside `path`, and return the `exit_status`."""
+    print("\n" + table)
+    environment.save(path, {"environment": environment.describe(), "rows": rows}, table)
+    return exit_status(rows, line)
+
+
 def exit_status(rows: list[Row], line: Callable[[Row], str]) -> int:
     """Return 1 if a run was wrongly called exact, and say which on standard error; else 0."""
     wrong = [row for row in rows if row["wrong"]]

@@ -29,7 +29,7 @@ import spear_np
 from benchmarks import environment, updates
 from benchmarks.problems import Array, Problem, make_problem
 from benchmarks.robustness import without_counts
-from benchmarks.runs import Results, Row, exit_status, one_of
+from benchmarks.runs import Results, Row, concluded, one_of
 from spear_io.show.evaluate import EXACT
 from spear_np.backend import to_host
 
@@ -137,10 +137,7 @@ def main() -> int:
             setting = dict(zip(FIELDS, (name, options.time_limit, seed), strict=True))
             print(line(results.once(setting, partial(run, scenario, setting))), flush=True)
     rows = [row for row in results.rows.values() if row["time_limit"] == options.time_limit]
-    table = report(rows, options.time_limit)
-    print("\n" + table)
-    environment.save(options.results, {"environment": environment.describe(), "rows": rows}, table)
-    return exit_status(rows, line)
+    return concluded(options.results, rows, report(rows, options.time_limit), line)
 
 
 def parse() -> argparse.Namespace:

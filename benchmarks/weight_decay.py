@@ -28,7 +28,7 @@ from torch import nn
 import spear_np
 from benchmarks import environment
 from benchmarks.problems import Images, loss_of, mlp, sample_images, train
-from benchmarks.runs import Results, Row, exit_status
+from benchmarks.runs import Results, Row, concluded
 from benchmarks.trust import matches
 from spear_io.convert import Origin, convert
 from spear_io.files.dump import RecordInfo, open_dump
@@ -51,10 +51,7 @@ def main() -> int:
         row = dict(zip(FIELDS, setting, strict=True))
         print(line(results.once(row, partial(run, row))), flush=True)
     rows = list(results.rows.values())
-    table = report(rows)
-    print("\n" + table)
-    environment.save(options.results, {"environment": environment.describe(), "rows": rows}, table)
-    return exit_status(rows, line)
+    return concluded(options.results, rows, report(rows), line)
 
 
 def parse() -> argparse.Namespace:

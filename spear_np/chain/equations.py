@@ -144,27 +144,26 @@ def membership(chain: Chain, passed: Forward, number: int, *, derivatives: bool 
     total = ones_deviation(chain, layer, c, passed.variance[number - 1])
     rest = (a - c @ layer.basis.T) / scale
     residual = xp.concat([rest, ((c @ layer.ones - 1) / total)[:, None]], axis=1)
-    absorbed = absorbed_by(xp, layer.basis)
     if not derivatives:
-        return System(residual, residual[:, :0, None], absorbed)
+        return System(residual, residual[:, :0, None], layer.absorbed)
     slopes = slope[:, :, None] * passed.by_coordinates[number - 1]
-    return System(residual, membership_change(chain, passed, number, slopes), absorbed)
+    return System(residual, _projected(xp, layer, slopes, scale[:, 0], total), layer.absorbed)
 
 
 def membership_change(chain: Chain, passed: Forward, number: int, change: Array) -> Array:
     """(k, m + 1, u): how the equations of `membership` in layer `number` move with a `change` (k, m, u) of a_l."""
-    xp, layer = chain.xp, chain.layers[number]
+    layer = chain.layers[number]
     scale = membership_scale(chain, passed, number)
     total = ones_deviation(chain, layer, passed.a[number - 1] @ layer.basis, passed.variance[number - 1])
+    return _projected(chain.xp, layer, change, scale, total)
+
+
+def _projected(xp: Any, layer: ChainLayer, change: Array, scale: Array, total: Array) -> Array:
+    """The same for the standard deviations `scale` (k,) of the equations and `total` (k,) of s · c."""
     inside = xp.matrix_transpose(layer.basis)[None, :, :] @ change
     outside = (change - layer.basis[None, :, :] @ inside) / scale[:, None, None]
     ones = (layer.ones[None, None, :] @ inside) / total[:, None, None]
     return xp.concat([outside, ones], axis=1)
-
-
-def absorbed_by(xp: Any, basis: Array) -> Array:
-    """(m + 1,): the diagonal of the projection on `basis` (m, r), and nothing for the equation that goes with it."""
-    return xp.concat([xp.sum(basis**2, axis=1), xp.zeros_like(basis[0, :1])])
 
 
 @dataclass(frozen=True)
@@ -522,15 +521,14 @@ def backward_side(
     product = xp.sqrt(2 * (size * spread) ** 2 + xp.sum(variance / noise**2 * seen**2, axis=1))
     own = (xp.sum(p * c, axis=1) - 1) / product
     residual = xp.concat([(d - along @ U.T) / scale, own[:, None]], axis=1)
-    absorbed = absorbed_by(xp, U)
     if not passed.by_coordinates:
-        return System(residual, residual[:, :0, None], absorbed)
+        return System(residual, residual[:, :0, None], chain.absorbed_behind)
     by_all = xp.concat([_bends(chain, passed, columns), backward_map(chain, passed)], axis=2) / noise[:, None]
     by_along = xp.matrix_transpose(U)[None, :, :] @ by_all
     by_rest = (by_all - U[None, :, :] @ by_along) / scale[:, :, None]
     by_own = (c[:, None, :] @ (by_along / space.S[None, :, None]))[:, 0, :]
     by_own = (by_own + xp.concat([p, xp.zeros_like(q)], axis=1)) / product[:, None]
-    return System(residual, xp.concat([by_rest, by_own[:, None, :]], axis=1), absorbed)
+    return System(residual, xp.concat([by_rest, by_own[:, None, :]], axis=1), chain.absorbed_behind)
 
 
 def _bends(chain: Chain, passed: Forward, columns: list[Array]) -> Array:

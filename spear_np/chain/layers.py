@@ -77,6 +77,11 @@ class ChainLayer:
         xp = array_api_compat.array_namespace(self.basis)
         return int(xp.sum(xp.astype(xp.any(self.basis != 0, axis=1), xp.int64)))
 
+    @cached_property
+    def absorbed(self) -> Array:
+        """(n + 1,): see `System.absorbed`, of the equations of membership."""
+        return _absorbed_by(array_api_compat.array_namespace(self.basis), self.basis)
+
     @property
     def bias(self) -> Array:
         """(m,)."""
@@ -146,6 +151,11 @@ class Chain:
         return first.whole(first.space.U)
 
     @cached_property
+    def absorbed_behind(self) -> Array:
+        """(m + 1,): see `System.absorbed`, of the equations of the backward side."""
+        return _absorbed_by(self.xp, self.first_columns)
+
+    @cached_property
     def repetition(self) -> int:
         """How many units of the first layer have the same weights and bias, at most.
 
@@ -174,6 +184,11 @@ class Chain:
         while depth + 1 < len(self.layers) and self.layers[depth + 1].rank == self.batch_size:
             depth += 1
         return depth
+
+
+def _absorbed_by(xp: Any, basis: Array) -> Array:
+    """(m + 1,): the diagonal of the projection on `basis` (m, r), and nothing for the equation that goes with it."""
+    return xp.concat([xp.sum(basis**2, axis=1), xp.zeros_like(basis[0, :1])])
 
 
 def bias_noise_of(space: Any, bias_grad: Array) -> Array:

@@ -15,7 +15,7 @@ from ..chain.layers import Chain
 from ..checks.premises import linked_premises, without_alone
 from ..checks.specification import EXACT_TOLERANCE
 from .read import Linked, NoChain
-from .verify import Noise, data_range, error_bounds
+from .verify import Noise, data_range, error_bounds, largest_entries
 
 
 def confirmed(answer: Inversion, linked: Linked | NoChain) -> Inversion:
@@ -77,10 +77,8 @@ def _borne_out(chain: Chain, answer: Inversion) -> bool:
         seen = [examine(chain, c[row : row + 1, :], chain.depth) for row in range(c.shape[0])]
     bounds = error_bounds(chain, seen, Noise.of(seen))
     moved = chain.xp.concat([one.c for one in seen], axis=0) - c
-    basis = chain.xp.astype(chain.layers[0].basis, chain.xp.float64)
-    distance = to_host(chain.xp.max(chain.xp.abs(moved @ basis.T), axis=1))
     accepted = all(bool(one.accepted[0]) for one in seen)
-    return accepted and bool(np.all(bounds + distance <= EXACT_TOLERANCE * size))
+    return accepted and bool(np.all(bounds + largest_entries(chain, moved) <= EXACT_TOLERANCE * size))
 
 
 def _coordinates(chain: Chain, answer: Inversion) -> Array:

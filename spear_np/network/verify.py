@@ -94,7 +94,7 @@ def verify(
     misscaled = None
     if scale is not None and abs(scale.factor - 1) > max(EXACT_TOLERANCE, ZERO_SIGMAS * scale.deviation):
         misscaled = scale.factor
-        bound = bound + abs(scale.factor - 1) * _largest_entries(chain, c)
+        bound = bound + abs(scale.factor - 1) * largest_entries(chain, c)
     checks = _checks(
         chain, ahead, behind, apart, chance, residual, bias_residual, float(np.max(bound)) / size, count
     )
@@ -202,7 +202,7 @@ def data_range(chain: Chain, c: Array) -> float:
     return float(chain.xp.max(inputs)) - float(chain.xp.min(inputs))
 
 
-def _largest_entries(chain: Chain, c: Array) -> HostArray:
+def largest_entries(chain: Chain, c: Array) -> HostArray:
     """(k,): largest absolute entry of the inputs at `c` (k, b)."""
     return to_host(chain.xp.max(chain.xp.abs(_inputs(chain, c)), axis=1))
 
