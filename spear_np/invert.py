@@ -221,7 +221,7 @@ def invert_chain(
         elif options.method == "chain" or not alone:
             reason = f"these layers are no chain that can be inverted: {linked.reason}"
             failed = inversion(layers[0], where, Status.FAILED, reason, 0, options.data_range)
-            return run.signed(failed)
+            return with_decay_said(run.signed(failed))
     layers[0].require_zeros()
     with where.activate():
         other = invert_readings(layer_readings(layers[0], where, options, behind), run)
