@@ -193,6 +193,8 @@ def invert_chain(
         "chain" uses the chain alone; "auto" the chain, and then, if that leads to no whole batch, the zeros of the first
         layer alone where it is a ReLU; all others the first layer alone.
 
+    Notes
+    -----
     Other options, answer and errors are those of `invert`.
     """
     options = Options(batch_size, data_range, method, seed, time_limit, max_proposals)
