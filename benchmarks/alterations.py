@@ -129,6 +129,8 @@ def judged(result: spear_np.Inversion, update: Update) -> Row:
         unstated_beyond = int(np.sum(seen > bounds))
         if update.alike and "none alike" in stated:
             unstated, unstated_beyond = False, 0
+        if not update.as_given and "layer as given" in stated:
+            unstated_beyond = 0
     return {
         "status": str(result.status),
         "wrong": wrong,

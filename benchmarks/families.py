@@ -63,6 +63,8 @@ class Update:
     """Whether both gradients are the plain gradient of what the layer saw, up to rounding and independent noise."""
     alike: bool = False
     """Whether two inputs have the same pattern and columns of ∂L/∂Z in proportion."""
+    as_given: bool = True
+    """Whether W and bias are those that the gradient was taken at."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,10 @@ def of_first(name: str, change: Callable[[Generator, Step, Shared], Shared], *, 
     def make(rng: Generator) -> tuple[Update, Any]:
         at = step(rng)
         update = at.update(plain=plain)
-        first = change(rng, at, update.layers[0])
-        return replace(update, layers=(first, *update.layers[1:])), at.dtype
+        before = update.layers[0]
+        first = change(rng, at, before)
+        as_given = first.weight is before.weight and first.bias is before.bias and "bias" not in first.without
+        return replace(update, layers=(first, *update.layers[1:]), as_given=as_given), at.dtype
 
     family(name)(make)
 
@@ -745,7 +749,9 @@ def with_own_backward(name: str, mask: Callable[[Generator, Step], Array], *, pl
         update = at.update(plain=plain)
         d = at.output_grads[1] @ at.weights[1] * mask(rng, at)
         first = replace(update.layers[0], weight_grad=d.T @ at.seen, bias_grad=d.sum(axis=0))
-        return replace(update, layers=(first, *update.layers[1:])), at.dtype
+        traces = np.linalg.norm(d, axis=1) * np.linalg.norm(at.seen, axis=1)
+        seen = at.seen[traces > np.finfo(at.dtype).eps * np.max(traces)]
+        return replace(update, layers=(first, *update.layers[1:]), seen=seen), at.dtype
 
     family(name)(make)
 
@@ -860,4 +866,4 @@ def local_steps(rng: Generator) -> tuple[Update, Any]:
         replace(a, weight_grad=a.weight_grad + c.weight_grad, bias_grad=a.bias_grad + c.bias_grad)
         for a, c in zip(one.layers, two.layers, strict=True)
     )
-    return replace(one, layers=layers), at.dtype
+    return replace(one, layers=layers, as_given=False), at.dtype

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from scipy.optimize import linear_sum_assignment
+from torch import nn
 
 import spear_np
 from benchmarks import environment, updates
@@ -104,7 +104,9 @@ SCENARIOS: dict[str, Scenario] = {
     # What is in front of the layer, and between it and its ReLU.
     "BatchNorm in front, 200 x 20": Scenario(partial(updates.behind, lambda: nn.BatchNorm1d(784), 200, 20)),
     "LayerNorm in front, 200 x 20": Scenario(partial(updates.behind, lambda: nn.LayerNorm(784), 200, 20)),
-    "convolution, ReLU and pooling in front, 200 x 20": Scenario(partial(updates.behind, convolution, 200, 20)),
+    "convolution, ReLU and pooling in front, 200 x 20": Scenario(
+        partial(updates.behind, convolution, 200, 20)
+    ),
     "BatchNorm before the ReLU, 200 x 20": Scenario(partial(updates.norm_before_relu, 200, 20)),
     "one class, 200 x 20": Scenario(partial(updates.same_class, 200, 20)),
     "one class, 200 x 40": Scenario(partial(updates.same_class, 200, 40)),

@@ -95,6 +95,7 @@ def with_premises(
     layer: Layer | None,
     recovery: Array,
     preactivation: Array | None,
+    premises: tuple[Premise, ...] = (),
 ) -> Certificate:
     """Return the `certificate` of one layer with what it rests on, and with the checks of the marks of alterations.
 
@@ -106,6 +107,8 @@ def with_premises(
         Inputs are recovery · weight_grad.
     preactivation : (m, k), optional
         W X + b; None without W.
+    premises : tuple of Premise
+        What it rests on besides.
     """
     marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
     z = None if preactivation is None else to_host(space.live_of(preactivation))
@@ -119,7 +122,7 @@ def with_premises(
         replace(certificate, caveats=(*certificate.caveats, *caveats)),
         space,
         marks,
-        (_plain(recovery.shape[0], seen), NONE_ALIKE, *hidden, *_of_marks(marks)),
+        (_plain(recovery.shape[0], seen), NONE_ALIKE, *premises, *hidden, *_of_marks(marks)),
     )
 
 
@@ -299,6 +302,11 @@ NONE_ALIKE = Premise(
     "none alike",
     "no inputs turn on the same units with gradients that depend on each other, as of two inputs behind one output or two classes, of "
     "ten behind ten classes: they would count as fewer, weighted means of them",
+)
+LAYER_AS_GIVEN = Premise(
+    "layer as given",
+    "W and bias are those that the gradient was taken at: bounds by signs fall short where they are older or newer, or not quite those "
+    "of this layer",
 )
 ALONE = (PLAIN, PLAIN_SINGLE, NONE_HIDDEN, NONE_ALIKE.name)
 """Names of what only one layer alone has to take for granted."""
