@@ -213,7 +213,7 @@ def _uniqueness_block(
     xp = space.xp
     answers = _concluded(space, q, inputs, held, _by_gram)
     doubtful = np.flatnonzero(~to_host(answers[3]))
-    unique, redundancy, mixing = (to_host(answer) for answer in answers[:3])
+    unique, redundancy, mixing = (np.array(to_host(answer)) for answer in answers[:3])
     if len(doubtful):
         again = space.device.integers(doubtful)
         answers = _concluded(space, xp.take(q, again, axis=0), inputs, held.only(xp, again), _by_svd)
