@@ -96,7 +96,7 @@ def uniqueness(space: RowSpace, directions: Array, inputs: Array, off: Array) ->
         return Uniqueness(one, np.asarray([live - 1]), np.zeros((1, 1)), ~one)
     unique, redundancy = np.zeros(k, dtype=bool), np.zeros(k, dtype=np.int64)
     mixing, behind = np.zeros((k, inputs.shape[0])), np.zeros(k, dtype=bool)
-    for part in blocks(k, live * b):
+    for part in blocks(space.device, k, live * b):
         q, zeros = directions[part, :], off_live[part, :]
         which = np.arange(k)[part]
         answers = _uniqueness_block(space, q, inputs, _zero_rows(space, zeros))
