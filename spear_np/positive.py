@@ -49,6 +49,11 @@ class Positive:
             total = total + xp.sum(part * part, axis=2)
         return total
 
+    def trace_of_inverse(self) -> Array:
+        """(k,): trace of H⁻¹, no less than any norm of it."""
+        xp = array_api_compat.array_namespace(self.inverse_factor)
+        return xp.sum(self.inverse_factor**2, axis=(1, 2))
+
     def inverse(self) -> Array:
         """(k, r, r): H⁻¹."""
         xp = array_api_compat.array_namespace(self.inverse_factor)
@@ -96,11 +101,18 @@ def inverse_of_triangular(xp: Any, lower: Array) -> Array:
 
 
 def orthonormalised(xp: Any, columns: Array) -> Array:
-    """`columns` (k, r, p) made orthonormal, one after the other: zero where one depends on those before it.
+    """`columns` (k, r, p) made orthonormal, one after the other.
 
-    Gram and Schmidt, twice: the first pass loses digits for nearly dependent columns, the second mends that. A QR decomposition
-    of a stack takes its matrices one at a time on a GPU.
+    By a QR decomposition where that is one call for the whole stack; where its matrices would be taken one at a time, as on a
+    GPU, after Gram and Schmidt, twice: the first pass loses digits for nearly dependent columns, the second mends that.
     """
+    if array_api_compat.is_numpy_namespace(xp):
+        return xp.linalg.qr(columns).Q
+    return by_gram_schmidt(xp, columns)
+
+
+def by_gram_schmidt(xp: Any, columns: Array) -> Array:
+    """As `orthonormalised`; zero where a column is zero outside those before it."""
     basis = _unit(xp, columns[:, :, :1])
     for number in range(1, columns.shape[2]):
         rest = columns[:, :, number : number + 1]
