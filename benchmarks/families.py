@@ -65,6 +65,10 @@ class Update:
     """Whether two inputs have the same pattern and columns of ∂L/∂Z in proportion."""
     as_given: bool = True
     """Whether W and bias are those that the gradient was taken at."""
+    one_step: bool = True
+    """Whether no other step is in the gradients."""
+    with_mean: bool = True
+    """Whether neither layer nor optimiser took the mean from the inputs."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +243,7 @@ def centralised(rng: Generator) -> tuple[Update, Any]:
     at = step(rng)
     update = at.update(plain=False)
     layers = tuple(replace(one, weight_grad=mean_free(one.weight_grad)) for one in update.layers)
-    return replace(update, layers=layers), at.dtype
+    return replace(update, layers=layers, with_mean=False), at.dtype
 
 
 @family("gradient centralisation, centred weights")
@@ -249,7 +253,7 @@ def centralised_weights(rng: Generator) -> tuple[Update, Any]:
     weights = (mean_free(at.weights[0]), mean_free(at.weights[1]))
     update = replace(at, weights=weights).update(plain=False)
     layers = tuple(replace(one, weight_grad=mean_free(one.weight_grad)) for one in update.layers)
-    return replace(update, layers=layers), at.dtype
+    return replace(update, layers=layers, with_mean=False), at.dtype
 
 
 @family("weight standardisation")
@@ -258,7 +262,7 @@ def weight_standardised(rng: Generator) -> tuple[Update, Any]:
     at = step(rng)
     used = replace(at, weights=(mean_free(at.weights[0]), at.weights[1])).update(plain=False)
     first = replace(used.layers[0], weight_grad=mean_free(used.layers[0].weight_grad), weight=at.weights[0])
-    return replace(used, layers=(first, *used.layers[1:])), at.dtype
+    return replace(used, layers=(first, *used.layers[1:]), with_mean=False), at.dtype
 
 
 def some_columns(rng: Generator, g: Array) -> Array:
@@ -677,7 +681,7 @@ def with_earlier(name: str, share: Callable[[Generator], float]) -> None:
             )
             for one, other in zip(update.layers, before.layers, strict=True)
         )
-        return replace(update, layers=layers), at.dtype
+        return replace(update, layers=layers, one_step=False), at.dtype
 
     family(name)(make)
 

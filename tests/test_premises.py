@@ -282,6 +282,15 @@ class TestChains:
         answer = invert(update, chain=True, max_proposals=3000, time_limit=2)
         assert answer.status is not Status.EXACT
 
+    @pytest.mark.parametrize("seed", [6005, 6010])
+    def test_a_mean_that_the_layer_took_away_is_said_to_be_missing(self, seed: int) -> None:
+        update = drawn("weight standardisation", seed)
+        answer = invert(update, chain=True, **LIMIT)
+        assert answer.status is Status.EXACT
+        assert "inputs without mean" in answer.claim
+        assert judged(answer, update)["wrong"]
+        assert not judged(answer, update)["unstated"]
+
     def test_an_answer_that_it_bears_out_rests_on_the_links(self) -> None:
         update = drawn("plain", 1)
         answer = invert(update, chain=True, **LIMIT)

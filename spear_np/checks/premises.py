@@ -136,10 +136,12 @@ def with_links(
     """Return the `certificate` of a chain of layers with what it rests on, `linked_premises` among it.
 
     The other parameters are those of the first layer, as above. Where its weights see every direction of an input, the layers
-    behind refuse what an alteration of weight_grad leads to, and its marks need no check.
+    behind refuse what an alteration of weight_grad leads to, and its marks need no check. A layer that takes the mean from its weights
+    takes it from its inputs: nothing behind it sees a difference.
     """
     marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
-    premises_of_all = (*premises, *_of_marks(marks))
+    centred = (WITHOUT_MEAN,) if marks.mean < ZERO_SIGMAS else ()
+    premises_of_all = (*premises, *centred, *_of_marks(marks))
     if BLIND in premises or FIRST_PLAIN in premises:
         return _marked(certificate, space, marks, premises_of_all)
     return replace(certificate, rests_on=premises_of_all)
@@ -313,6 +315,11 @@ ALONE = (PLAIN, PLAIN_SINGLE, NONE_HIDDEN, NONE_ALIKE.name)
 LINKED = Premise(
     "layers linked",
     "the layers follow each other with nothing in between, and their gradients are of one step and of what the first of them saw",
+)
+WITHOUT_MEAN = Premise(
+    "inputs without mean",
+    "all inputs have a mean of zero, as behind a layer normalisation; if the layer takes the mean from its weights, or an optimiser took "
+    "it from the gradient and the weights have none, each input is off by a constant",
 )
 FIRST_PLAIN = Premise(
     PLAIN,
