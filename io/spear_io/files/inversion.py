@@ -214,6 +214,10 @@ class InversionFile:
     place: Place
     source: str | None
     """File name of the dump it came from."""
+    version: str | None
+    """Of the spear-np that wrote it."""
+    created: str | None
+    """When, as the file says it."""
     layers: tuple[RecoveredLayer, ...]
 
 
@@ -239,7 +243,14 @@ def open_inversion(path: str | Path) -> Iterator[InversionFile]:
         if not layers:
             msg = "holds no layers"
             raise FileError(msg, place, AGAIN)
-        yield InversionFile(path, place, safety.text(file, "source", place), tuple(layers))
+        yield InversionFile(
+            path,
+            place,
+            source=safety.text(file, "source", place),
+            version=safety.text(file, "version", place),
+            created=safety.text(file, "created", place),
+            layers=tuple(layers),
+        )
 
 
 def _layer_groups(records: h5py.Group, name: str, place: Place) -> Iterator[tuple[h5py.Group, Place]]:
