@@ -22,6 +22,7 @@ from ..problems import FileError, cause, printable
 from .convert import convert
 from .convert_command import ConvertCommand
 from .evaluate import evaluate
+from .export import export
 from .inspect import inspect
 from .invert import invert
 from .report import report
@@ -70,7 +71,7 @@ def _options(
     """Recover the inputs of a batch from the gradients of a fully connected ReLU layer."""
 
 
-for command in (inspect, invert, evaluate, report):
+for command in (inspect, invert, evaluate, report, export):
     app.command()(command)
 app.command(cls=ConvertCommand)(convert)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from .progress import count, duration
 
 if TYPE_CHECKING:
     from ..convert import Conversion
+    from .export import Exported
 
 STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
 
@@ -319,6 +322,24 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             _figure(result.max_error, ".1e"),
         )
     console.print(summary)
+
+
+def print_exports(done: Sequence[Exported], output: str) -> None:
+    """Print what `spear-np export` wrote."""
+    console = _console([one.claim for one in done])
+    table = _table("record", "layer", "status", ">inputs", "units", "files")
+    for one in done:
+        kinds = Counter(Path(file).suffix.removeprefix(".") for file in one.files)
+        table.add_row(
+            printable(one.record),
+            printable(one.layer),
+            _status(one.claim),
+            str(one.inputs),
+            one.units,
+            ", ".join(f"{number} {kind}" for kind, number in kinds.items()),
+        )
+    console.print(table)
+    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
 
 
 def print_conversion(conversion: Conversion, output: str) -> None:
