@@ -112,6 +112,8 @@ class LayerEvaluation:
     rows: tuple[RowMatch, ...] = ()
     problem: str | None = None
     """Why there is nothing to compare."""
+    seen: str | None = None
+    """What the layer sees, if that is not simply the inputs of the network."""
 
     @property
     def matched(self) -> int:
@@ -259,6 +261,7 @@ def compared(
 def _compared(
     result: LayerEvaluation, recovered: RecoveredLayer, truth: Rows, seen: Seen, display: Display
 ) -> LayerEvaluation:
+    result = replace(result, seen=seen.sentence(result.layer))
     check_finite(truth, "export the true inputs again")
     check_finite(recovered.inputs, "run 'spear-np invert' again")
 
@@ -444,6 +447,8 @@ def evaluation_notes(results: tuple[LayerEvaluation, ...]) -> list[str]:
         where = f"record '{printable(result.record)}', layer '{printable(result.layer)}'"
         if result.problem:
             notes.append(f"{where}: {result.problem}, so it is not evaluated")
+        if result.seen is not None and result.rows:
+            notes.append(f"{result.seen}; PSNR is that of these, and SSIM is not taken")
         if result.broken_promise:
             wrong = sum(not row.exact and not row.within_bound for row in result.rows)
             notes.append(f"{where}: marked exact, but {wrong} input(s) are wrong: please report this")
