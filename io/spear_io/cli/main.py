@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..problems import FileError, cause, printable
+from .audit import audit
 from .convert import convert
 from .convert_command import ConvertCommand
 from .evaluate import evaluate
@@ -71,7 +72,7 @@ def _options(
     """Recover the inputs of a batch from the gradients of a fully connected ReLU layer."""
 
 
-for command in (inspect, invert, evaluate, report, export):
+for command in (inspect, invert, evaluate, report, export, audit):
     app.command()(command)
 app.command(cls=ConvertCommand)(convert)
 

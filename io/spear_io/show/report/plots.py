@@ -159,16 +159,16 @@ def curves(
     y: str,
     lines: Sequence[tuple[str, Floats, Floats]],
     *,
-    mark: tuple[float, str] | None = None,
+    ticks: Sequence[str],
+    top: float | None = None,
 ) -> str:
-    """Several lines (label, x, y), x as equally spaced strengths with their own names if they are texts."""
+    """Several lines (label, x, y) over places with names; `top` is the end of the scale, if it is known."""
     with _axes(name, x, y) as (axes, drawn):
         for number, (label, along, up) in enumerate(lines):
             colour = SERIES[number % len(SERIES)]
             axes.plot(along, up, "o-", color=colour, markersize=4, linewidth=1.2, label=label)
-        if mark is not None:
-            axes.axvline(mark[0], color=BAD, linestyle="--", linewidth=1)
-            axes.text(mark[0], 1.0, f" {mark[1]}", transform=axes.get_xaxis_transform(), va="top")
+        axes.set_xticks(range(len(ticks)), labels=ticks, fontsize=8 if len(ticks) > 8 else 10)
+        axes.set_ylim(bottom=0, top=None if top is None else 1.04 * top)
         if len(lines) > 1:
             axes.legend(frameon=False, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1))
     return drawn[0]
