@@ -64,6 +64,20 @@ PREMISES = {
         "No input is hidden between others.",
         "An input that is a mixture of others, and switches on only units that all of those switch on, would leave no trace of its own.",
     ),
+    "layer as given": (
+        "The model in the file is the one that the gradient was computed with.",
+        (
+            "Bounds rest on which of its units each input switches on. If the weights are older or newer than the gradient, the "
+            "inputs may be off by more than is stated."
+        ),
+    ),
+    "inputs without mean": (
+        "Every input has a mean of zero, as behind a layer normalisation.",
+        (
+            "If instead the model or the optimiser took the mean away from its weights or gradients, each input shown is off by a "
+            "constant."
+        ),
+    ),
     "layers linked": (
         "The layers follow each other directly, and their gradients are of one training step.",
         (
