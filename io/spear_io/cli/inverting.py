@@ -76,9 +76,7 @@ def invert_dump(
                     else:
                         result = _inverted(record, layer, search, start_bar(title), stopped)
                     notes = _notes(record, result)
-                    out.add(
-                        record.name, layer.name, result, notes, display=record.info, between=layer.between
-                    )
+                    out.add(record.name, layer.name, result, notes, display=record.info, seen=layer.seen)
                     outcomes.append(Outcome(record.name, layer.name, result, notes))
     return outcomes, selection.notes
 

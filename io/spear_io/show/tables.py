@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from .progress import count, duration
 
 if TYPE_CHECKING:
     from ..convert import Conversion
+    from .export import Exported
 
 STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
 
@@ -85,13 +88,15 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _console(claims: Sequence[str] = ()) -> Console:
+def console_for(claims: Sequence[str] = ()) -> Console:
+    """Return what tables are printed on, wide enough for the longest of the `claims`."""
     # Without a terminal rich assumes 80 columns and folds. What a status rests on stays in its line.
     width = None if sys.stdout.isatty() else PIPE_WIDTH + max(map(len, claims), default=0)
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def _table(*headings: str) -> Table:
+def new_table(*headings: str) -> Table:
+    """Return an empty table; a heading that begins with ">" is that of numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
         right = heading.startswith(">")
@@ -110,10 +115,10 @@ def _figure(value: float | None, form: str = ".3g", missing: str = "–") -> str
 
 def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
     """Print the table that ends `spear-np invert`."""
-    console = _console([outcome.result.claim for outcome in outcomes])
+    console = console_for([outcome.result.claim for outcome in outcomes])
     decayed = any(outcome.result.gradients.decay.present for outcome in outcomes)
     more = [">weight decay"] if decayed else []
-    table = _table("record", "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *more)
+    table = new_table("record", "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *more)
     for outcome in outcomes:
         result = outcome.result
         agreement = {check.name: check.value for check in result.certificate.checks}.get("sign_agreement")
@@ -146,7 +151,7 @@ def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
 
 def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
     """Print what `spear-np inspect` found."""
-    console = _console()
+    console = console_for()
     by = f", written by {printable(dump.producer)}" if dump.producer else ""
     console.print(f"{printable(str(dump.path), 1000)}: {len(records)} record(s){by}", soft_wrap=True)
     for record in records:
@@ -207,7 +212,7 @@ def _batch_size(survey: spear_np.Survey | None) -> str:
 
 def _stored_table(record: RecordOverview) -> Table:
     """What the file says of each layer, in 80 columns for names of usual length."""
-    table = _table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
+    table = new_table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
     for layer in record.layers:
         table.add_row(
             printable(layer.layer),
@@ -231,7 +236,7 @@ def _input_from(layer: LayerOverview) -> str:
 
 def _survey_table(record: RecordOverview) -> Table:
     """What the gradient of each layer tells."""
-    table = _table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
+    table = new_table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
     for layer in record.layers:
         survey = layer.survey
         forecast = None if survey is None else survey.forecast_seconds
@@ -272,7 +277,7 @@ def _about(seconds: float) -> str:
 
 def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
     """Print what `spear-np evaluate` found: every matched row, then a line a layer."""
-    console = _console([result.claim for result in results])
+    console = console_for([result.claim for result in results])
     for result in results:
         if not result.rows:
             continue
@@ -291,7 +296,7 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             more[">right categories"] = ("discrete", ".1%")
         if any(row.scale != 1 for row in result.rows):
             more[">scale"] = ("scale", ".4g")
-        table = _table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
+        table = new_table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
         for row in result.rows:
             mark = Text("yes", style="green") if row.exact else Text("no", style="red")
             table.add_row(
@@ -303,7 +308,7 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
                 *(_figure(getattr(row, name), style) for name, style in more.values()),
             )
         console.print(table)
-    summary = _table(
+    summary = new_table(
         "record", "layer", "status", ">recovered", ">matched", ">exact", ">mean PSNR (dB)", ">largest error"
     )
     for result in results:
@@ -321,12 +326,30 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
     console.print(summary)
 
 
+def print_exports(done: Sequence[Exported], output: str) -> None:
+    """Print what `spear-np export` wrote."""
+    console = console_for([one.claim for one in done])
+    table = new_table("record", "layer", "status", ">inputs", "units", "files")
+    for one in done:
+        kinds = Counter(Path(file).suffix.removeprefix(".") for file in one.files)
+        table.add_row(
+            printable(one.record),
+            printable(one.layer),
+            _status(one.claim),
+            str(one.inputs),
+            one.units,
+            ", ".join(f"{number} {kind}" for kind, number in kinds.items()),
+        )
+    console.print(table)
+    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+
+
 def print_conversion(conversion: Conversion, output: str) -> None:
     """Print what `spear-np convert` found, what it left out, and what it assumed."""
-    console = _console()
+    console = console_for()
     linked = any(layer.follows or layer.between for layer in conversion.layers)
     more = ["follows"] if linked else []
-    table = _table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
+    table = new_table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
     for layer in conversion.layers:
         before = layer.follows or (f"none: {layer.between}" if layer.between else "–")
         stored = layer.orientation is not None
