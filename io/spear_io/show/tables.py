@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 import spear_np
@@ -22,7 +20,9 @@ from spear_np.backend import to_host
 
 from ..files.dump import Dump, RecordInfo
 from ..problems import listing, printable
+from .advice import Findings, advice
 from .evaluate import LayerEvaluation
+from .grid import Grid, Heading
 from .overview import LayerOverview, RecordOverview
 from .progress import count, duration
 
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
 
+MOST_CERTIFICATES = 4
+"""Layers whose certificates are printed whole; of more, what they have in common."""
+MOST_IN_COMMON = 20
+"""Sentences of many certificates that are printed."""
+ALL_OF_THEM = "the file and in --json"
 PIPE_WIDTH = 160
 """Columns where there is no terminal to ask."""
 
@@ -95,13 +100,9 @@ def console_for(claims: Sequence[str] = ()) -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def new_table(*headings: str) -> Table:
-    """Return an empty table; a heading that begins with ">" is that of numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        right = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    return table
+def new_table(*headings: str) -> Grid:
+    """Return an empty table; a heading begins with ">" over numbers, then with "?" if it may be left out."""
+    return Grid([Heading.of(heading) for heading in headings])
 
 
 def _status(claim: str) -> Text:
@@ -113,12 +114,12 @@ def _figure(value: float | None, form: str = ".3g", missing: str = "–") -> str
     return missing if value is None or math.isnan(value) else format(value, form)
 
 
-def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
-    """Print the table that ends `spear-np invert`."""
+def print_outcomes(outcomes: Sequence[Outcome], output: str, seconds: float | None = None) -> None:
+    """Print the table that ends `spear-np invert`, which took `seconds` in all."""
     console = console_for([outcome.result.claim for outcome in outcomes])
     decayed = any(outcome.result.gradients.decay.present for outcome in outcomes)
-    more = [">weight decay"] if decayed else []
-    table = new_table("record", "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *more)
+    more = [">?weight decay"] if decayed else []
+    table = new_table("record", "layer", "status", ">inputs", ">?λ", ">?proposals", ">time", "?device", *more)
     for outcome in outcomes:
         result = outcome.result
         agreement = {check.name: check.value for check in result.certificate.checks}.get("sign_agreement")
@@ -129,7 +130,7 @@ def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
             f"{result.found}/{result.batch_size}",
             _figure(agreement, ".6g"),
             count(result.proposals),
-            duration(result.seconds) if result.seconds >= 10 else f"{result.seconds:.2g} s",
+            _seconds(result.seconds),
             result.device,
             *([_figure(result.gradients.decay.weight or None, ".6g")] if decayed else []),
         )
@@ -137,16 +138,63 @@ def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
     for outcome in outcomes:
         where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
         result = outcome.result
-        if len(outcomes) == 1 and result.certificate.checks:
+        if len(outcomes) <= MOST_CERTIFICATES and result.certificate.checks:
+            if len(outcomes) > 1:
+                console.print(Text(where, style="bold"), soft_wrap=True)
             console.print(str(result.certificate), soft_wrap=True)
         if result.reason and (result.status != spear_np.Status.EXACT or len(outcomes) == 1):
             console.print(f"{where}: {result.reason}", soft_wrap=True)
+        for one in advice(_findings(result)):
+            console.print(f"{where}: perhaps {one.cause}; {one.attempt}", soft_wrap=True)
         if result.chain:
             used = " → ".join(printable(name) for name in result.chain)
             console.print(f"{where}: from the layers {used}", soft_wrap=True)
         for note in outcome.notes:
             console.print(f"{where}: {note}", soft_wrap=True)
-    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+    if len(outcomes) > MOST_CERTIFICATES:
+        _print_in_common(console, outcomes)
+    took = "" if seconds is None else f" in {_seconds(seconds)}"
+    console.print(f"written to {printable(output, 1000)}{took}", soft_wrap=True)
+
+
+def _findings(result: spear_np.Inversion) -> Findings:
+    decay = result.gradients.decay
+    return Findings(
+        status=str(result.status),
+        reason=result.reason,
+        batch_size=result.batch_size,
+        found=result.found,
+        shape=result.gradients.shape,
+        singular_values=np.asarray(result.singular_values),
+        relative_noise=result.relative_noise,
+        weight_decay=decay.weight if decay.present else None,
+        chain=bool(result.chain),
+        info=None,
+    )
+
+
+def _print_in_common(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """Print what many certificates rest on and leave open, each sentence once, with how many say it."""
+    certificates = [outcome.result.certificate for outcome in outcomes]
+    lines = Counter(
+        line
+        for one in certificates
+        for line in dict.fromkeys(
+            [
+                *(f"not passed: {check.name}" for check in one.checks if check.passed is False),
+                *(f"if {premise.name}: {premise.meaning}" for premise in one.rests_on),
+                *one.caveats,
+            ]
+        )
+    )
+    for line, count_of in lines.most_common(MOST_IN_COMMON):
+        console.print(f"{count_of} of {len(outcomes)}: {line}", soft_wrap=True)
+    if len(lines) > MOST_IN_COMMON:
+        console.print(f"and {len(lines) - MOST_IN_COMMON} more sentences, in {ALL_OF_THEM}", soft_wrap=True)
+
+
+def _seconds(seconds: float) -> str:
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
@@ -210,9 +258,9 @@ def _batch_size(survey: spear_np.Survey | None) -> str:
     return rank if least == most else f"{rank} ({least} to {most})"
 
 
-def _stored_table(record: RecordOverview) -> Table:
+def _stored_table(record: RecordOverview) -> Grid:
     """What the file says of each layer, in 80 columns for names of usual length."""
-    table = new_table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
+    table = new_table("layer", ">m × n", "?type", "?input from", "followed by", "?holds", ">?truth")
     for layer in record.layers:
         table.add_row(
             printable(layer.layer),
@@ -234,9 +282,9 @@ def _input_from(layer: LayerOverview) -> str:
     return " ".join(parts) or "–"
 
 
-def _survey_table(record: RecordOverview) -> Table:
+def _survey_table(record: RecordOverview) -> Grid:
     """What the gradient of each layer tells."""
-    table = new_table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
+    table = new_table("layer", ">batch", ">?noise", ">?gap", ">?published search", "can be inverted")
     for layer in record.layers:
         survey = layer.survey
         forecast = None if survey is None else survey.forecast_seconds
@@ -309,7 +357,7 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             )
         console.print(table)
     summary = new_table(
-        "record", "layer", "status", ">recovered", ">matched", ">exact", ">mean PSNR (dB)", ">largest error"
+        "record", "layer", "status", ">?recovered", ">matched", ">exact", ">mean PSNR (dB)", ">?largest error"
     )
     for result in results:
         compared = result.problem is None
@@ -348,8 +396,8 @@ def print_conversion(conversion: Conversion, output: str) -> None:
     """Print what `spear-np convert` found, what it left out, and what it assumed."""
     console = console_for()
     linked = any(layer.follows or layer.between for layer in conversion.layers)
-    more = ["follows"] if linked else []
-    table = new_table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
+    more = ["?follows"] if linked else []
+    table = new_table("layer", ">m × n", "?type", "followed by", *more, "?holds", "?stored as", "?known by")
     for layer in conversion.layers:
         before = layer.follows or (f"none: {layer.between}" if layer.between else "–")
         stored = layer.orientation is not None
