@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,8 @@ Array = Any
 """An array of the namespace in use, see `Device.xp`; the array API standard has no type for it that checkers know."""
 HostArray = np.ndarray[Any, Any]
 """A NumPy array, on the host."""
+Launch = Callable[[str, str, int, int, tuple[Any, ...], int], None]
+"""Run a CUDA kernel: source text, name, blocks, threads of a block, arguments, bytes of dynamic shared memory."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Device:
     """What `xp` takes as `device=`."""
     name: str = "cpu"
     """"cpu" or "gpu:N", as shown to people and written to files."""
+    launch: Launch | None = None
+    """Runs CUDA kernels; None where the device has none."""
 
     def activate(self) -> AbstractContextManager[Any]:
         """Make this the current device of its library, where the library has such a notion."""
@@ -176,7 +181,22 @@ def _gpu(number: int) -> Device:
     if number >= count:
         msg = f"gpu:{number} was asked for, but CUDA shows {count} device(s)"
         raise DeviceError(msg)
-    return Device(cupy_compat, cupy.cuda.Device(number), f"gpu:{number}")
+    return Device(cupy_compat, cupy.cuda.Device(number), f"gpu:{number}", _launch)
+
+
+def _launch(
+    source: str, name: str, blocks: int, threads: int, arguments: tuple[Any, ...], shared: int
+) -> None:
+    """`Device.launch` of CuPy, on the stream that is current for the caller."""
+    _module(source).get_function(name)((blocks,), (threads,), arguments, shared_mem=shared)
+
+
+@cache
+def _module(source: str) -> Any:
+    """The kernels of `source`, compiled when the first of them is launched and then kept on disk by CuPy."""
+    import cupy
+
+    return cupy.RawModule(code=source, options=("--std=c++14",))
 
 
 def memory_of(device: Device) -> int | None:
@@ -254,6 +274,26 @@ def adopted(name: str, values: Any) -> tuple[Any, str | None]:
     if isinstance(values, np.matrix):
         return np.asarray(values), None
     return values, None
+
+
+def contiguous(xp: ModuleType, array: Array) -> Array:
+    """`array` with its last axis next to each other in memory, as kernels read it; a copy only if it is not yet."""
+    if array_api_compat.is_cupy_namespace(xp):
+        import cupy
+
+        return cupy.ascontiguousarray(array)
+    if array_api_compat.is_numpy_namespace(xp):
+        return np.ascontiguousarray(array)
+    return array
+
+
+def product(xp: ModuleType, left: Array, right: Array, out: Array | None) -> Array:
+    """Matrix product, written into `out` if that has its shape and the library can: no memory is asked for in a loop."""
+    if out is None or out.shape != (left.shape[0], right.shape[1]):
+        return xp.matmul(left, right)
+    if array_api_compat.is_numpy_namespace(xp) or array_api_compat.is_cupy_namespace(xp):
+        return xp.matmul(left, right, out=out)
+    return xp.matmul(left, right)
 
 
 def erf(xp: ModuleType, values: Array) -> Array:

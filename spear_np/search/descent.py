@@ -27,18 +27,22 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, HostArray, inverse_or_pseudoinverse, orthogonal_complement, to_host
+from ..backend import (
+    Array,
+    HostArray,
+    contiguous,
+    inverse_or_pseudoinverse,
+    orthogonal_complement,
+    product,
+    to_host,
+)
 from ..directions.null_vectors import distinct, nearest_rows
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_known, smoother
+from ..kernels.descent import TINY, move, pull, sign_weights, soft_pattern
 from . import Proposals
 
-TINY = 1e-30
-"""Added to float32 lengths before dividing by them.
-
-Derived: far below any length, and its inverse is a float32 number.
-"""
 CONVERGED_COSINE = 0.9995
 """Cosine from which two ends of a descent are the same.
 
@@ -165,11 +169,6 @@ CONFINED_SHARES = (0.2, 0.35, 0.5)
 """Shares of the steps spent in the complement of the known inputs, one drawn for each block.
 
 Heuristic: as `SIGN_SHARPNESS`.
-"""
-LARGEST_SIGN_LOGIT = 60.0
-"""Exponent beyond which a sign weight counts as zero.
-
-Derived: exp(60) is a float32 number.
 """
 DUAL_RIDGE = 1e-12
 """Added to the Gram matrix of unit vectors before it is solved.
@@ -330,41 +329,28 @@ def descend(
         free = device.float32(orthogonal_complement(xp, known))
         q, current = q @ free, rows @ free
     transposed = current.T
-    q = q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY)
+    q = contiguous(xp, q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY))
     if signs is not None:
         spread, shrink = device.float32(signs[0]), device.float32(signs[1])
         gather, scatter = spread * shrink, spread.T
     merges = {round(share * tempering.steps) for share in THIN_AT} if settings.thinning else set()
-    weights = None
+    weights = values = gradient = None
     for step in range(tempering.steps):
         done = step / tempering.steps
         if free is not None and done >= tempering.confined:
-            q, current, transposed, free = q @ free.T, rows, rows.T, None
+            q, current, transposed, free = contiguous(xp, q @ free.T), rows, rows.T, None
         if step in merges:
             kept = _apart(xp, q, tempering.thin_cosine)
             q = xp.take(q, kept, axis=0)
             weights = None if weights is None else xp.take(weights, kept, axis=0)
-        values = q @ transposed
-        size = xp.abs(values)
-        mean = xp.mean(size, axis=1, keepdims=True)
+        values = product(xp, q, transposed, values)
         if signs is not None and done >= settings.warm_up and step % settings.sign_interval == 0:
-            pattern = xp.clip(size / (tempering.tau * mean) - 1, -1.0, 1.0)
-            z = (pattern @ gather) @ scatter
             kappa = tempering.kappa[0] + (tempering.kappa[1] - tempering.kappa[0]) * done
-            z *= kappa / (xp.sqrt(xp.mean(z * z, axis=1, keepdims=True)) + TINY)
-            weights = 1 / (1 + xp.exp(xp.clip(z, -LARGEST_SIGN_LOGIT, LARGEST_SIGN_LOGIT)))
-        pull = values / (size + TINY)  # the sign, several times faster than xp.sign
-        if settings.concave:
-            # The subgradient of Σ log(1 + |v| / width) is sign(v) / (|v| + width), but for a factor.
-            size += WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done * mean
-            pull /= size
-        if weights is not None:
-            pull *= weights
-        gradient = pull @ current
-        gradient -= xp.sum(gradient * q, axis=1, keepdims=True) * q
-        length = xp.sqrt(xp.sum(gradient * gradient, axis=1, keepdims=True)) + TINY
-        q = q - gradient * (_step_length(tempering.first_step, settings, done) / length)
-        q = q / xp.sqrt(xp.sum(q * q, axis=1, keepdims=True))
+            pattern = soft_pattern(device, values, tempering.tau)
+            weights = sign_weights(device, (pattern @ gather) @ scatter, kappa)
+        width = WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done if settings.concave else None
+        gradient = product(xp, pull(device, values, weights, width), current, gradient)
+        q = move(device, q, gradient, _step_length(tempering.first_step, settings, done))
     return q if free is None else q @ free.T
 
 
