@@ -199,6 +199,13 @@ def _module(source: str) -> Any:
     return cupy.RawModule(code=source, options=("--std=c++14",))
 
 
+def multiprocessors(device: Device) -> int | None:
+    """How many multiprocessors a card has; None for what is no card."""
+    if not array_api_compat.is_cupy_namespace(device.xp):
+        return None
+    return int(device.handle.attributes["MultiProcessorCount"])
+
+
 def memory_of(device: Device) -> int | None:
     """Bytes of memory that `device` has in all, or that this process may take of it; None where the system does not say."""
     if array_api_compat.is_cupy_namespace(device.xp):

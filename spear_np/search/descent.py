@@ -41,6 +41,7 @@ from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_known, smoother
 from ..kernels.descent import TINY, move, pull, sign_weights, soft_pattern
+from ..kernels.width import starts_at_once
 from . import Proposals
 
 CONVERGED_COSINE = 0.9995
@@ -62,7 +63,7 @@ class Settings:
     alpha: float = 1.0
     """Exponent of the row weights."""
     starts: int = 256
-    """Starts of a block, at most."""
+    """Starts of a block, at most; on a card as many more as cost it no time."""
     steps: int = 200
     """Steps of the shortest block; see `_temper` for how effort doubles them."""
     hold: float = 0.5
@@ -228,11 +229,11 @@ class Descent:
         deflated = len(trusted) > 0
         complement, known = (None, None) if not deflated else self._deflation(space, pool, trusted)
         left = b - len(trusted)
-        count = (
-            max(FEWEST_STARTS, min(self.settings.starts, STARTS_PER_MISSING * left))
-            if deflated
-            else self.settings.starts
-        )
+        # Two products of the rows with each start.
+        starts = starts_at_once(space.device, 4.0 * self.weighting.rows.shape[0] * b, self.settings.starts)
+        count = starts
+        if deflated and starts == self.settings.starts:
+            count = max(FEWEST_STARTS, min(starts, STARTS_PER_MISSING * left))
         tempering = _temper(
             rng, self.settings, effort=pool.effort, few=deflated and left < max(FEW_LEFT[0], FEW_LEFT[1] * b)
         )

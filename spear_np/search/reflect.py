@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..backend import Array, Device, HostArray, to_host
+from ..chain.layers import Chain
 from ..chain.sets import RADII, Open
 from ..factors.activation import Activation
 from ..kernels.reflect import Pieces, reflected, relaxed
+from ..kernels.width import starts_at_once
 from . import Ends
 
 RELAXATION = 0.7
@@ -50,7 +52,7 @@ PATIENCE = 2000
 Heuristic: those that settle do so within some hundred.
 """
 DRY = 400_000
-"""Steps of all starts without a new input after which another search has its turn.
+"""Steps of all of `STARTS` starts without a new input after which another search has its turn.
 
 Heuristic: a thousand times what an input costs where they come quickly, and enough for the first of a hundred at m = 200.
 """
@@ -97,10 +99,20 @@ class Reflect:
     """A stream of starts: those that settle leave, the others go on in whatever is left to be found."""
 
     name = "reflect"
-    patience = DRY
 
     def __init__(self, count: int = STARTS) -> None:
         self.count = count
+
+    @classmethod
+    def suited(cls, chain: Chain) -> Reflect:
+        """As many starts as the device of `chain` follows in the time of few."""
+        entries = sum(layer.units * chain.batch_size for layer in chain.layers)
+        return cls(starts_at_once(chain.device, 4.0 * entries, STARTS))
+
+    @property
+    def patience(self) -> int:
+        """As many steps of each start, however many there are at once."""
+        return DRY * max(1, self.count // STARTS)
 
     def start(self, left: Open, rng: np.random.Generator) -> Points:
         """Return fresh starts."""
@@ -121,10 +133,12 @@ def _distinct(points: Points, settled: HostArray) -> HostArray:
     """Those of the places `settled` whose patterns differ; the rest go on and settle in what is then left."""
     if not len(settled):
         return settled
-    pattern = to_host(points.z[0])[settled] > 0
+    signs = np.where(to_host(points.z[0])[settled] > 0, np.float32(1), np.float32(-1))
+    units = signs.shape[1]
+    apart = (units - signs @ signs.T) / 2 >= SAME_PATTERN * units
     kept: list[int] = []
     for row in range(len(settled)):
-        if all(np.mean(pattern[row] != pattern[other]) >= SAME_PATTERN for other in kept):
+        if np.all(apart[row, kept]):
             kept.append(row)
     return np.asarray(settled[kept])
 
