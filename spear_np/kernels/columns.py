@@ -37,15 +37,10 @@ def nearest_side(device: Device, z: Array, d: Array, e: Array, weight: float) ->
     """Each unit of each point on the side it is nearer to; `weight` as in `nearer_on`."""
     xp = device.xp
     if runs_kernels(device, z):
-        found = [xp.empty_like(z) for _ in range(6)]
-        launch(
-            device,
-            "reflect_sides",
-            blocks_for(z),
-            BLOCK,
-            (z, d, e, np.uint64(z.size), np.float32(weight), *found),
-        )
-        return Sides((found[0], found[1], found[2]), (found[3], found[4], found[5]))
+        near, turned = ((xp.empty_like(z), xp.empty_like(z), xp.empty_like(z)) for _ in range(2))
+        arguments = (z, d, e, np.uint64(z.size), np.float32(weight), *near, *turned)
+        launch(device, "reflect_sides", blocks_for(z), BLOCK, arguments)
+        return Sides(near, turned)
     zero = xp.zeros_like(z)
     on = nearer_on(xp, z, d, e, weight)
     both = d + weight * (e - d)

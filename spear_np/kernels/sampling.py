@@ -14,6 +14,7 @@ import numpy as np
 
 from ..backend import Array, Device, HostArray, contiguous, to_host
 from .source import WARP, launch, runs_kernels
+from .splitmix import below
 
 SLOTS_PER_ROW = 64
 """Slots of the table of a weighted draw for each row, on average.
@@ -189,24 +190,12 @@ def _filled(distinct: HostArray, last: int, rows: int, size: int) -> HostArray:
 
 
 def _drawn(tables: HostArray, subsets: HostArray, draws: int, seed: int) -> HostArray:
-    """(draws, k) int32: the first draws of each of the `subsets` (k,), two from each number."""
+    """(draws, k) int32: the first draws of each of the `subsets` (k,)."""
     groups, slots = tables.shape
-    base = _mixed(np.uint64(seed) + subsets.astype(np.uint64))
-    number = _mixed(base + np.arange(-(-draws // 2), dtype=np.uint64)[:, None])
-    halves = np.stack([number >> np.uint64(32), number & np.uint64(0xFFFFFFFF)], axis=1)
-    slot = (halves.reshape(-1, len(subsets))[:draws] * np.uint64(slots)) >> np.uint64(32)
-    drawn: HostArray = np.take(tables.reshape(-1), subsets % groups * slots + slot.astype(np.int64))
+    drawn: HostArray = np.take(
+        tables.reshape(-1), subsets % groups * slots + below(slots, subsets, draws, seed)
+    )
     return drawn
-
-
-def _mixed(z: HostArray) -> HostArray:
-    """64-bit numbers that look random, from any others (splitmix64)."""
-    with np.errstate(over="ignore"):
-        z = z + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: HostArray = z ^ (z >> np.uint64(31))
-    return mixed
 
 
 def sample(device: Device, rows: Rows, tables: HostArray, seed: int, first: int, count: int) -> Sample:

@@ -41,6 +41,7 @@ from ..directions.null_vectors import distinct
 from ..directions.pool import Pool, covered
 from ..factors.row_space import LARGEST_ANGLE, RowSpace
 from ..kernels.sampling import Rows, draw_tables, sample
+from ..kernels.splitmix import seed_from
 from . import Proposals
 
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -204,7 +205,7 @@ class Sampling:
             narrowest=NARROWEST,
             widest=WIDEST,
         )
-        found = sample(device, rows, tables, int(rng.integers(2**63)), 0, count)
+        found = sample(device, rows, tables, seed_from(rng), 0, count)
         return found.vectors.astype(np.float64) @ to_host(turn).T, found.zeros, count
 
     def _count(self, device: Device, length: int, r: int) -> int:
