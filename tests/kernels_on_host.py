@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class HostKernels:
     def __init__(self, library: Path, lanes: int) -> None:
         self.library, self.lanes = ctypes.CDLL(str(library)), lanes
         self.launches: list[str] = []
+        self._alone = threading.Lock()  # one launch at a time: blocks and threads are numbered in one place
 
     @property
     def device(self) -> Device:
@@ -96,5 +98,6 @@ class HostKernels:
             addresses[place] = ctypes.addressof(value)
         # One thread alone runs every loop to its end; more take turns at them.
         used = 1 if self.lanes == 1 else threads // WARP * self.lanes
-        self.launches.append(name)
-        getattr(self.library, f"launch_{name}")(blocks, used, addresses)
+        with self._alone:
+            self.launches.append(name)
+            getattr(self.library, f"launch_{name}")(blocks, used, addresses)

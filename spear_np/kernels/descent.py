@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, Device
+from ..backend import Array, Device, between
 from .source import WARP, launch, runs_kernels
 
 TINY = 1e-30
@@ -73,7 +73,7 @@ def soft_pattern(device: Device, values: Array, threshold: float) -> Array:
         )
         return pattern
     size = xp.abs(values)
-    return xp.clip(size / (threshold * xp.mean(size, axis=1, keepdims=True)) - 1, -1.0, 1.0)
+    return between(xp, size / (threshold * xp.mean(size, axis=1, keepdims=True)) - 1, -1.0, 1.0)
 
 
 def sign_weights(device: Device, z: Array, sharpness: float) -> Array:
@@ -91,7 +91,7 @@ def sign_weights(device: Device, z: Array, sharpness: float) -> Array:
         launch(device, "descent_weights", k, _threads(rows), arguments)
         return z
     z *= sharpness / (xp.sqrt(xp.mean(z * z, axis=1, keepdims=True)) + TINY)
-    return 1 / (1 + xp.exp(xp.clip(z, -LARGEST_SIGN_LOGIT, LARGEST_SIGN_LOGIT)))
+    return 1 / (1 + xp.exp(between(xp, z, -LARGEST_SIGN_LOGIT, LARGEST_SIGN_LOGIT)))
 
 
 def move(device: Device, q: Array, gradient: Array, length: float) -> Array:

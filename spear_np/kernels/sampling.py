@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Device, HostArray, contiguous, to_host
+from ..backend import Array, Device, HostArray, between, contiguous, to_host
 from .source import WARP, launch, runs_kernels
 from .splitmix import below
 
@@ -225,7 +225,8 @@ def _in_arrays(
         subsets = np.arange(start, min(start + step, first + count))
         picks = draw_subsets(tables, length, r - 1, subsets, seed)
         vectors = null_vectors_of(device, rows.unit, picks)
-        tolerance = xp.clip(
+        tolerance = between(
+            xp,
             rows.amplification * xp.linalg.vector_norm(vectors @ rows.noise.T, axis=1),
             rows.narrowest,
             rows.widest,
