@@ -235,8 +235,7 @@ class Descent:
         deflated = len(trusted) > 0
         complement, known = (None, None) if not deflated else self._deflation(space, pool, trusted)
         left = b - len(trusted)
-        # Two products of the rows with each start.
-        starts = starts_at_once(space.device, 4.0 * self.weighting.rows.shape[0] * b, self.settings.starts)
+        starts = self.starts(space)
         count = starts
         if deflated and starts == self.settings.starts:
             count = max(FEWEST_STARTS, min(starts, STARTS_PER_MISSING * left))
@@ -262,6 +261,11 @@ class Descent:
         parts = [slice(first, min(first + step, count)) for first in range(0, count, step)]
         found = xp.concat(mapped(space.device, ends, parts), axis=0)
         return Proposals(self._distinct(space, found) @ self.weighting.to_q.T, count, self.name)
+
+    def starts(self, space: RowSpace) -> int:
+        """Starts of a block with nothing known: each takes two products with all rows a step."""
+        operations = 4.0 * self.weighting.rows.shape[0] * space.batch_size
+        return starts_at_once(space.device, operations, self.settings.starts)
 
     def forecast(self, space: RowSpace) -> float | None:
         """No forecast: a start either ends on a new direction or does not."""
