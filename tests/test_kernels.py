@@ -380,3 +380,62 @@ class TestWholeSearches:
         # Rounding of float32 decides where some starts go.
         assert found[0] >= 6
         assert abs(found[1] - found[0]) <= 2
+
+
+class TestWeightedDraws:
+    """The law of `draw_subsets`; that the kernel draws the same is said above."""
+
+    def test_equal_weights_draw_every_subset_equally_often(self) -> None:
+        tables = draw_tables(np.zeros((1, 5)), 2)
+        subsets = draw_subsets(tables, 5, 2, np.arange(40_000), seed=61)
+        names = np.sort(subsets, axis=1) @ [5, 1]
+        _, counts = np.unique(names, return_counts=True)
+        assert len(counts) == 10
+        # Five standard deviations of a count of 40,000 draws that hits with probability 1/10.
+        assert np.all(np.abs(counts - 4000) < 5 * np.sqrt(40_000 * 0.1 * 0.9))
+
+    def test_further_rows_are_drawn_from_the_weights_that_are_left(self) -> None:
+        weights = np.asarray([1.0, 2.0, 5.0])
+        tables = draw_tables(np.log(weights)[None, :], 2)
+        subsets = draw_subsets(tables, 3, 2, np.arange(40_000), seed=63)
+        drawn = np.bincount(tables[0], minlength=3) / tables.shape[1]
+        # P(without i) = Σ over the orders (j, k) of p_j · p_k / (1 - p_j), by the weights in the table.
+        wanted = [
+            sum(
+                drawn[j] * drawn[k] / (1 - drawn[j])
+                for j in range(3)
+                for k in range(3)
+                if len({i, j, k}) == 3
+            )
+            for i in range(3)
+        ]
+        share = np.bincount(3 - np.sum(subsets, axis=1), minlength=3) / 40_000
+        np.testing.assert_allclose(share, wanted, atol=5 * np.sqrt(0.25 / 40_000))
+
+    def test_tables_have_slots_in_proportion(self) -> None:
+        rng = np.random.default_rng(7)
+        log_weights = rng.standard_normal((3, 200))
+        tables = draw_tables(log_weights, 15)
+        for table, logs in zip(tables, log_weights, strict=True):
+            share = np.bincount(table, minlength=200) / len(table)
+            np.testing.assert_allclose(share, np.exp(logs) / np.sum(np.exp(logs)), atol=1 / len(table))
+
+    def test_heavy_rows_are_in_nearly_every_subset_and_cost_few_draws(self) -> None:
+        # Eight rows outweigh all others by far, and these have weights of their own.
+        logs = np.concatenate([np.full(8, 90.0), np.linspace(0, 3, 192)])
+        tables = draw_tables(logs[None, :], 15)
+        subsets = draw_subsets(tables, 200, 15, np.arange(4000), seed=5)
+        assert np.mean([len(set(subset) & set(range(8))) for subset in subsets]) > 7.9
+        others = np.bincount(subsets[subsets >= 8], minlength=200)
+        assert np.sum(others[104:]) > 2 * np.sum(others[8:104])
+        # A draw hits what is not yet taken often enough.
+        assert np.sum(tables[0] >= 8) > tables.shape[1] / 20
+
+    @pytest.mark.parametrize(("rows", "size"), [(1, 0), (1, 1), (2, 1), (5, 5), (9, 8), (300, 63)])
+    def test_a_subset_has_no_row_twice(self, rows: int, size: int) -> None:
+        logs = 200 * np.random.default_rng(rows).standard_normal((2, rows))
+        subsets = draw_subsets(draw_tables(logs, size), rows, size, np.arange(50), seed=1)
+        assert subsets.shape == (50, size)
+        for subset in subsets:
+            assert len(set(subset)) == size
+            assert all(0 <= row < rows for row in subset)

@@ -165,7 +165,7 @@ def draw_subsets(tables: HostArray, rows: int, size: int, subsets: HostArray, se
     open_ = np.arange(len(subsets))
     # As many draws bring `size` of equal rows together; weights need more.
     expected = -rows * np.log1p(-min(size, rows - 1) / rows)
-    draws = min(MOST_DRAWS * size, math.ceil(expected + DRAWN_SIGMAS * math.sqrt(expected)))
+    draws = min(MOST_DRAWS * size, max(size, math.ceil(expected + DRAWN_SIGMAS * math.sqrt(expected))))
     while len(open_) and size:
         drawn = _drawn(tables, subsets[open_], draws, seed)
         fresh = np.stack([~np.any(drawn[:draw] == drawn[draw], axis=0) for draw in range(draws)])
