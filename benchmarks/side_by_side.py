@@ -44,7 +44,9 @@ class Cell:
     @property
     def title(self) -> str:
         """For the table."""
-        return f"{self.m}/{self.b}" if self.activation is None else f"chain {self.activation} {self.m}/{self.b}"
+        return (
+            f"{self.m}/{self.b}" if self.activation is None else f"chain {self.activation} {self.m}/{self.b}"
+        )
 
 
 def main() -> int:

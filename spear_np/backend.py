@@ -168,7 +168,9 @@ def mapped(device: Device, function: Callable[[slice], T], parts: Sequence[slice
     MemoryError
         If memory does not do for a single item.
     """
-    if device.name != "cpu" or len(parts) < 2 or _WORKERS.get() == 1:  # threads would share the stream of a GPU
+    if (
+        device.name != "cpu" or len(parts) < 2 or _WORKERS.get() == 1
+    ):  # threads would share the stream of a GPU
         return [result for part in parts for result in _halved(device, function, part)]
     pools = ThreadpoolController()
     workers = min(len(parts), _WORKERS.get() or _threads_of(pools))

@@ -6,7 +6,6 @@ happened to draw: the more rows, the more noise is averaged. All steps work on a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -268,7 +267,9 @@ def _first_rows(space: RowSpace, q: Array, width: int) -> tuple[Array, Array]:
     gaps = xp.where(possible, ratio, xp.zeros_like(ratio))
     counts = xp.where(xp.max(gaps, axis=1) > ROW_GAP, xp.argmax(gaps, axis=1) + 1, xp.full_like(near, width))
     # Fewer zeros than b - 1 mean a mixture to be resolved, if they stand apart as clearly.
-    following = xp.take_along_axis(ordered, xp.minimum(near, xp.full_like(near, live - 1))[:, None], axis=1)[:, 0]
+    following = xp.take_along_axis(ordered, xp.minimum(near, xp.full_like(near, live - 1))[:, None], axis=1)[
+        :, 0
+    ]
     apart = (near < b - 1) & (near >= max(1, b // 2)) & (following > FEW_ZEROS_APART * NEAR_ZERO)
     counts = xp.where(apart, near, counts)
     return order[:, : int(xp.max(counts))], counts

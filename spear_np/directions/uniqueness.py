@@ -299,7 +299,9 @@ def _by_gram(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs
     leverage = xp.where(clear[:, None], leverage, xp.zeros_like(leverage))
     heavy, some, largest = _heavy_rows(space, rows, leverage)
     some = some - (some @ unit) @ xp.matrix_transpose(unit)
-    pulled = xp.matrix_transpose(system.solve(xp.matrix_transpose(some))) / space.S  # H⁻¹ u_j, what row j alone could turn
+    pulled = (
+        xp.matrix_transpose(system.solve(xp.matrix_transpose(some))) / space.S
+    )  # H⁻¹ u_j, what row j alone could turn
     pulled = xp.where(clear[:, None, None], pulled, xp.zeros_like(pulled))
     strength = largest / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(largest, TINIEST))
     left, error = strength * (1 - largest), (GRAM_ERROR * size)[:, None]
