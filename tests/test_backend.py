@@ -298,7 +298,8 @@ class TestBlocksOnAllCores:
 
         def broken(part: slice) -> None:
             tried.append(part)
-            raise InputError("broken")
+            msg = "broken"
+            raise InputError(msg)
 
         with pytest.raises(InputError):
             mapped(CPU, broken, self.PARTS[:1])
