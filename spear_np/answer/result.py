@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from ..backend import Array, Device
 from ..factors.gradients import LayerGradients
 from .certificate import Certificate
+from .notebook import inversion_html, inversion_table
 
 
 class Status(StrEnum):
@@ -93,6 +95,10 @@ class Inversion:
     """(k,) int64: class of each input as the gradient of the output layer tells it, -1 where it does not; None if not asked."""
     chain: tuple[str, ...] = ()
     """Names of the layers that were used together, in forward order; empty for a layer inverted alone."""
+    singular_values: tuple[float, ...] = ()
+    """Of weight_grad with every row divided by its noise, largest first: the first `batch_size` stand for inputs."""
+    relative_noise: float = math.nan
+    """Noise of one entry of weight_grad over the root mean square of its row, median over rows; NaN without a rank."""
     method: str = ""
     """This and what follows is filled in by the loop."""
     seed: int = 0
@@ -127,6 +133,23 @@ class Inversion:
             f"{self.proposals} proposals in {self.seconds:.3g} s on {self.device}, method {self.method}, seed {self.seed}"
         )
         return f"<{type(self).__name__} " + "\n  ".join(lines) + ">"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: status, premises, certificate, and the inputs as pictures where they may be some."""
+        return inversion_html(self)
+
+    def to_dataframe(self) -> Any:
+        """Return a `pandas.DataFrame` with one row for each input: its figures, its label, then its features.
+
+        Columns are `zero_count`, `redundancy`, `sign_agreement`, `false_probability` and `error_bound` where the certificate has
+        them, `label` where labels were asked for, and ``x0`` to ``x(n-1)``, float64, in units of the input.
+
+        Raises
+        ------
+        ImportError
+            Without pandas: ``pip install pandas``.
+        """
+        return inversion_table(self)
 
     @property
     def inputs(self) -> Array:

@@ -105,6 +105,10 @@ def _answer(
     factors: Factors, status: Status, reason: str, data_range: DataRange | None, **figures: Any
 ) -> Inversion:
     space = factors.space
+    figures |= {
+        "singular_values": space.spectrum.singular_values,
+        "relative_noise": space.relative_noise,
+    }
     return inversion(factors.gradients, space.device, status, reason, space.batch_size, data_range, **figures)
 
 

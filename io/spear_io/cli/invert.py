@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +54,7 @@ def invert(
     json: Json = False,
 ) -> None:
     """Recover the inputs and write them to a file."""
+    started = time.perf_counter()
     import spear_np
 
     from ..show.tables import print_json, print_outcomes
@@ -88,5 +90,5 @@ def invert(
             }
         )
     else:
-        print_outcomes(outcomes, str(output))
+        print_outcomes(outcomes, str(output), time.perf_counter() - started)
     raise typer.Exit(exit_status(outcome.result.status for outcome in outcomes))

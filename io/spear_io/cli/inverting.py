@@ -75,10 +75,8 @@ def invert_dump(
                         result = _not_begun(layer, search)
                     else:
                         result = _inverted(record, layer, search, start_bar(title), stopped)
-                    notes = _notes(record, result)
-                    out.add(
-                        record.name, layer.name, result, notes, display=record.info, between=layer.between
-                    )
+                    notes = _notes(record, layer, result)
+                    out.add(record.name, layer.name, result, notes, display=record.info, seen=layer.seen)
                     outcomes.append(Outcome(record.name, layer.name, result, notes))
     return outcomes, selection.notes
 
@@ -109,16 +107,18 @@ def _inverted(
         raise FileError(str(error), layer.place) from error
 
 
-def _notes(record: Record, result: spear_np.Inversion) -> tuple[str, ...]:
+def _notes(record: Record, layer: Layer, result: spear_np.Inversion) -> tuple[str, ...]:
     """Return what the dump gives reason to say about a result."""
     stated = record.info.batch_size
+    seen = layer.seen.sentence(layer.name)
+    said = record.notes if seen is None else (*record.notes, seen)
     if stated is None or result.batch_size in (0, stated):
-        return record.notes
+        return said
     note = (
         f"the dump states a batch of {stated}, the gradient shows {result.batch_size}: identical inputs, and inputs "
         "that turn on no unit of this layer, do not show"
     )
-    return (*record.notes, note)
+    return (*said, note)
 
 
 def _not_begun(layer: Layer, search: Search) -> spear_np.Inversion:

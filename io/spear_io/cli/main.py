@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..problems import FileError, cause, printable
+from .audit import audit
 from .convert import convert
 from .convert_command import ConvertCommand
 from .evaluate import evaluate
+from .export import export
 from .inspect import inspect
 from .invert import invert
+from .report import report
 from .streams import OutputError, drop, keep_for_messages, stand_in_for_closed, tell, told_apart
 from .supervise import can_supervise, supervise
 
@@ -40,7 +43,6 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="spear-np",
     help="Recover the inputs of a batch from the gradients of a fully connected ReLU layer.",
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -69,7 +71,7 @@ def _options(
     """Recover the inputs of a batch from the gradients of a fully connected ReLU layer."""
 
 
-for command in (inspect, invert, evaluate):
+for command in (inspect, invert, evaluate, report, export, audit):
     app.command()(command)
 app.command(cls=ConvertCommand)(convert)
 
@@ -106,7 +108,9 @@ def _run(arguments: Sequence[str] | None) -> int:
             warnings.showwarning = _show_warning
             status = app(arguments, prog_name="spear-np", standalone_mode=False)
     except USAGE_ERROR as error:
-        return _fail(f"{error.format_message().rstrip('.')} (see spear-np --help)", 2)
+        context = getattr(error, "ctx", None)
+        command = "spear-np" if context is None else context.command_path
+        return _fail(f"{error.format_message().rstrip('.')} (see {command} --help)", 2)
     except FileError as error:
         return _fail(str(error), 2)
     except OutputError as error:

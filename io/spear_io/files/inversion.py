@@ -4,25 +4,28 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
 
     /                                  source, created, version
     /records/<record>/layers/<layer>/  status, claim, reason, batch_size, found, method, seed, seconds, device, proposals,
-                                       scale_known, data_range (if one was given), caveats and notes (JSON lists
-                                       of sentences), rests_on (JSON list of names and sentences), chain (if several layers were used),
-                                       weight_decay, bias_decay and weight_decay_deviation (if the update held any); where the
-                                       dump says so:
-                                       input_shape, input_mean, input_std, client, round, between
+                                       scale_known, data_range (if one was given), activation, relative_noise, caveats and
+                                       notes (JSON lists of sentences), rests_on (JSON list of names and sentences), chain
+                                       (if several layers were used), weight_decay, bias_decay and weight_decay_deviation (if
+                                       the update held any); where the dump says so: input_shape, input_mean, input_std,
+                                       feature_names, client, round, sees, follows, between
         inputs (k, n), output_grad (m, k)
         zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known
         evidence/<fact> (k,)
+        singular_values                of weight_grad over its noise
+        history/                       search, proposals, found, seconds of each round
         certificate/<check>            attributes: value (absent if the check could not be made), relation,
                                        threshold, passed (likewise), meaning, order (position when printed)
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,22 +39,13 @@ from spear_np.backend import to_host
 from ..problems import FileError, Place, listing, printable
 from . import safety
 from .atomic import NewFile, new_hdf5
+from .details import AGAIN, Details, figure_of, read_details, write_details
 from .display import Display, read_display, write_display
+from .sight import Seen, Sight
 from .storage import StoredArray
 
 FORMAT = "spear-inversion"
 FORMAT_VERSION = 1
-
-FIGURES = {
-    "zero_count": np.int64,
-    "redundancy": np.int64,
-    "sign_agreement": np.float64,
-    "false_probability": np.float64,
-    "error_bound": np.float64,
-}
-"""Per-input figures of the certificate, one number for each row of `inputs`."""
-UNKNOWN = -1
-"""What stands for a fact of an input that could not be looked at; true is 1, false 0."""
 
 
 class InversionWriter:
@@ -107,7 +101,7 @@ class InversionWriter:
         notes: Iterable[str] = (),
         *,
         display: Display | None = None,
-        between: str | None = None,
+        seen: Seen | None = None,
     ) -> None:
         """Write the result of one layer; its inputs go through memory block by block.
 
@@ -121,8 +115,8 @@ class InversionWriter:
             What the dump itself gives reason to say about the result.
         display : Display, optional
             What the record says of drawing its inputs and of whose they are, e.g. `Record.info`.
-        between : str, optional
-            What stands before the layer, as the dump names it.
+        seen : Seen, optional
+            What the layer sees, and what stands before it, as the dump tells it: `Layer.seen`.
 
         Raises
         ------
@@ -142,31 +136,19 @@ class InversionWriter:
                     "reason": result.reason,
                     "batch_size": result.batch_size,
                     "found": k,
-                    "method": result.method,
-                    "seed": result.seed,
-                    "seconds": result.seconds,
-                    "device": result.device,
-                    "proposals": result.proposals,
                     "scale_known": result.scale_known,
-                    "caveats": json.dumps(result.certificate.caveats),
-                    "rests_on": json.dumps([asdict(premise) for premise in result.certificate.rests_on]),
-                    "notes": json.dumps(tuple(notes)),
                 }
             )
             if result.data_range is not None:
                 group.attrs["data_range"] = result.data_range
             if result.chain:
                 group.attrs["chain"] = list(result.chain)
-            if (decay := result.gradients.decay).present:
-                group.attrs["weight_decay"] = decay.weight
-                group.attrs["bias_decay"] = decay.bias
-                group.attrs["weight_decay_deviation"] = decay.deviation
-            if between is not None:
-                group.attrs["between"] = between
+            if seen is not None:
+                _write_seen(group, seen)
             if display is not None:
                 write_display(group, display)
             group.create_dataset("output_grad", data=to_host(result.output_grad))
-            _write_certificate(group, result.certificate)
+            write_details(group, result, tuple(notes))
             if k and result.labels is not None:
                 group.create_dataset("labels", data=to_host(result.labels).astype(np.int64))
             inputs = group.create_dataset("inputs", (k, n), np.float64)
@@ -176,32 +158,6 @@ class InversionWriter:
             values = to_host(block)
             with self._file.writing(place.at(dataset="inputs")):
                 inputs[:, columns] = values
-
-
-def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> None:
-    for name, dtype in FIGURES.items():
-        values = getattr(certificate, name)
-        if values:
-            group.create_dataset(name, data=np.asarray(values, dtype=dtype))
-    if certificate.evidence:
-        evidence = group.create_group("evidence", track_order=True)
-        for fact in fields(spear_np.Evidence):
-            values = [getattr(row, fact.name) for row in certificate.evidence]
-            numbers = [UNKNOWN if value is None else int(value) for value in values]
-            evidence.create_dataset(fact.name, data=np.asarray(numbers, dtype=np.int8))
-    checks = group.create_group("certificate", track_order=True)
-    for order, check in enumerate(certificate.checks):
-        attributes = checks.create_group(check.name).attrs
-        attributes.update(
-            {
-                "order": order,
-                "relation": check.relation,
-                "threshold": check.threshold,
-                "meaning": check.meaning,
-            }
-        )
-        if check.value is not None:
-            attributes.update({"value": check.value, "passed": bool(check.passed)})
 
 
 @dataclass(frozen=True)
@@ -227,13 +183,27 @@ class RecoveredLayer:
     """Names of the layers that were used together, in forward order; empty for a layer inverted alone."""
     display: Display
     """How the inputs of the network are drawn and whom they came from, as far as the dump told."""
-    between: str | None
-    """What stands before the layer, as the dump named it: then its inputs are not those of the network."""
+    seen: Seen
+    """What the layer sees: the inputs of the network, or what others made of them."""
+    units: int | None
+    """m, the number of output units, where the file tells it."""
+    _group: h5py.Group = field(repr=False)
 
     @property
     def found(self) -> int:
         """k, the number of recovered inputs."""
         return self.inputs.shape[0]
+
+    @cached_property
+    def details(self) -> Details:
+        """Certificate, figures of the inputs, spectrum and history: read when first asked for.
+
+        Raises
+        ------
+        FileError
+            If something of it is of the wrong kind or size.
+        """
+        return read_details(self._group, self.place, self.found)
 
 
 @dataclass(frozen=True)
@@ -244,6 +214,10 @@ class InversionFile:
     place: Place
     source: str | None
     """File name of the dump it came from."""
+    version: str | None
+    """Of the spear-np that wrote it."""
+    created: str | None
+    """When, as the file says it."""
     layers: tuple[RecoveredLayer, ...]
 
 
@@ -268,8 +242,15 @@ def open_inversion(path: str | Path) -> Iterator[InversionFile]:
         ]
         if not layers:
             msg = "holds no layers"
-            raise FileError(msg, place, "run 'spear-np invert' again")
-        yield InversionFile(path, place, safety.text(file, "source", place), tuple(layers))
+            raise FileError(msg, place, AGAIN)
+        yield InversionFile(
+            path,
+            place,
+            source=safety.text(file, "source", place),
+            version=safety.text(file, "version", place),
+            created=safety.text(file, "created", place),
+            layers=tuple(layers),
+        )
 
 
 def _layer_groups(records: h5py.Group, name: str, place: Place) -> Iterator[tuple[h5py.Group, Place]]:
@@ -292,12 +273,14 @@ def _read_layer(group: h5py.Group, place: Place, visits: safety.Visits) -> Recov
         msg = (
             f"the attribute 'status' is '{printable(status)}', but must be one of {listing(spear_np.Status)}"
         )
-        raise FileError(msg, place, "run 'spear-np invert' again")
+        raise FileError(msg, place, AGAIN)
     inputs = safety.numbers(group, "inputs", place, ndim=2)
     if inputs is None:
         msg = "the dataset 'inputs' is missing"
-        raise FileError(msg, place, "run 'spear-np invert' again")
+        raise FileError(msg, place, AGAIN)
     visits.count(inputs.dataset)
+    display = read_display(group, place)
+    columns = safety.numbers(group, "output_grad", place, ndim=2)
     return RecoveredLayer(
         record=place.record or "",
         layer=place.layer or "",
@@ -308,20 +291,29 @@ def _read_layer(group: h5py.Group, place: Place, visits: safety.Visits) -> Recov
         batch_size=safety.integer(group, "batch_size", place) or 0,
         scale_known=safety.boolean(group, "scale_known", place) is not False,
         inputs=inputs,
-        error_bound=_figures(group, "error_bound", inputs, place),
-        labels=_figures(group, "labels", inputs, place, kind="integer"),
+        error_bound=figure_of(group, "error_bound", inputs.shape[0], place),
+        labels=figure_of(group, "labels", inputs.shape[0], place, kind="integer"),
         chain=safety.texts(group, "chain", place) or (),
-        display=read_display(group, place),
-        between=safety.text(group, "between", place),
+        display=display,
+        seen=_read_seen(group, place, display, inputs.shape[1]),
+        units=None if columns is None else columns.shape[0],
+        _group=group,
     )
 
 
-def _figures(
-    group: h5py.Group, name: str, inputs: StoredArray, place: Place, *, kind: safety.Kind = "float"
-) -> StoredArray | None:
-    """Return a dataset with one number for each input; None if there is none."""
-    array = safety.numbers(group, name, place, ndim=1, kind=kind)
-    if array is not None and array.shape != inputs.shape[:1]:
-        msg = f"has shape {array.shape}, but there are {inputs.shape[0]} inputs"
-        raise FileError(msg, array.place, "run 'spear-np invert' again")
-    return array
+def _write_seen(group: h5py.Group, seen: Seen) -> None:
+    group.attrs["sees"] = str(seen.sight)
+    for name in ("follows", "between"):
+        if (value := getattr(seen, name)) is not None:
+            group.attrs[name] = value
+
+
+def _read_seen(group: h5py.Group, place: Place, display: Display, features: int) -> Seen:
+    """What a layer of `features` features saw; a file that does not say leaves it to what stands before, and to the shape."""
+    said = safety.text(group, "sees", place)
+    follows, between = safety.text(group, "follows", place), safety.text(group, "between", place)
+    if said in tuple(Sight):
+        return Seen(Sight(said), follows, between)
+    shape = display.input_shape
+    fits = shape is None or math.prod(shape) == features
+    return Seen(Sight.INPUTS if fits and between is None else Sight.FEATURES, follows, between)

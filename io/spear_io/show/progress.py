@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 import spear_np
 
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 Callback = Callable[[spear_np.Progress], None]
 
 
@@ -71,6 +72,15 @@ def count(number: float) -> str:
         if number >= size:
             return f"{number:.1e}" if not unit else f"{number / (size if size != 1e4 else 1e3):.3g}{unit}"
     return f"{number:.0f}"
+
+
+def power_of_ten(text: str) -> str:
+    """Return a number in the notation of programs, "2.8e-06", as people write it: "2.8·10⁻⁶"."""
+    digits, e, exponent = text.partition("e")
+    if not e:
+        return text
+    power = f"10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    return power if digits == "1" else f"{digits}·{power}"
 
 
 def duration(seconds: float) -> str:

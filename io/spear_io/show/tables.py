@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 import spear_np
@@ -20,15 +20,23 @@ from spear_np.backend import to_host
 
 from ..files.dump import Dump, RecordInfo
 from ..problems import listing, printable
+from .advice import Findings, advice
 from .evaluate import LayerEvaluation
+from .grid import Grid, Heading
 from .overview import LayerOverview, RecordOverview
 from .progress import count, duration
 
 if TYPE_CHECKING:
     from ..convert import Conversion
+    from .export import Exported
 
 STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
 
+MOST_CERTIFICATES = 4
+"""Layers whose certificates are printed whole; of more, what they have in common."""
+MOST_IN_COMMON = 20
+"""Sentences of many certificates that are printed."""
+ALL_OF_THEM = "the file and in --json"
 PIPE_WIDTH = 160
 """Columns where there is no terminal to ask."""
 
@@ -85,18 +93,16 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _console(claims: Sequence[str] = ()) -> Console:
+def console_for(claims: Sequence[str] = ()) -> Console:
+    """Return what tables are printed on, wide enough for the longest of the `claims`."""
     # Without a terminal rich assumes 80 columns and folds. What a status rests on stays in its line.
     width = None if sys.stdout.isatty() else PIPE_WIDTH + max(map(len, claims), default=0)
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        right = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    return table
+def new_table(*headings: str) -> Grid:
+    """Return an empty table; a heading begins with ">" over numbers, then with "?" if it may be left out."""
+    return Grid([Heading.of(heading) for heading in headings])
 
 
 def _status(claim: str) -> Text:
@@ -108,12 +114,12 @@ def _figure(value: float | None, form: str = ".3g", missing: str = "–") -> str
     return missing if value is None or math.isnan(value) else format(value, form)
 
 
-def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
-    """Print the table that ends `spear-np invert`."""
-    console = _console([outcome.result.claim for outcome in outcomes])
+def print_outcomes(outcomes: Sequence[Outcome], output: str, seconds: float | None = None) -> None:
+    """Print the table that ends `spear-np invert`, which took `seconds` in all."""
+    console = console_for([outcome.result.claim for outcome in outcomes])
     decayed = any(outcome.result.gradients.decay.present for outcome in outcomes)
-    more = [">weight decay"] if decayed else []
-    table = _table("record", "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *more)
+    more = [">?weight decay"] if decayed else []
+    table = new_table("record", "layer", "status", ">inputs", ">?λ", ">?proposals", ">time", "?device", *more)
     for outcome in outcomes:
         result = outcome.result
         agreement = {check.name: check.value for check in result.certificate.checks}.get("sign_agreement")
@@ -124,7 +130,7 @@ def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
             f"{result.found}/{result.batch_size}",
             _figure(agreement, ".6g"),
             count(result.proposals),
-            duration(result.seconds) if result.seconds >= 10 else f"{result.seconds:.2g} s",
+            _seconds(result.seconds),
             result.device,
             *([_figure(result.gradients.decay.weight or None, ".6g")] if decayed else []),
         )
@@ -132,21 +138,68 @@ def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
     for outcome in outcomes:
         where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
         result = outcome.result
-        if len(outcomes) == 1 and result.certificate.checks:
+        if len(outcomes) <= MOST_CERTIFICATES and result.certificate.checks:
+            if len(outcomes) > 1:
+                console.print(Text(where, style="bold"), soft_wrap=True)
             console.print(str(result.certificate), soft_wrap=True)
         if result.reason and (result.status != spear_np.Status.EXACT or len(outcomes) == 1):
             console.print(f"{where}: {result.reason}", soft_wrap=True)
+        for one in advice(_findings(result)):
+            console.print(f"{where}: perhaps {one.cause}; {one.attempt}", soft_wrap=True)
         if result.chain:
             used = " → ".join(printable(name) for name in result.chain)
             console.print(f"{where}: from the layers {used}", soft_wrap=True)
         for note in outcome.notes:
             console.print(f"{where}: {note}", soft_wrap=True)
-    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+    if len(outcomes) > MOST_CERTIFICATES:
+        _print_in_common(console, outcomes)
+    took = "" if seconds is None else f" in {_seconds(seconds)}"
+    console.print(f"written to {printable(output, 1000)}{took}", soft_wrap=True)
+
+
+def _findings(result: spear_np.Inversion) -> Findings:
+    decay = result.gradients.decay
+    return Findings(
+        status=str(result.status),
+        reason=result.reason,
+        batch_size=result.batch_size,
+        found=result.found,
+        shape=result.gradients.shape,
+        singular_values=np.asarray(result.singular_values),
+        relative_noise=result.relative_noise,
+        weight_decay=decay.weight if decay.present else None,
+        chain=bool(result.chain),
+        info=None,
+    )
+
+
+def _print_in_common(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """Print what many certificates rest on and leave open, each sentence once, with how many say it."""
+    certificates = [outcome.result.certificate for outcome in outcomes]
+    lines = Counter(
+        line
+        for one in certificates
+        for line in dict.fromkeys(
+            [
+                *(f"not passed: {check.name}" for check in one.checks if check.passed is False),
+                *(f"if {premise.name}: {premise.meaning}" for premise in one.rests_on),
+                *one.caveats,
+            ]
+        )
+    )
+    for line, count_of in lines.most_common(MOST_IN_COMMON):
+        console.print(f"{count_of} of {len(outcomes)}: {line}", soft_wrap=True)
+    if len(lines) > MOST_IN_COMMON:
+        console.print(f"and {len(lines) - MOST_IN_COMMON} more sentences, in {ALL_OF_THEM}", soft_wrap=True)
+
+
+def _seconds(seconds: float) -> str:
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
     """Print what `spear-np inspect` found."""
-    console = _console()
+    console = console_for()
     by = f", written by {printable(dump.producer)}" if dump.producer else ""
     console.print(f"{printable(str(dump.path), 1000)}: {len(records)} record(s){by}", soft_wrap=True)
     for record in records:
@@ -205,9 +258,9 @@ def _batch_size(survey: spear_np.Survey | None) -> str:
     return rank if least == most else f"{rank} ({least} to {most})"
 
 
-def _stored_table(record: RecordOverview) -> Table:
+def _stored_table(record: RecordOverview) -> Grid:
     """What the file says of each layer, in 80 columns for names of usual length."""
-    table = _table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
+    table = new_table("layer", ">m × n", "?type", "?input from", "followed by", "?holds", ">?truth")
     for layer in record.layers:
         table.add_row(
             printable(layer.layer),
@@ -229,9 +282,9 @@ def _input_from(layer: LayerOverview) -> str:
     return " ".join(parts) or "–"
 
 
-def _survey_table(record: RecordOverview) -> Table:
+def _survey_table(record: RecordOverview) -> Grid:
     """What the gradient of each layer tells."""
-    table = _table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
+    table = new_table("layer", ">batch", ">?noise", ">?gap", ">?published search", "can be inverted")
     for layer in record.layers:
         survey = layer.survey
         forecast = None if survey is None else survey.forecast_seconds
@@ -272,7 +325,7 @@ def _about(seconds: float) -> str:
 
 def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
     """Print what `spear-np evaluate` found: every matched row, then a line a layer."""
-    console = _console([result.claim for result in results])
+    console = console_for([result.claim for result in results])
     for result in results:
         if not result.rows:
             continue
@@ -291,7 +344,7 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             more[">right categories"] = ("discrete", ".1%")
         if any(row.scale != 1 for row in result.rows):
             more[">scale"] = ("scale", ".4g")
-        table = _table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
+        table = new_table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
         for row in result.rows:
             mark = Text("yes", style="green") if row.exact else Text("no", style="red")
             table.add_row(
@@ -303,8 +356,8 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
                 *(_figure(getattr(row, name), style) for name, style in more.values()),
             )
         console.print(table)
-    summary = _table(
-        "record", "layer", "status", ">recovered", ">matched", ">exact", ">mean PSNR (dB)", ">largest error"
+    summary = new_table(
+        "record", "layer", "status", ">?recovered", ">matched", ">exact", ">mean PSNR (dB)", ">?largest error"
     )
     for result in results:
         compared = result.problem is None
@@ -321,12 +374,30 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
     console.print(summary)
 
 
+def print_exports(done: Sequence[Exported], output: str) -> None:
+    """Print what `spear-np export` wrote."""
+    console = console_for([one.claim for one in done])
+    table = new_table("record", "layer", "status", ">inputs", "units", "files")
+    for one in done:
+        kinds = Counter(Path(file).suffix.removeprefix(".") for file in one.files)
+        table.add_row(
+            printable(one.record),
+            printable(one.layer),
+            _status(one.claim),
+            str(one.inputs),
+            one.units,
+            ", ".join(f"{number} {kind}" for kind, number in kinds.items()),
+        )
+    console.print(table)
+    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+
+
 def print_conversion(conversion: Conversion, output: str) -> None:
     """Print what `spear-np convert` found, what it left out, and what it assumed."""
-    console = _console()
+    console = console_for()
     linked = any(layer.follows or layer.between for layer in conversion.layers)
-    more = ["follows"] if linked else []
-    table = _table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
+    more = ["?follows"] if linked else []
+    table = new_table("layer", ">m × n", "?type", "followed by", *more, "?holds", "?stored as", "?known by")
     for layer in conversion.layers:
         before = layer.follows or (f"none: {layer.between}" if layer.between else "–")
         stored = layer.orientation is not None
