@@ -398,3 +398,11 @@ def test_an_older_file_makes_a_page(spear: Command, tmp_path: Path) -> None:
     change(path, LAYER, forget)
     assert spear("report", path, "-o", tmp_path / "out.html").status == 0
     assert "written by an earlier version" in read(tmp_path / "out.html").text
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="there is no folder that takes no files from anybody"
+)
+def test_where_nobody_may_write_is_one_line(spear: Command, tmp_path: Path) -> None:
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(pictures(2)))])
+    assert "cannot be written" in spear("report", path, "-o", "/proc/report").error
