@@ -133,7 +133,8 @@ class ChainProblem:
 
     def _searches(self) -> tuple[ChainSearch, ...]:
         straight = self.chain.layers[0].sigma.piecewise_linear
-        return (Reflect(), Levenberg()) if straight else (Levenberg(),)
+        jumps = Levenberg.suited(self.chain)
+        return (Reflect.suited(self.chain), jumps) if straight else (jumps,)
 
     def _depth(self, missing: int, turn: int) -> int:
         """How many layers behind the first take part: more where little room is left, and one more each time all fail."""

@@ -27,18 +27,24 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, HostArray, inverse_or_pseudoinverse, mapped, orthogonal_complement, to_host
+from ..backend import (
+    Array,
+    HostArray,
+    contiguous,
+    inverse_or_pseudoinverse,
+    mapped,
+    orthogonal_complement,
+    product,
+    to_host,
+)
 from ..directions.null_vectors import distinct, nearest_rows
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_known, smoother
+from ..kernels.descent import TINY, move, pull, sign_weights, soft_pattern
+from ..kernels.width import starts_at_once
 from . import Proposals
 
-TINY = 1e-30
-"""Added to float32 lengths before dividing by them.
-
-Derived: far below any length, and its inverse is a float32 number.
-"""
 CONVERGED_COSINE = 0.9995
 """Cosine from which two ends of a descent are the same.
 
@@ -58,7 +64,7 @@ class Settings:
     alpha: float = 1.0
     """Exponent of the row weights."""
     starts: int = 256
-    """Starts of a block, at most."""
+    """Starts of a block, at most; on a card as many more as cost it no time."""
     steps: int = 200
     """Steps of the shortest block; see `_temper` for how effort doubles them."""
     hold: float = 0.5
@@ -171,11 +177,6 @@ CONFINED_SHARES = (0.2, 0.35, 0.5)
 
 Heuristic: as `SIGN_SHARPNESS`.
 """
-LARGEST_SIGN_LOGIT = 60.0
-"""Exponent beyond which a sign weight counts as zero.
-
-Derived: exp(60) is a float32 number.
-"""
 DUAL_RIDGE = 1e-12
 """Added to the Gram matrix of unit vectors before it is solved.
 
@@ -234,11 +235,10 @@ class Descent:
         deflated = len(trusted) > 0
         complement, known = (None, None) if not deflated else self._deflation(space, pool, trusted)
         left = b - len(trusted)
-        count = (
-            max(FEWEST_STARTS, min(self.settings.starts, STARTS_PER_MISSING * left))
-            if deflated
-            else self.settings.starts
-        )
+        starts = self.starts(space)
+        count = starts
+        if deflated and starts == self.settings.starts:
+            count = max(FEWEST_STARTS, min(starts, STARTS_PER_MISSING * left))
         tempering = _temper(
             rng, self.settings, effort=pool.effort, few=deflated and left < max(FEW_LEFT[0], FEW_LEFT[1] * b)
         )
@@ -261,6 +261,11 @@ class Descent:
         parts = [slice(first, min(first + step, count)) for first in range(0, count, step)]
         found = xp.concat(mapped(space.device, ends, parts), axis=0)
         return Proposals(self._distinct(space, found) @ self.weighting.to_q.T, count, self.name)
+
+    def starts(self, space: RowSpace) -> int:
+        """Starts of a block with nothing known: each takes two products with all rows a step."""
+        operations = 4.0 * self.weighting.rows.shape[0] * space.batch_size
+        return starts_at_once(space.device, operations, self.settings.starts)
 
     def forecast(self, space: RowSpace) -> float | None:
         """No forecast: a start either ends on a new direction or does not."""
@@ -344,41 +349,28 @@ def descend(
         free = device.float32(orthogonal_complement(xp, known))
         q, current = q @ free, rows @ free
     transposed = current.T
-    q = q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY)
+    q = contiguous(xp, q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY))
     if signs is not None:
         spread, shrink = device.float32(signs[0]), device.float32(signs[1])
         gather, scatter = spread * shrink, spread.T
     merges = {round(share * tempering.steps) for share in THIN_AT} if settings.thinning else set()
-    weights = None
+    weights = values = gradient = None
     for step in range(tempering.steps):
         done = step / tempering.steps
         if free is not None and done >= tempering.confined:
-            q, current, transposed, free = q @ free.T, rows, rows.T, None
+            q, current, transposed, free = contiguous(xp, q @ free.T), rows, rows.T, None
         if step in merges:
             kept = _apart(xp, q, tempering.thin_cosine)
             q = xp.take(q, kept, axis=0)
             weights = None if weights is None else xp.take(weights, kept, axis=0)
-        values = q @ transposed
-        size = xp.abs(values)
-        mean = xp.mean(size, axis=1, keepdims=True)
+        values = product(xp, q, transposed, values)
         if signs is not None and done >= settings.warm_up and step % settings.sign_interval == 0:
-            pattern = xp.clip(size / (tempering.tau * mean) - 1, -1.0, 1.0)
-            z = (pattern @ gather) @ scatter
             kappa = tempering.kappa[0] + (tempering.kappa[1] - tempering.kappa[0]) * done
-            z *= kappa / (xp.sqrt(xp.mean(z * z, axis=1, keepdims=True)) + TINY)
-            weights = 1 / (1 + xp.exp(xp.clip(z, -LARGEST_SIGN_LOGIT, LARGEST_SIGN_LOGIT)))
-        pull = values / (size + TINY)  # the sign, several times faster than xp.sign
-        if settings.concave:
-            # The subgradient of Σ log(1 + |v| / width) is sign(v) / (|v| + width), but for a factor.
-            size += WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done * mean
-            pull /= size
-        if weights is not None:
-            pull *= weights
-        gradient = pull @ current
-        gradient -= xp.sum(gradient * q, axis=1, keepdims=True) * q
-        length = xp.sqrt(xp.sum(gradient * gradient, axis=1, keepdims=True)) + TINY
-        q = q - gradient * (_step_length(tempering.first_step, settings, done) / length)
-        q = q / xp.sqrt(xp.sum(q * q, axis=1, keepdims=True))
+            pattern = soft_pattern(device, values, tempering.tau)
+            weights = sign_weights(device, (pattern @ gather) @ scatter, kappa)
+        width = WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done if settings.concave else None
+        gradient = product(xp, pull(device, values, weights, width), current, gradient)
+        q = move(device, q, gradient, _step_length(tempering.first_step, settings, done))
     return q if free is None else q @ free.T
 
 

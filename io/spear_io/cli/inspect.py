@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from .card import card_ready
 from .options import DeviceName, DumpPath, Json
 
 
 def inspect(dump: DumpPath, device: DeviceName = "cpu", json: Json = False) -> None:
     """Show what is in a dump and what inverting it would cost."""
-    from spear_np.backend import device_for
-
     from ..files.dump import open_dump
     from ..show.overview import dump_document, record_overview
     from ..show.tables import print_json, print_overview
 
-    device_for(device)
-    with open_dump(dump) as opened:
+    with card_ready(device), open_dump(dump) as opened:
         opened.check_claims()
         records = [record_overview(record, device=device) for record in opened.records]
         if json:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from .card import card_ready
 from .notes import say
 from .options import DeviceName, DumpPath, Force, Json
 from .streams import complete_already
@@ -55,7 +56,6 @@ def invert(
     """Recover the inputs and write them to a file."""
     started = time.perf_counter()
     import spear_np
-    from spear_np.backend import device_for
 
     from ..show.tables import print_json, print_outcomes
     from .exit_status import exit_status
@@ -71,12 +71,11 @@ def invert(
         spear_np.Options(data_range=data_range)
     except spear_np.InputError as error:
         raise typer.BadParameter(str(error), param_hint="--data-range") from error
-    device_for(device)
-
     search = Search(method, batch_size, data_range, seed, device, time_limit)
-    outcomes, notes = invert_dump(
-        dump, output, search, records=record or (), layers=layer or (), replace_any=force
-    )
+    with card_ready(device):
+        outcomes, notes = invert_dump(
+            dump, output, search, records=record or (), layers=layer or (), replace_any=force
+        )
     say(notes)
     complete_already(output)
     if json:
