@@ -57,7 +57,7 @@ class Page(HTMLParser):
                     assert (value or "").startswith(("data:image/png;base64,", "data:,", "#")), (tag, value)
                 if name == "style":
                     assert "url(" not in (value or "").replace("url(#", ""), value
-            identity = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+        identity = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
         assert len(identity) == len(set(identity))
 
 
