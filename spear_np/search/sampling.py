@@ -4,7 +4,7 @@ Any b-1 rows of U on which one input's unit is off determine that input's direct
 are drawn at random and the null vectors kept that many further rows agree with. What differs from the published
 form changes how soon a direction is seen, not which directions count:
 
-- the null vector comes from one batched LU solve instead of an SVD;
+- null vectors come from eliminations in float32, many side by side, instead of an SVD each;
 - a few rows are checked before all of them;
 - rows of small gradient are preferred, ∝ ‖weight_grad row‖^-α: few inputs activate them. The columns that
   profit least need small α, so exponents are mixed;
@@ -78,6 +78,11 @@ MAX_LAUNCHED = 4_000_000
 """The same on a card.
 
 Heuristic: some 30 ms at the 140 million a second that a research kernel reached on an H100, about what the polish behind it takes.
+"""
+PLENTY = 2500
+"""Submatrices of one block where fewer would already hit as often as candidates are handed on.
+
+Heuristic: they take a millisecond or two.
 """
 FEWEST_SUBMATRICES = 64
 """Submatrices of one block, at least.
@@ -211,8 +216,8 @@ class Sampling:
     def _count(self, device: Device, length: int, r: int) -> int:
         """Return how many of the submatrices of `length` rows one block examines."""
         every = math.comb(length, r - 1)
-        # Uniform draws then hit as often as vectors are looked at.
-        enough = math.ceil(LOOKED_AT * SAMPLED_CANDIDATES * 2.0 ** (r - 1) / r)
+        # Uniform draws then hit as often as candidates are handed on.
+        enough = max(PLENTY, math.ceil(SAMPLED_CANDIDATES * 2.0 ** (r - 1) / r))
         most = self.submatrices if device.launch is None else MAX_LAUNCHED
         return max(FEWEST_SUBMATRICES, min(most, enough, 4 * every))
 
