@@ -22,7 +22,7 @@ def evaluate(
     import spear_np
 
     from ..files.dump import open_dump
-    from ..files.inversion import open_inversion
+    from ..files.recovered import open_inversion
     from ..show import evaluate as comparison
     from ..show.tables import print_evaluation, print_json
     from .exit_status import INCOMPLETE, exit_status

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from .options import DeviceName, DumpPath, Json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import DeviceName, Json
 
 
-def inspect(dump: DumpPath, device: DeviceName = "cpu", json: Json = False) -> None:
-    """Show what is in a dump and what inverting it would cost."""
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE.h5", help="Gradient dump, or an inversion.", show_default=False)
+    ],
+    device: DeviceName = "cpu",
+    json: Json = False,
+) -> None:
+    """Show what is in a dump and what inverting it would cost, or what an inversion recovered."""
     from spear_np.backend import device_for
 
     from ..files.dump import open_dump
+    from ..files.inversion import FORMAT
+    from ..files.recovered import open_inversion
+    from ..files.safety import format_of
+    from ..show.outcomes import inversion_document, print_outcomes, read_outcomes
     from ..show.overview import dump_document, record_overview
     from ..show.tables import print_json, print_overview
 
     device_for(device)
-    with open_dump(dump) as opened:
+    if format_of(path) == FORMAT:
+        with open_inversion(path) as inversion:
+            if json:
+                print_json(inversion_document(inversion))
+            else:
+                print_outcomes(read_outcomes(inversion), inversion.unread)
+        return
+    with open_dump(path) as opened:
         opened.check_claims()
         records = [record_overview(record, device=device) for record in opened.records]
         if json:

@@ -16,11 +16,19 @@ from typing import Any
 
 import h5py
 
-from ..problems import FileError, Place, cause
+from ..problems import FileError, Place, WriteError, cause
 from . import safety
+
+try:
+    import fcntl
+except ImportError:  # only POSIX has it
+    fcntl = None  # type: ignore[assignment]
 
 PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 """Mode of a new file: it holds private data."""
+
+TEMPORARY = ".spear-np-{}.partial"
+"""What a file is called before it has its name."""
 
 
 class _Spool(io.RawIOBase):
@@ -91,7 +99,13 @@ class NewFile:
 
 @contextmanager
 def new_hdf5(
-    path: Path, *, kind: str, version: int, sources: Iterable[Path] = (), replace: bool = True
+    path: Path,
+    *,
+    kind: str,
+    version: int,
+    sources: Iterable[Path] = (),
+    replace: bool = True,
+    durable: bool = True,
 ) -> Iterator[NewFile]:
     """Yield a new HDF5 file that replaces `path` when the block ends well.
 
@@ -110,17 +124,17 @@ def new_hdf5(
         Files that are being read and must not be replaced.
     replace : bool
         Whether a file of another `kind` may be replaced.
+    durable : bool
+        Whether to wait until the disk has the file, so that it outlives a power cut.
 
     Raises
     ------
-    FileError
+    WriteError
         If the file cannot be written there.
     """
     place = Place(path)
-    _check_target(path, place, sources)
-    if not replace:
-        _check_kind(path, kind, place)
-    with _replacing(path, place) as raw:
+    check_target(path, kind=kind, sources=sources, replace=replace)
+    with _replacing(path, place, durable=durable) as raw:
         spool = _Spool(raw)
         new = NewFile(h5py.File(spool, "w"), spool)
         with new.root:
@@ -134,31 +148,37 @@ def new_hdf5(
 
 
 @contextmanager
-def _replacing(path: Path, place: Place) -> Iterator[io.FileIO]:
+def _replacing(path: Path, place: Place, *, durable: bool) -> Iterator[io.FileIO]:
     """Yield a new, empty file that takes the name `path` when the block ends well."""
     target = Path(os.path.realpath(path))  # a symbolic link stays one
-    temporary = target.with_name(f".spear-np-{secrets.token_hex(6)}.partial")
+    temporary = target.with_name(TEMPORARY.format(secrets.token_hex(6)))
     raw = _nameless(target.parent)
     named = raw is None
     try:
         raw = raw or io.FileIO(temporary, "x+", opener=lambda name, flags: os.open(name, flags, PRIVATE))
     except OSError as error:
         msg = f"cannot be written ({cause(error)})"
-        raise FileError(msg, place, "choose a folder you may write to") from error
+        raise WriteError(msg, place, "choose a folder you may write to") from error
     try:
         with raw:
+            _claim(raw.fileno())
             yield raw
             try:
                 if target.exists() and hasattr(os, "fchmod"):
                     os.fchmod(raw.fileno(), stat.S_IMODE(target.stat().st_mode))
-                os.fsync(raw.fileno())
+                if durable:
+                    os.fsync(raw.fileno())
                 if not named:
                     _name(raw, temporary)
+                if os.name == "posix":
+                    temporary.replace(target)  # while it is claimed: it is no stale file
             except OSError as error:
                 raise _not_written(error, place) from error
         try:
-            temporary.replace(target)
-            _sync_folder(target.parent)
+            if os.name != "posix":  # where open files keep their names
+                temporary.replace(target)
+            if durable:
+                sync_folder(target.parent)
         except OSError as error:
             raise _not_written(error, place) from error
     finally:
@@ -192,8 +212,27 @@ def _name(raw: io.FileIO, path: Path) -> None:
         os.close(folder)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Wait until a new name is on the disk."""
+def _claim(descriptor: int) -> bool:
+    """Mark an open file as in use, until its process closes it or dies; return whether nobody else had."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody else has, or this file system knows no such marks
+        return False
+    return True
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove files that a process began to write in `folder` and, since it died, will not end."""
+    for path in folder.glob(TEMPORARY.format("*")):
+        with suppress(OSError), path.open("rb") as stream:
+            if _claim(stream.fileno()):
+                path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until new names are on the disk."""
     if os.name != "posix":  # only POSIX opens folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -208,28 +247,35 @@ def _not_written(error: BaseException, place: Place) -> BaseException:
     if not isinstance(error, OSError | RuntimeError | ValueError):
         return error
     msg = f"cannot be written ({cause(error)})"
-    return FileError(msg, place, "nothing was written")
+    return WriteError(msg, place, "nothing was written")
 
 
-def _check_target(path: Path, place: Place, sources: Iterable[Path]) -> None:
-    """Refuse a name that cannot or must not be written."""
+def check_target(path: Path, *, kind: str, sources: Iterable[Path] = (), replace: bool = True) -> None:
+    """Refuse a name that cannot or must not be written; parameters and errors are those of `new_hdf5`."""
+    place = Place(path)
+    _check_name(path, place, sources)
+    if not replace:
+        _check_kind(path, kind, place)
+
+
+def _check_name(path: Path, place: Place, sources: Iterable[Path]) -> None:
     try:
         if path.is_dir():
             msg = "is a directory"
-            raise FileError(msg, place, "give the name of a file to write")
+            raise WriteError(msg, place, "give the name of a file to write")
         if not path.parent.is_dir():
             msg = f"the folder '{path.parent}' does not exist"
-            raise FileError(msg, place, "make it first, or choose another name")
+            raise WriteError(msg, place, "make it first, or choose another name")
         if path.exists():
             if not path.is_file():
                 msg = "is not a regular file"
-                raise FileError(msg, place, "choose another name to write to")
+                raise WriteError(msg, place, "choose another name to write to")
             if any(source.exists() and path.samefile(source) for source in sources):
                 msg = "is the file that is being read"
-                raise FileError(msg, place, "choose another name to write to")
+                raise WriteError(msg, place, "choose another name to write to")
     except OSError as error:
         msg = f"cannot be written ({cause(error)})"
-        raise FileError(msg, place, "choose another name to write to") from error
+        raise WriteError(msg, place, "choose another name to write to") from error
 
 
 def _check_kind(path: Path, kind: str, place: Place) -> None:
@@ -242,4 +288,4 @@ def _check_kind(path: Path, kind: str, place: Place) -> None:
     if found != kind:
         what = "an inversion" if kind == "spear-inversion" else "a gradient dump"
         msg = f"exists and is not {what}, so it is not replaced"
-        raise FileError(msg, place, "choose another name to write to, or say --force")
+        raise WriteError(msg, place, "choose another name to write to, or say --force")

@@ -381,6 +381,21 @@ class Dump:
             raise FileError(msg, self.place, "export at least one record")
         return tuple(records)
 
+    def record(self, name: str) -> Record:
+        """The record of that name, without a look at any other.
+
+        Raises
+        ------
+        FileError
+            If there is none.
+        """
+        place = self.place.at(record=name)
+        member = safety.subgroup(self._group, name, place)
+        if member is None:
+            msg = f"there is no record '{printable(name)}'"
+            raise FileError(msg, self.place, "the dump was changed: start again")
+        return Record(name, member, place, self._visits)
+
     def check_claims(self) -> None:
         """Look at every fully connected layer, before a number of any is read, and refuse a file that multiplies them."""
         for record in self.records:

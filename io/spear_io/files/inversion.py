@@ -1,8 +1,10 @@
-"""The inversion: what was recovered, written whole or not at all, and read back lazily.
+"""The inversion: what was recovered, written whole or not at all; `spear_io.files.recovered` reads it.
 
 The layout is `format = "spear-inversion"`, `format_version = 1`::
 
-    /                                  source, created, version
+    /                                  source, created, version, run (which sources and options it came from)
+    /records/<record>/                 in files of many: source, source_record (where it came from), problem (what kept
+                                       it, or some layer of it, from being read)
     /records/<record>/layers/<layer>/  status, claim, reason, batch_size, found, method, seed, seconds, device, proposals,
                                        scale_known, data_range (if one was given), caveats and notes (JSON lists
                                        of sentences), rests_on (JSON list of names and sentences), chain (if several layers were used),
@@ -10,7 +12,8 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
                                        dump says so:
                                        input_shape, input_mean, input_std, client, round, between
         inputs (k, n), output_grad (m, k)
-        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known
+        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known,
+        repeats (k,) if some of the inputs are in other records as well
         evidence/<fact> (k,)
         certificate/<check>            attributes: value (absent if the check could not be made), relation,
                                        threshold, passed (likewise), meaning, order (position when printed)
@@ -20,12 +23,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -33,11 +36,9 @@ import numpy as np
 import spear_np
 from spear_np.backend import to_host
 
-from ..problems import FileError, Place, listing, printable
-from . import safety
+from ..problems import Place
 from .atomic import NewFile, new_hdf5
-from .display import Display, read_display, write_display
-from .storage import StoredArray
+from .display import Display, write_display
 
 FORMAT = "spear-inversion"
 FORMAT_VERSION = 1
@@ -61,10 +62,14 @@ class InversionWriter:
     ----------
     path : path
         Where. Whatever keeps it from being written shows when the block is entered, before any search.
-    source : path
-        The dump that is inverted; it is never replaced.
+    source : path, optional
+        The dump that is inverted; it is never replaced. None if there are several.
     replace : bool
         Whether a file that is no inversion may be replaced.
+    durable : bool
+        Whether to wait, at the end, until the disk has the file.
+    run : str, optional
+        Tells files of the same sources and options from others.
 
     Examples
     --------
@@ -74,11 +79,25 @@ class InversionWriter:
             out.add("client-0", "fc1", spear_np.invert_layer(gradients))
     """
 
-    def __init__(self, path: str | Path, *, source: str | Path, replace: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        source: str | Path | None,
+        replace: bool = True,
+        durable: bool = True,
+        run: str | None = None,
+    ) -> None:
         self.place = Place(Path(path))
-        self._source = Path(source)
+        self._source = None if source is None else Path(source)
+        self._run = run
         self._new = new_hdf5(
-            Path(path), kind=FORMAT, version=FORMAT_VERSION, sources=[self._source], replace=replace
+            Path(path),
+            kind=FORMAT,
+            version=FORMAT_VERSION,
+            sources=[] if self._source is None else [self._source],
+            replace=replace,
+            durable=durable,
         )
 
     def __enter__(self) -> Self:
@@ -87,7 +106,10 @@ class InversionWriter:
             self._file: NewFile = stack.enter_context(self._new)
             root = self._file.root
             with self._file.writing(self.place):
-                root.attrs["source"] = os.fsencode(self._source.name).decode("utf-8", "replace")
+                if self._source is not None:
+                    root.attrs["source"] = stored_name(self._source)
+                if self._run is not None:
+                    root.attrs["run"] = self._run
                 root.attrs["version"] = spear_np.__version__
                 self._records = root.create_group("records", track_order=True)
             self._stack = stack.pop_all()
@@ -132,10 +154,9 @@ class InversionWriter:
         place = self.place.at(record=record, layer=layer)
         k, n = result.found, result.gradients.shape[1]
         with self._file.writing(place):
-            if record not in self._records:
-                self._records.create_group(record).create_group("layers", track_order=True)
-            group = self._records[record]["layers"].create_group(layer)
-            group.attrs.update(
+            group = self._layers(record).create_group(layer)
+            _write_attributes(
+                group,
                 {
                     "status": str(result.status),
                     "claim": result.claim,
@@ -151,7 +172,7 @@ class InversionWriter:
                     "caveats": json.dumps(result.certificate.caveats),
                     "rests_on": json.dumps([asdict(premise) for premise in result.certificate.rests_on]),
                     "notes": json.dumps(tuple(notes)),
-                }
+                },
             )
             if result.data_range is not None:
                 group.attrs["data_range"] = result.data_range
@@ -176,6 +197,47 @@ class InversionWriter:
             values = to_host(block)
             with self._file.writing(place.at(dataset="inputs")):
                 inputs[:, columns] = values
+
+    def take(self, other: h5py.File, record: str) -> None:
+        """Copy what another inversion, written by this program, holds of one record, byte for byte.
+
+        Raises
+        ------
+        FileError
+            If this file cannot be written.
+        """
+        with self._file.writing(self.place.at(record=record)):
+            layers = other["records"][record]["layers"]
+            for layer in layers:
+                layers.copy(layer, self._layers(record))
+
+    def describe(self, record: str, **said: str) -> None:
+        """Store texts as attributes of a record: `source` and `source_record`, where it came from, or its `problem`."""
+        with self._file.writing(self.place.at(record=record)):
+            self._layers(record)
+            _write_attributes(self._records[record], said)
+
+    def mark(self, record: str, layer: str, repeats: Any) -> None:
+        """Store the numbers (k,) of the groups of equal inputs that those of a layer belong to."""
+        with self._file.writing(self.place.at(record=record, layer=layer)):
+            group = self._layers(record)[layer]
+            group.create_dataset("repeats", data=np.asarray(repeats, dtype=np.int64))
+
+    def _layers(self, record: str) -> h5py.Group:
+        """The group of the layers of a record, made if it is not there."""
+        if record not in self._records:
+            self._records.create_group(record).create_group("layers", track_order=True)
+        return self._records[record]["layers"]
+
+
+def stored_name(path: Path) -> str:
+    """The name of a file as a text that can be stored."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
+
+
+def _write_attributes(holder: h5py.Group, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        holder.attrs[name] = value
 
 
 def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> None:
@@ -202,126 +264,3 @@ def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> 
         )
         if check.value is not None:
             attributes.update({"value": check.value, "passed": bool(check.passed)})
-
-
-@dataclass(frozen=True)
-class RecoveredLayer:
-    """One layer of an inversion file; the arrays are read when sliced."""
-
-    record: str
-    layer: str
-    place: Place
-    status: spear_np.Status
-    claim: str
-    """The status with the names of what it rests on, "exact if plain gradient"; the status alone in files that do not say."""
-    reason: str
-    batch_size: int
-    scale_known: bool
-    inputs: StoredArray
-    """(k, n)."""
-    error_bound: StoredArray | None
-    """(k,), if it was written."""
-    labels: StoredArray | None
-    """(k,) whole numbers: class of each input, -1 where it is not known; if they were written."""
-    chain: tuple[str, ...]
-    """Names of the layers that were used together, in forward order; empty for a layer inverted alone."""
-    display: Display
-    """How the inputs of the network are drawn and whom they came from, as far as the dump told."""
-    between: str | None
-    """What stands before the layer, as the dump named it: then its inputs are not those of the network."""
-
-    @property
-    def found(self) -> int:
-        """k, the number of recovered inputs."""
-        return self.inputs.shape[0]
-
-
-@dataclass(frozen=True)
-class InversionFile:
-    """An open inversion."""
-
-    path: Path
-    place: Place
-    source: str | None
-    """File name of the dump it came from."""
-    layers: tuple[RecoveredLayer, ...]
-
-
-@contextmanager
-def open_inversion(path: str | Path) -> Iterator[InversionFile]:
-    """Open an inversion for reading, with the same distrust as a dump.
-
-    Raises
-    ------
-    FileError
-        Here or when numbers are read: whatever is wrong with the file, in one line that says where.
-    """
-    path = Path(path)
-    place = Place(path)
-    with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
-        records = safety.required_subgroup(file, "records", place)
-        visits = safety.Visits(place)
-        layers = [
-            _read_layer(group, where, visits)
-            for record in safety.member_names(records, place)
-            for group, where in _layer_groups(records, record, place.at(record=record))
-        ]
-        if not layers:
-            msg = "holds no layers"
-            raise FileError(msg, place, "run 'spear-np invert' again")
-        yield InversionFile(path, place, safety.text(file, "source", place), tuple(layers))
-
-
-def _layer_groups(records: h5py.Group, name: str, place: Place) -> Iterator[tuple[h5py.Group, Place]]:
-    record = safety.subgroup(records, name, place)
-    if record is None:
-        return
-    layers = safety.required_subgroup(record, "layers", place)
-    for layer in safety.member_names(layers, place):
-        where = place.at(layer=layer)
-        group = safety.subgroup(layers, layer, where)
-        if group is not None:
-            yield group, where
-
-
-def _read_layer(group: h5py.Group, place: Place, visits: safety.Visits) -> RecoveredLayer:
-    """Read everything but the arrays."""
-    visits.count(group)
-    status = safety.text(group, "status", place) or ""
-    if status not in tuple(spear_np.Status):
-        msg = (
-            f"the attribute 'status' is '{printable(status)}', but must be one of {listing(spear_np.Status)}"
-        )
-        raise FileError(msg, place, "run 'spear-np invert' again")
-    inputs = safety.numbers(group, "inputs", place, ndim=2)
-    if inputs is None:
-        msg = "the dataset 'inputs' is missing"
-        raise FileError(msg, place, "run 'spear-np invert' again")
-    visits.count(inputs.dataset)
-    return RecoveredLayer(
-        record=place.record or "",
-        layer=place.layer or "",
-        place=place,
-        status=spear_np.Status(status),
-        claim=safety.text(group, "claim", place) or status,
-        reason=safety.text(group, "reason", place) or "",
-        batch_size=safety.integer(group, "batch_size", place) or 0,
-        scale_known=safety.boolean(group, "scale_known", place) is not False,
-        inputs=inputs,
-        error_bound=_figures(group, "error_bound", inputs, place),
-        labels=_figures(group, "labels", inputs, place, kind="integer"),
-        chain=safety.texts(group, "chain", place) or (),
-        display=read_display(group, place),
-        between=safety.text(group, "between", place),
-    )
-
-
-def _figures(
-    group: h5py.Group, name: str, inputs: StoredArray, place: Place, *, kind: safety.Kind = "float"
-) -> StoredArray | None:
-    """Return a dataset with one number for each input; None if there is none."""
-    array = safety.numbers(group, name, place, ndim=1, kind=kind)
-    if array is not None and array.shape != inputs.shape[:1]:
-        msg = f"has shape {array.shape}, but there are {inputs.shape[0]} inputs"
-        raise FileError(msg, array.place, "run 'spear-np invert' again")
-    return array

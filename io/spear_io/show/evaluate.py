@@ -16,8 +16,8 @@ import numpy as np
 import spear_np
 
 from ..files.dump import Dump, Layer, Record, named
-from ..files.inversion import InversionFile, RecoveredLayer
 from ..files.limits import working
+from ..files.recovered import InversionFile, RecoveredLayer
 from ..files.storage import Floats, StoredArray, check_finite, column_blocks
 from ..problems import FileError, printable
 from .similarity import discrete_columns, image_axes, structural_similarity

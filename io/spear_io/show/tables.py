@@ -6,67 +6,23 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import spear_np
-from spear_np.backend import to_host
 
 from ..files.dump import Dump, RecordInfo
 from ..problems import listing, printable
+from . import layout
 from .evaluate import LayerEvaluation
 from .overview import LayerOverview, RecordOverview
-from .progress import count, duration
+from .progress import duration
 
 if TYPE_CHECKING:
     from ..convert import Conversion
-
-STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
-
-PIPE_WIDTH = 160
-"""Columns where there is no terminal to ask."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of one layer of the dump."""
-
-    record: str
-    layer: str
-    result: spear_np.Inversion
-    notes: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: everything but the arrays."""
-        result = self.result
-        return {
-            "record": self.record,
-            "layer": self.layer,
-            "shape": list(result.gradients.shape),
-            "status": str(result.status),
-            "claim": result.claim,
-            "reason": result.reason,
-            "batch_size": result.batch_size,
-            "found": result.found,
-            "scale_known": result.scale_known,
-            "data_range": result.data_range,
-            "method": result.method,
-            "seed": result.seed,
-            "seconds": result.seconds,
-            "device": result.device,
-            "proposals": result.proposals,
-            "labels": None if result.labels is None else to_host(result.labels).tolist(),
-            "chain": list(result.chain),
-            "decay": asdict(result.gradients.decay),
-            "certificate": result.certificate.as_dict(),
-            "notes": list(self.notes),
-        }
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -85,68 +41,9 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _console(claims: Sequence[str] = ()) -> Console:
-    # Without a terminal rich assumes 80 columns and folds. What a status rests on stays in its line.
-    width = None if sys.stdout.isatty() else PIPE_WIDTH + max(map(len, claims), default=0)
-    return Console(width=width, highlight=False, markup=False, emoji=False)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        right = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    return table
-
-
-def _status(claim: str) -> Text:
-    """A status with what it rests on, which no line may leave out: "exact if plain gradient"."""
-    return Text(printable(claim, 1000), style=STATUS_STYLE.get(claim.partition(" ")[0], ""))
-
-
-def _figure(value: float | None, form: str = ".3g", missing: str = "–") -> str:
-    return missing if value is None or math.isnan(value) else format(value, form)
-
-
-def print_outcomes(outcomes: Sequence[Outcome], output: str) -> None:
-    """Print the table that ends `spear-np invert`."""
-    console = _console([outcome.result.claim for outcome in outcomes])
-    decayed = any(outcome.result.gradients.decay.present for outcome in outcomes)
-    more = [">weight decay"] if decayed else []
-    table = _table("record", "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *more)
-    for outcome in outcomes:
-        result = outcome.result
-        agreement = {check.name: check.value for check in result.certificate.checks}.get("sign_agreement")
-        table.add_row(
-            printable(outcome.record),
-            printable(outcome.layer),
-            _status(result.claim),
-            f"{result.found}/{result.batch_size}",
-            _figure(agreement, ".6g"),
-            count(result.proposals),
-            duration(result.seconds) if result.seconds >= 10 else f"{result.seconds:.2g} s",
-            result.device,
-            *([_figure(result.gradients.decay.weight or None, ".6g")] if decayed else []),
-        )
-    console.print(table)
-    for outcome in outcomes:
-        where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
-        result = outcome.result
-        if len(outcomes) == 1 and result.certificate.checks:
-            console.print(str(result.certificate), soft_wrap=True)
-        if result.reason and (result.status != spear_np.Status.EXACT or len(outcomes) == 1):
-            console.print(f"{where}: {result.reason}", soft_wrap=True)
-        if result.chain:
-            used = " → ".join(printable(name) for name in result.chain)
-            console.print(f"{where}: from the layers {used}", soft_wrap=True)
-        for note in outcome.notes:
-            console.print(f"{where}: {note}", soft_wrap=True)
-    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
-
-
 def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
     """Print what `spear-np inspect` found."""
-    console = _console()
+    console = layout.console()
     by = f", written by {printable(dump.producer)}" if dump.producer else ""
     console.print(f"{printable(str(dump.path), 1000)}: {len(records)} record(s){by}", soft_wrap=True)
     for record in records:
@@ -207,7 +104,7 @@ def _batch_size(survey: spear_np.Survey | None) -> str:
 
 def _stored_table(record: RecordOverview) -> Table:
     """What the file says of each layer, in 80 columns for names of usual length."""
-    table = _table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
+    table = layout.table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
     for layer in record.layers:
         table.add_row(
             printable(layer.layer),
@@ -231,7 +128,7 @@ def _input_from(layer: LayerOverview) -> str:
 
 def _survey_table(record: RecordOverview) -> Table:
     """What the gradient of each layer tells."""
-    table = _table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
+    table = layout.table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
     for layer in record.layers:
         survey = layer.survey
         forecast = None if survey is None else survey.forecast_seconds
@@ -242,8 +139,8 @@ def _survey_table(record: RecordOverview) -> Table:
         table.add_row(
             printable(layer.layer),
             _batch_size(survey),
-            _figure(None if survey is None else survey.relative_noise, ".1e"),
-            _figure(None if survey is None else survey.gap, ".2g"),
+            layout.figure(None if survey is None else survey.relative_noise, ".1e"),
+            layout.figure(None if survey is None else survey.gap, ".2g"),
             "–" if forecast is None else "never" if math.isinf(forecast) else _about(forecast),
             verdict,
         )
@@ -272,7 +169,7 @@ def _about(seconds: float) -> str:
 
 def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
     """Print what `spear-np evaluate` found: every matched row, then a line a layer."""
-    console = _console([result.claim for result in results])
+    console = layout.console([result.claim for result in results])
     for result in results:
         if not result.rows:
             continue
@@ -291,19 +188,19 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             more[">right categories"] = ("discrete", ".1%")
         if any(row.scale != 1 for row in result.rows):
             more[">scale"] = ("scale", ".4g")
-        table = _table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
+        table = layout.table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
         for row in result.rows:
             mark = Text("yes", style="green") if row.exact else Text("no", style="red")
             table.add_row(
                 str(row.row),
                 "–" if row.truth is None else str(row.truth),
-                _figure(row.psnr, ".1f"),
-                _figure(row.max_error, ".1e"),
+                layout.figure(row.psnr, ".1f"),
+                layout.figure(row.max_error, ".1e"),
                 mark,
-                *(_figure(getattr(row, name), style) for name, style in more.values()),
+                *(layout.figure(getattr(row, name), style) for name, style in more.values()),
             )
         console.print(table)
-    summary = _table(
+    summary = layout.table(
         "record", "layer", "status", ">recovered", ">matched", ">exact", ">mean PSNR (dB)", ">largest error"
     )
     for result in results:
@@ -311,22 +208,22 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
         summary.add_row(
             printable(result.record),
             printable(result.layer),
-            _status(result.claim),
+            layout.status(result.claim),
             str(result.recovered),
             f"{result.matched}/{result.distinct_truth}" if compared else "no truth",
             f"{result.exact}/{result.distinct_truth}" if compared else "–",
-            _figure(result.mean_psnr, ".1f"),
-            _figure(result.max_error, ".1e"),
+            layout.figure(result.mean_psnr, ".1f"),
+            layout.figure(result.max_error, ".1e"),
         )
     console.print(summary)
 
 
 def print_conversion(conversion: Conversion, output: str) -> None:
     """Print what `spear-np convert` found, what it left out, and what it assumed."""
-    console = _console()
+    console = layout.console()
     linked = any(layer.follows or layer.between for layer in conversion.layers)
     more = ["follows"] if linked else []
-    table = _table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
+    table = layout.table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
     for layer in conversion.layers:
         before = layer.follows or (f"none: {layer.between}" if layer.between else "–")
         stored = layer.orientation is not None

@@ -1,0 +1,274 @@
+"""What an inversion holds, layer by layer: as a table for people, and as plain data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import spear_np
+
+from ..files.recovered import InversionFile, RecoveredLayer, UnreadRecord
+from ..problems import printable
+from . import layout
+from .progress import count, duration
+
+LONGEST_TABLE = 60
+"""Layers that are all shown, one a line; of more, those that are not whole come first."""
+
+LONGEST_LIST = 20
+"""Lines of remarks below the table."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One layer of an inversion, without its arrays."""
+
+    record: str
+    layer: str
+    client: str | int | None
+    round: str | int | None
+    source: str | None
+    """File name of the dump."""
+    status: spear_np.Status
+    claim: str
+    reason: str
+    batch_size: int
+    found: int
+    labelled: int
+    """How many of the inputs have a label."""
+    repeated: int
+    """How many of them are in other records too."""
+    worst_bound: float | None
+    """Largest bound on the error of one, in units of the input."""
+    agreement: float | None
+    """λ."""
+    proposals: int
+    seconds: float
+    device: str
+    decay: float
+    """Weight decay that was taken out."""
+    chain: tuple[str, ...]
+    notes: tuple[str, ...]
+    certificate: spear_np.Certificate | None = None
+    """Read only of a layer that is alone."""
+
+
+def read_outcomes(inversion: InversionFile, *, full: bool = True) -> list[Outcome]:
+    """Return what the file says of each layer; with `full`, of one that is alone everything."""
+    full = full and len(inversion.layers) == 1
+    return [_outcome(layer, full=full) for layer in inversion.layers]
+
+
+def _outcome(layer: RecoveredLayer, *, full: bool) -> Outcome:
+    repeats = layer.repeats
+    return Outcome(
+        record=layer.record,
+        layer=layer.layer,
+        client=layer.display.client,
+        round=layer.display.round,
+        source=layer.source,
+        status=layer.status,
+        claim=layer.claim,
+        reason=layer.reason,
+        batch_size=layer.batch_size,
+        found=layer.found,
+        labelled=0 if layer.labels is None else int((layer.labels[:] >= 0).sum()),
+        repeated=0 if repeats is None else int((repeats[:] >= 0).sum()),
+        worst_bound=layer.worst_bound,
+        agreement=layer.agreement,
+        proposals=layer.proposals,
+        seconds=layer.seconds,
+        device=layer.device,
+        decay=layer.decay.weight,
+        chain=layer.chain,
+        notes=layer.notes,
+        certificate=layer.certificate if full else None,
+    )
+
+
+def layer_document(layer: RecoveredLayer) -> dict[str, Any]:
+    """Plain data for JSON: everything but the arrays."""
+    return {
+        "record": layer.record,
+        "layer": layer.layer,
+        "source": layer.source,
+        "client": layer.display.client,
+        "round": layer.display.round,
+        "shape": [layer.units, layer.inputs.shape[1]],
+        "status": str(layer.status),
+        "claim": layer.claim,
+        "reason": layer.reason,
+        "batch_size": layer.batch_size,
+        "found": layer.found,
+        "scale_known": layer.scale_known,
+        "data_range": layer.data_range,
+        "method": layer.method,
+        "seed": layer.seed,
+        "seconds": layer.seconds,
+        "device": layer.device,
+        "proposals": layer.proposals,
+        "labels": None if layer.labels is None else layer.labels[:].tolist(),
+        "repeats": None if layer.repeats is None else layer.repeats[:].tolist(),
+        "chain": list(layer.chain),
+        "decay": asdict(layer.decay),
+        "certificate": layer.certificate.as_dict(),
+        "notes": list(layer.notes),
+    }
+
+
+def unread_document(one: UnreadRecord) -> dict[str, Any]:
+    """Plain data of a record that could not be used."""
+    return {"record": one.record, "source": one.source, "problem": one.problem}
+
+
+def inversion_document(inversion: InversionFile) -> dict[str, Any]:
+    """Plain data for `spear-np inspect --json`."""
+    return {
+        "command": "inspect",
+        "version": spear_np.__version__,
+        "file": str(inversion.path),
+        "source": inversion.source,
+        "layers": [layer_document(layer) for layer in inversion.layers],
+        "unread": [unread_document(one) for one in inversion.unread],
+    }
+
+
+def print_outcomes(
+    outcomes: Sequence[Outcome], unread: Sequence[UnreadRecord] = (), output: str | None = None
+) -> None:
+    """Print the table that ends `spear-np invert`, and that `spear-np inspect` shows of an inversion."""
+    shown = _most_telling(outcomes)
+    console = layout.console([outcome.claim for outcome in shown])
+    if len(outcomes) > LONGEST_TABLE:
+        console.print(_counts_table(outcomes, unread))
+    console.print(_layers_table(shown))
+    if len(shown) < len(outcomes):
+        console.print(
+            f"{len(outcomes) - len(shown)} more layers are not shown: --summary FILE.csv writes all",
+            soft_wrap=True,
+        )
+    remarks = [remark for outcome in shown for remark in _remarks(outcome, alone=len(outcomes) == 1)]
+    remarks += [f"{printable(one.record)} could not be used: {one.problem}" for one in unread]
+    for remark in _first(remarks):
+        console.print(remark, soft_wrap=True)
+    repeated = [outcome for outcome in outcomes if outcome.repeated]
+    if repeated:
+        console.print(_repeats_line(repeated), soft_wrap=True)
+    if output is not None:
+        console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+
+
+def _most_telling(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """All, or of very many those that are not whole, and then the slowest; in the order of the file."""
+    if len(outcomes) <= LONGEST_TABLE:
+        return list(outcomes)
+    whole = (spear_np.Status.EXACT, spear_np.Status.APPROXIMATE)
+    order = sorted(
+        range(len(outcomes)),
+        key=lambda index: (outcomes[index].status in whole, -outcomes[index].seconds, index),
+    )
+    return [outcomes[index] for index in sorted(order[:LONGEST_TABLE])]
+
+
+def _layers_table(outcomes: Sequence[Outcome]) -> Any:
+    """One line a layer; columns that only some files have are left out where nothing is in them."""
+    many = len(outcomes) > 1
+    more: dict[str, list[str]] = {}
+    if many and any(outcome.client is not None for outcome in outcomes):
+        more["client"] = [_label(outcome.client) for outcome in outcomes]
+    if many and any(outcome.round is not None for outcome in outcomes):
+        more["round"] = [_label(outcome.round) for outcome in outcomes]
+    after: dict[str, list[str]] = {}
+    if any(outcome.labelled for outcome in outcomes):
+        after[">labels"] = [str(outcome.labelled) for outcome in outcomes]
+    if many:
+        after[">worst bound"] = [layout.figure(outcome.worst_bound, ".1e") for outcome in outcomes]
+    if any(outcome.repeated for outcome in outcomes):
+        after[">seen elsewhere"] = [str(outcome.repeated or "–") for outcome in outcomes]
+    if any(outcome.decay for outcome in outcomes):
+        after[">weight decay"] = [layout.figure(outcome.decay or None, ".6g") for outcome in outcomes]
+    rows = layout.table(
+        "record", *more, "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *after
+    )
+    for index, outcome in enumerate(outcomes):
+        rows.add_row(
+            printable(outcome.record),
+            *(column[index] for column in more.values()),
+            printable(outcome.layer),
+            layout.status(outcome.claim),
+            f"{outcome.found}/{outcome.batch_size}",
+            layout.figure(outcome.agreement, ".6g"),
+            count(outcome.proposals),
+            duration(outcome.seconds) if outcome.seconds >= 10 else f"{outcome.seconds:.2g} s",
+            outcome.device,
+            *(column[index] for column in after.values()),
+        )
+    return rows
+
+
+def _counts_table(outcomes: Sequence[Outcome], unread: Sequence[UnreadRecord]) -> Any:
+    """How many layers have which status, and what was found in them."""
+    rows = layout.table("status", ">layers", ">inputs", ">worst bound", ">slowest")
+    of_status: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        of_status.setdefault(str(outcome.status), []).append(outcome)
+    for status in (str(status) for status in spear_np.Status):
+        members = of_status.get(status, [])
+        if members:
+            bounds = [one.worst_bound for one in members if one.worst_bound is not None]
+            rows.add_row(
+                layout.status(status),
+                str(len(members)),
+                f"{sum(one.found for one in members)}/{sum(one.batch_size for one in members)}",
+                layout.figure(max(bounds, default=None), ".1e"),
+                f"{max(one.seconds for one in members):.2g} s",
+            )
+    if unread:
+        rows.add_row("could not be used", str(len(unread)), "–", "–", "–")
+    return rows
+
+
+def _remarks(outcome: Outcome, *, alone: bool) -> Iterable[str]:
+    where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
+    if outcome.certificate is not None and outcome.certificate.checks:
+        yield str(outcome.certificate)
+    if outcome.reason and (outcome.status != spear_np.Status.EXACT or alone):
+        yield f"{where}: {outcome.reason}"
+    if outcome.chain:
+        yield f"{where}: from the layers {' → '.join(printable(name) for name in outcome.chain)}"
+    for note in outcome.notes:
+        yield f"{where}: {note}"
+
+
+def _first(remarks: Sequence[str]) -> list[str]:
+    """The first of very many; those that are alike but for the layer are told once."""
+    if len(remarks) <= LONGEST_LIST:
+        return list(remarks)
+    groups: dict[str, list[str]] = {}
+    for remark in remarks:
+        where, _, what = remark.partition(": ")
+        groups.setdefault(what, []).append(where)
+    lines = [
+        f"{places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}: {what}"
+        for what, places in groups.items()
+    ]
+    rest = len(lines) - LONGEST_LIST
+    return [*lines[:LONGEST_LIST], *([f"and {rest} remarks more"] if rest > 0 else [])]
+
+
+def _repeats_line(repeated: Sequence[Outcome]) -> str:
+    """Who leaks again and again."""
+    clients = Counter(
+        _label(outcome.client) if outcome.client is not None else printable(outcome.record)
+        for outcome in repeated
+    )
+    worst = ", ".join(f"{name} ({times} record(s))" for name, times in clients.most_common(5))
+    return (
+        f"inputs that are in several records were found in {len(repeated)} of them, most of all in: {worst}"
+    )
+
+
+def _label(value: str | int | None) -> str:
+    return "–" if value is None else printable(str(value))
