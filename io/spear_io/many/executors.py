@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..problems import cause, printable
@@ -152,11 +154,10 @@ def _connected(address: str) -> Iterator[Client]:
         msg = "Dask is not installed: pip install 'spear-np[dask]'"
         raise ExecutorError(msg) from error
     try:
-        if "://" in address or ":" in address:
-            client = Client(address, timeout=ANSWERING, set_as_default=False)
-        else:
-            client = Client(scheduler_file=address, timeout=ANSWERING, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:  # a name that is no address, nobody there, no such file
+        # Of a file that is not there Dask would wait for ever.
+        found = address if ":" in address else json.loads(Path(address).read_bytes())["address"]
+        client = Client(found, timeout=ANSWERING, set_as_default=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:  # nobody there, no such file, no address
         msg = f"no Dask scheduler answers at {printable(address)} ({cause(error)})"
         raise ExecutorError(msg) from error
     with client:
