@@ -10,9 +10,7 @@ from pathlib import Path
 from ..files.display import Display
 from ..files.dump import Dump, Layer, Record, open_dump
 from ..problems import FileError, Place, listing, printable
-from .sources import Sources
-
-WILD = "*?["
+from .sources import WILD, Sources
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from ..files import safety
 from ..files.dump import FORMAT
 from ..problems import FileError, Place, cause
 
+WILD = "*?["
+"""Signs by which a pattern is told from a name."""
+
 SUFFIXES = (".h5", ".hdf5")
 """How the files of a folder end that may be dumps."""
 
@@ -28,22 +31,28 @@ class Sources:
     @property
     def labels(self) -> tuple[str, ...]:
         """A short name for each dump, all different: what its records are called after, if there are several."""
-        names = [path.stem for path in self.dumps]
-        if len(set(names)) < len(names):
-            parts = [path.absolute().with_suffix("").parts for path in self.dumps]
-            common = next(
-                place
-                for place, level in enumerate(zip(*parts, strict=False))
-                if len(set(level)) > 1 or place == min(map(len, parts)) - 1
-            )
-            names = [":".join(one[common:]) for one in parts]
-        counts = Counter(names)
-        numbers: Counter[str] = Counter()
-        labels = []
-        for name in names:
-            numbers[name] += 1
-            labels.append(name if counts[name] == 1 else f"{name} ({numbers[name]})")
-        return tuple(labels)
+        return labels_of(self.dumps)
+
+
+def labels_of(paths: Sequence[Path]) -> tuple[str, ...]:
+    """A short name for each path, all different: without its folder, if that will do."""
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        parts = [path.absolute().with_suffix("").parts for path in paths]
+        shortest = min(map(len, parts))
+        common = next(
+            place
+            for place, level in enumerate(zip(*parts, strict=False))
+            if len(set(level)) > 1 or place == shortest - 1
+        )
+        names = [":".join(one[common:]) for one in parts]
+    counts = Counter(names)
+    numbers: Counter[str] = Counter()
+    labels = []
+    for name in names:
+        numbers[name] += 1
+        labels.append(name if counts[name] == 1 else f"{name} ({numbers[name]})")
+    return tuple(labels)
 
 
 def find_dumps(given: Sequence[str | Path]) -> Sources:
@@ -68,11 +77,40 @@ def find_dumps(given: Sequence[str | Path]) -> Sources:
             found += dumps
             if others:
                 notes.append(f"{others} other HDF5 file(s) in '{one}' are no gradient dumps")
-        elif not one.exists() and any(sign in str(one) for sign in "*?["):
+        elif not one.exists() and any(sign in str(one) for sign in WILD):
             found += _matching(one)
         else:
             found.append(one)
     return Sources(tuple(_different(found)), tuple(notes))
+
+
+def find_files(given: Sequence[Path], *, within_folders: bool = False) -> list[Path]:
+    """Return the files that paths and patterns stand for; a folder stands for itself, or for what lies `within` it.
+
+    Raises
+    ------
+    FileError
+        If a pattern fits nothing, or nothing lies in a folder.
+    """
+    found: list[Path] = []
+    for one in given:
+        if one.is_dir() and within_folders:
+            try:
+                inside = sorted(
+                    (path for path in one.iterdir() if not path.name.startswith(".")), key=natural
+                )
+            except OSError as error:
+                msg = f"cannot be read ({cause(error)})"
+                raise FileError(msg, Place(one)) from error
+            if not inside:
+                msg = "an empty folder"
+                raise FileError(msg, Place(one), "give a folder of files")
+            found += inside
+        elif not one.exists() and any(sign in str(one) for sign in WILD):
+            found += _matching(one)
+        else:
+            found.append(one)
+    return _different(found)
 
 
 def natural(path: Path) -> list[tuple[int, int | str]]:

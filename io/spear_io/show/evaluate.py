@@ -16,10 +16,11 @@ import numpy as np
 import spear_np
 
 from ..files.dump import Dump, Layer, Record, named
+from ..files.inversion import stored_name
 from ..files.limits import working
 from ..files.recovered import InversionFile, RecoveredLayer
 from ..files.storage import Floats, StoredArray, check_finite, column_blocks
-from ..problems import FileError, printable
+from ..problems import FileError, listing, printable
 from .similarity import discrete_columns, image_axes, structural_similarity
 
 EXACT = 1e-4
@@ -158,8 +159,8 @@ def evaluate(inversion: InversionFile, dump: Dump) -> tuple[LayerEvaluation, ...
         If the files do not belong together, or no layer has truth.
     """
     results = []
-    for recovered in inversion.layers:
-        record = named(dump.records, recovered.record, dump.place, "record")
+    for recovered in _from(dump, inversion):
+        record = named(dump.records, recovered.source_record or recovered.record, dump.place, "record")
         layer = named(record.layers, recovered.layer, record.place, "layer")
         results.append(evaluate_layer(recovered, record, layer))
     if all(result.truth_inputs is None for result in results):
@@ -168,10 +169,23 @@ def evaluate(inversion: InversionFile, dump: Dump) -> tuple[LayerEvaluation, ...
     return tuple(results)
 
 
+def _from(dump: Dump, inversion: InversionFile) -> tuple[RecoveredLayer, ...]:
+    """The layers that came from this dump; all, if the inversion came from a single one."""
+    if inversion.source is not None:
+        return inversion.layers
+    name = stored_name(dump.path)
+    layers = tuple(layer for layer in inversion.layers if layer.source in (name, None))
+    if not layers:
+        msg = f"holds nothing that came from '{printable(name)}'"
+        there = dict.fromkeys(layer.source for layer in inversion.layers if layer.source is not None)
+        raise FileError(msg, inversion.place, f"give one of these dumps: {listing(there)}")
+    return layers
+
+
 def evaluate_layer(recovered: RecoveredLayer, record: Record, layer: Layer) -> LayerEvaluation:
     """Match the recovered rows to the true inputs so that the sum of squared distances is smallest."""
     result = LayerEvaluation(
-        record=record.name,
+        record=recovered.record,
         layer=layer.name,
         status=str(recovered.status),
         claim=recovered.claim,

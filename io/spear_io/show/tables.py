@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -218,9 +219,25 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
     console.print(summary)
 
 
-def print_conversion(conversion: Conversion, output: str) -> None:
-    """Print what `spear-np convert` found, what it left out, and what it assumed."""
+def print_conversions(conversions: Sequence[Conversion], output: str) -> None:
+    """Print what `spear-np convert` found, what it left out, and what it assumed; of records that are alike the first."""
     console = layout.console()
+    alike: dict[Any, list[Conversion]] = {}
+    for conversion in conversions:
+        key = conversion.format, conversion.layers, tuple(conversion.skipped.items())
+        alike.setdefault(key, []).append(conversion)
+    said: set[str] = set()
+    for group in alike.values():
+        _print_conversion(console, group)
+        for note in dict.fromkeys(note for conversion in group for note in conversion.notes):
+            if note not in said:
+                console.print(f"note: {note}", soft_wrap=True)
+            said.add(note)
+    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+
+
+def _print_conversion(console: Console, group: Sequence[Conversion]) -> None:
+    conversion = group[0]
     linked = any(layer.follows or layer.between for layer in conversion.layers)
     more = ["follows"] if linked else []
     table = layout.table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
@@ -237,13 +254,11 @@ def print_conversion(conversion: Conversion, output: str) -> None:
             {"mn": "(m, n)", "nm": "(n, m)", None: "–"}[layer.orientation],
             layer.known_by or "–",
         )
-    console.print(f"{conversion.format}: record {printable(conversion.record)}", soft_wrap=True)
+    alike = f" and {len(group) - 1} alike, to {printable(group[-1].record)}" if len(group) > 1 else ""
+    console.print(f"{conversion.format}: record {printable(conversion.record)}{alike}", soft_wrap=True)
     console.print(table)
     reasons: dict[str, list[str]] = {}
     for name, reason in conversion.skipped.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         console.print(f"not used, as each {reason}: {listing(names)}", soft_wrap=True)
-    for note in conversion.notes:
-        console.print(f"note: {note}", soft_wrap=True)
-    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
