@@ -14,6 +14,12 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(metavar="FILE.h5", help="Gradient dump, or an inversion.", show_default=False)
     ],
+    record: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--record", metavar="NAME", help="Only this record of a dump, or such (*, ?); repeatable."
+        ),
+    ] = None,
     device: DeviceName = "cpu",
     json: Json = False,
 ) -> None:
@@ -25,7 +31,7 @@ def inspect(
     from ..files.recovered import open_inversion
     from ..files.safety import format_of
     from ..show.outcomes import inversion_document, print_outcomes, read_outcomes
-    from ..show.overview import dump_document, record_overview
+    from ..show.overview import dump_document, overviews
     from ..show.tables import print_json, print_overview
 
     device_for(device)
@@ -38,8 +44,8 @@ def inspect(
         return
     with open_dump(path) as opened:
         opened.check_claims()
-        records = [record_overview(record, device=device) for record in opened.records]
+        groups = overviews(opened, record or (), device=device)
         if json:
-            print_json(dump_document(opened, records))
+            print_json(dump_document(opened, groups))
         else:
-            print_overview(opened, records)
+            print_overview(opened, groups)

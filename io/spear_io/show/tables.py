@@ -19,7 +19,7 @@ from ..files.dump import Dump, RecordInfo
 from ..problems import listing, printable
 from . import layout
 from .evaluate import LayerEvaluation
-from .overview import LayerOverview, RecordOverview
+from .overview import Group, LayerOverview, RecordOverview
 from .progress import duration
 
 if TYPE_CHECKING:
@@ -42,14 +42,18 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
+def print_overview(dump: Dump, groups: Sequence[Group]) -> None:
     """Print what `spear-np inspect` found."""
     console = layout.console()
+    count = sum(len(group.records) for group in groups)
     by = f", written by {printable(dump.producer)}" if dump.producer else ""
-    console.print(f"{printable(str(dump.path), 1000)}: {len(records)} record(s){by}", soft_wrap=True)
-    for record in records:
+    console.print(f"{printable(str(dump.path), 1000)}: {count} record(s){by}", soft_wrap=True)
+    for group in groups:
+        record = group.first
         console.print()
         console.print(_record_line(record), soft_wrap=True)
+        if len(group.records) > 1:
+            console.print(_alike_line(group), soft_wrap=True)
         console.print(_stored_table(record))
         console.print(_survey_table(record))
         for chain in record.chains:
@@ -80,6 +84,27 @@ def _record_line(record: RecordOverview) -> Text:
         "true labels" if record.labels else "",
     ]
     return Text.assemble((printable(record.record), "bold"), ": ", ", ".join(fact for fact in facts if fact))
+
+
+def _alike_line(group: Group) -> str:
+    """Which other records are alike, whose they are, and that only the first was looked at."""
+    others = group.records[1:]
+    facts = [f"and {len(others)} records alike, to {printable(others[-1].record)}"]
+    for what in ("client", "round"):
+        values = dict.fromkeys(
+            value for record in group.records if (value := getattr(record.info, what)) is not None
+        )
+        if values:
+            facts.append(f"{len(values)} {what}(s): {_ends(list(values))}")
+    sizes = sorted({record.info.batch_size for record in group.records if record.info.batch_size is not None})
+    if len(sizes) > 1:
+        facts.append(f"batches of {sizes[0]} to {sizes[-1]} stated")
+    return f"{', '.join(facts)}; what follows is of the first (--record NAME for others)"
+
+
+def _ends(values: Sequence[str | int]) -> str:
+    shown = [printable(str(value), 40) for value in values]
+    return ", ".join(shown) if len(shown) <= 4 else f"{shown[0]}, {shown[1]}, … {shown[-1]}"
 
 
 def _loss(info: RecordInfo) -> str:
