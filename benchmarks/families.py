@@ -63,6 +63,12 @@ class Update:
     """Whether both gradients are the plain gradient of what the layer saw, up to rounding and independent noise."""
     alike: bool = False
     """Whether two inputs have the same pattern and columns of ∂L/∂Z in proportion."""
+    as_given: bool = True
+    """Whether W and bias are those that the gradient was taken at."""
+    one_step: bool = True
+    """Whether no other step is in the gradients."""
+    with_mean: bool = True
+    """Whether neither layer nor optimiser took the mean from the inputs."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +195,10 @@ def of_first(name: str, change: Callable[[Generator, Step, Shared], Shared], *, 
     def make(rng: Generator) -> tuple[Update, Any]:
         at = step(rng)
         update = at.update(plain=plain)
-        first = change(rng, at, update.layers[0])
-        return replace(update, layers=(first, *update.layers[1:])), at.dtype
+        before = update.layers[0]
+        first = change(rng, at, before)
+        as_given = first.weight is before.weight and first.bias is before.bias and "bias" not in first.without
+        return replace(update, layers=(first, *update.layers[1:]), as_given=as_given), at.dtype
 
     family(name)(make)
 
@@ -235,7 +243,7 @@ def centralised(rng: Generator) -> tuple[Update, Any]:
     at = step(rng)
     update = at.update(plain=False)
     layers = tuple(replace(one, weight_grad=mean_free(one.weight_grad)) for one in update.layers)
-    return replace(update, layers=layers), at.dtype
+    return replace(update, layers=layers, with_mean=False), at.dtype
 
 
 @family("gradient centralisation, centred weights")
@@ -245,7 +253,7 @@ def centralised_weights(rng: Generator) -> tuple[Update, Any]:
     weights = (mean_free(at.weights[0]), mean_free(at.weights[1]))
     update = replace(at, weights=weights).update(plain=False)
     layers = tuple(replace(one, weight_grad=mean_free(one.weight_grad)) for one in update.layers)
-    return replace(update, layers=layers), at.dtype
+    return replace(update, layers=layers, with_mean=False), at.dtype
 
 
 @family("weight standardisation")
@@ -254,7 +262,7 @@ def weight_standardised(rng: Generator) -> tuple[Update, Any]:
     at = step(rng)
     used = replace(at, weights=(mean_free(at.weights[0]), at.weights[1])).update(plain=False)
     first = replace(used.layers[0], weight_grad=mean_free(used.layers[0].weight_grad), weight=at.weights[0])
-    return replace(used, layers=(first, *used.layers[1:])), at.dtype
+    return replace(used, layers=(first, *used.layers[1:]), with_mean=False), at.dtype
 
 
 def some_columns(rng: Generator, g: Array) -> Array:
@@ -673,7 +681,7 @@ def with_earlier(name: str, share: Callable[[Generator], float]) -> None:
             )
             for one, other in zip(update.layers, before.layers, strict=True)
         )
-        return replace(update, layers=layers), at.dtype
+        return replace(update, layers=layers, one_step=False), at.dtype
 
     family(name)(make)
 
@@ -745,7 +753,9 @@ def with_own_backward(name: str, mask: Callable[[Generator, Step], Array], *, pl
         update = at.update(plain=plain)
         d = at.output_grads[1] @ at.weights[1] * mask(rng, at)
         first = replace(update.layers[0], weight_grad=d.T @ at.seen, bias_grad=d.sum(axis=0))
-        return replace(update, layers=(first, *update.layers[1:])), at.dtype
+        traces = np.linalg.norm(d, axis=1) * np.linalg.norm(at.seen, axis=1)
+        seen = at.seen[traces > np.finfo(at.dtype).eps * np.max(traces)]
+        return replace(update, layers=(first, *update.layers[1:]), seen=seen), at.dtype
 
     family(name)(make)
 
@@ -860,4 +870,4 @@ def local_steps(rng: Generator) -> tuple[Update, Any]:
         replace(a, weight_grad=a.weight_grad + c.weight_grad, bias_grad=a.bias_grad + c.bias_grad)
         for a, c in zip(one.layers, two.layers, strict=True)
     )
-    return replace(one, layers=layers), at.dtype
+    return replace(one, layers=layers, as_given=False), at.dtype

@@ -147,7 +147,7 @@ def run(folder: Path, jobs: int) -> dict[str, Any]:
     subprocess.run(words, check=True, env=process_environment())
     told = json.loads(target.read_text())
     with open_inversion(out) as inversion:
-        solver = sum(layer.seconds for layer in inversion.layers)
+        solver = sum(layer.brief.seconds for layer in inversion.layers)
         statuses = [str(layer.status) for layer in inversion.layers]
     memory = [max(sizes) for sizes in told["memory"]]
     count = len(statuses)

@@ -174,14 +174,14 @@ def make_problem(
     if share_on is not None:
         set_biases(network, layer, share_on, others.part(slice(CALIBRATION)))
     train(network, others, steps, loss)
-    return shared_gradient(network.to(dtype), layer, images, loss, dtype)
+    position = 2 * layer  # each layer but the last is followed by its ReLU
+    return shared_gradient(network.to(dtype), position, images, loss, dtype)
 
 
 def shared_gradient(
-    network: nn.Sequential, layer: int, images: Images, loss: Loss, dtype: torch.dtype
+    network: nn.Sequential, position: int, images: Images, loss: Loss, dtype: torch.dtype
 ) -> Problem:
-    """Return what a layer of `network` shares of a step on `images`."""
-    position = 2 * layer  # each layer but the last is followed by its ReLU
+    """Return what the fully connected layer at a `position` of `network` shares of a step on `images`."""
     attacked = network[position]
     with torch.no_grad():
         inputs = network[:position](torch.as_tensor(images.inputs, dtype=dtype))
@@ -191,7 +191,7 @@ def shared_gradient(
     # The truth is what the layer was given: its inputs as rounded to its precision.
     rounded = inputs.double().numpy()
     truth = replace(images, inputs=rounded)
-    if layer > 0:
+    if position > 0:
         truth = replace(truth, shape=(1, 1, rounded.shape[1]), mean=0.0, std=1.0)
     norms = outputs.grad.double().norm(dim=1).numpy() * np.linalg.norm(rounded, axis=1)
     rounding = torch.finfo(dtype).eps * norms.max()

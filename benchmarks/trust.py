@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import nn
 
 import spear_np
 from benchmarks import environment, updates
@@ -68,6 +69,13 @@ def changed(m: int, b: int, change: Callable[[Problem], Problem]) -> Scenario:
     return Scenario(lambda seed: change(make_problem(m, b, seed)))
 
 
+def convolution() -> nn.Module:
+    """(b, 784) -> (b, 784): four filters and maxima over squares of two pixels."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    )
+
+
 SCENARIOS: dict[str, Scenario] = {
     # Precision.
     "float64, 200 x 20": native(200, 20, torch.float64),
@@ -93,6 +101,15 @@ SCENARIOS: dict[str, Scenario] = {
         f"dropout {rate:g}, 200 x 20": Scenario(partial(updates.dropped_out, 200, 20, rate=rate))
         for rate in (0.1, 0.2, 0.5)
     },
+    # What is in front of the layer, and between it and its ReLU.
+    "BatchNorm in front, 200 x 20": Scenario(partial(updates.behind, lambda: nn.BatchNorm1d(784), 200, 20)),
+    "LayerNorm in front, 200 x 20": Scenario(partial(updates.behind, lambda: nn.LayerNorm(784), 200, 20)),
+    "convolution, ReLU and pooling in front, 200 x 20": Scenario(
+        partial(updates.behind, convolution, 200, 20)
+    ),
+    "BatchNorm before the ReLU, 200 x 20": Scenario(partial(updates.norm_before_relu, 200, 20)),
+    "one class, 200 x 20": Scenario(partial(updates.same_class, 200, 20)),
+    "one class, 200 x 40": Scenario(partial(updates.same_class, 200, 40)),
     # Trained networks.
     "trained 300 steps, 200 x 20": Scenario(partial(updates.trained, 200, 20, steps=300)),
     "trained 3000 steps, 200 x 20": Scenario(partial(updates.trained, 200, 20, steps=3000)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -127,6 +128,36 @@ def dropped_out(m: int, b: int, seed: int, *, rate: float, depth: int = 6) -> Pr
     network = mlp(images.inputs.shape[1], m, depth, seed, images.classes)
     network.insert(2, nn.Dropout(rate))
     torch.manual_seed(seed + 1)  # the masks have nothing to do with the weights
+    return shared_gradient(network, 0, images, "cross-entropy", torch.float32)
+
+
+def behind(front: Callable[[], nn.Module], m: int, b: int, seed: int, *, depth: int = 6) -> Problem:
+    """Return a batch of which the first fully connected layer sees what the module made by `front` does to the images.
+
+    The inputs that are sought are those of the layer: `front` (b, n) -> (b, k) may be a norm or a convolution.
+    """
+    images, _ = sample_images("fashion-mnist", b, seed)
+    torch.manual_seed(seed)
+    first = front()
+    k = first(torch.zeros(2, images.inputs.shape[1])).shape[1]
+    network = nn.Sequential(first, *mlp(k, m, depth, seed, images.classes))
+    return shared_gradient(network, 1, images, "cross-entropy", torch.float32)
+
+
+def norm_before_relu(m: int, b: int, seed: int, *, depth: int = 6) -> Problem:
+    """Return a batch of a network with batch normalisation between its first layer and the ReLU."""
+    images, _ = sample_images("fashion-mnist", b, seed)
+    network = mlp(images.inputs.shape[1], m, depth, seed, images.classes)
+    network.insert(1, nn.BatchNorm1d(m))
+    return shared_gradient(network, 0, images, "cross-entropy", torch.float32)
+
+
+def same_class(m: int, b: int, seed: int, *, depth: int = 6) -> Problem:
+    """Return a batch of which all inputs have the same label."""
+    image, others = sample_images("fashion-mnist", 1, seed, others=MAX_TRAINED_ON)
+    alike = np.flatnonzero(others.labels == image.labels[0])[:b]
+    images = replace(others, inputs=others.inputs[alike], labels=others.labels[alike])
+    network = mlp(images.inputs.shape[1], m, depth, seed, images.classes)
     return shared_gradient(network, 0, images, "cross-entropy", torch.float32)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from spear_io import open_dump, open_inversion
 from spear_io.files.dump import Layer, Record, named
-from spear_io.files.recovered import RecoveredLayer
+from spear_io.files.inversion import RecoveredLayer
 from spear_io.show.evaluate import evaluate_layer
 
 Array = np.ndarray[Any, Any]

@@ -193,6 +193,8 @@ def invert_chain(
         "chain" uses the chain alone; "auto" the chain, and then, if that leads to no whole batch, the zeros of the first
         layer alone where it is a ReLU; all others the first layer alone.
 
+    Notes
+    -----
     Other options, answer and errors are those of `invert`.
     """
     options = Options(batch_size, data_range, method, seed, time_limit, max_proposals)
@@ -221,7 +223,7 @@ def invert_chain(
         elif options.method == "chain" or not alone:
             reason = f"these layers are no chain that can be inverted: {linked.reason}"
             failed = inversion(layers[0], where, Status.FAILED, reason, 0, options.data_range)
-            return run.signed(failed)
+            return with_decay_said(run.signed(failed))
     layers[0].require_zeros()
     with where.activate():
         other = invert_readings(layer_readings(layers[0], where, options, behind), run)

@@ -48,7 +48,10 @@ def timeless(path: Path) -> bytes:
     with h5py.File(path) as file:
         times = [file.attrs["created"].encode()]
         for record in file["records"].values():
-            times += [struct.pack("<d", layer.attrs["seconds"]) for layer in record["layers"].values()]
+            for layer in record["layers"].values():
+                times.append(struct.pack("<d", layer.attrs["seconds"]))
+                if "history" in layer:
+                    times.append(layer["history/seconds"][:].tobytes())
     for stamp in times:
         if stamp.strip(b"\0"):
             assert stamp in data

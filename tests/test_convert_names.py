@@ -689,3 +689,30 @@ def test_a_model_that_has_only_some_of_the_layers_is_said(spear: Command, tmp_pa
     source = write(tmp_path, **NAMED)
     document = converted(spear, tmp_path, source, "--gradients", "--model", tmp_path / "m.npz")
     assert any("the model has no weight under the names of 'fc10'" in note for note in document["notes"])
+
+
+def test_maps_join_what_is_known_by_name(spear: Command, tmp_path: Path) -> None:
+    """One array has a name that says nothing; the rest of its layer, and the other layers, need no map."""
+    step = {"fc1.weight": ones(5, 7), "fc1.bias": ones(5), "fc1.bias_grad": ones(5), "g": ones(5, 7)}
+    other = {"fc2.weight": ones(3, 5), "fc2.weight_grad": ones(3, 5), "fc2.bias_grad": ones(3)}
+    path = write(tmp_path, **step, **other)
+    document = converted(spear, tmp_path, path, "--map", "fc1.weight_grad=g", "--orientation", "mn")
+    assert [layer["layer"] for layer in document["layers"]] == ["fc1", "fc2"]
+    assert sorted(document["layers"][0]["datasets"]) == ["bias", "bias_grad", "weight", "weight_grad"]
+    assert document["skipped"] == {}
+
+
+def test_a_map_counts_for_more_than_a_name(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, **{"fc1.weight_grad": ones(5, 7), "clipped": 2 * ones(5, 7)})
+    document = converted(spear, tmp_path, path, "--map", "fc1.weight_grad=clipped", "--orientation", "mn")
+    (layer,) = document["layers"]
+    assert layer["datasets"] == ("weight_grad",) or layer["datasets"] == ["weight_grad"]
+    assert "--map says another is" in document["skipped"]["fc1.weight_grad"]
+
+
+def test_a_list_stays_out_where_maps_choose(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, arr_0=ones(5, 7), arr_1=ones(5), arr_2=ones(9))
+    options = ("--map", "fc.weight_grad=arr_0", "--map", "fc.bias_grad=arr_1", "--orientation", "mn")
+    document = converted(spear, tmp_path, path, *options)
+    assert [layer["layer"] for layer in document["layers"]] == ["fc"]
+    assert "no --map says what it is" in document["skipped"]["arr_2"]

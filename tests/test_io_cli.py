@@ -16,6 +16,7 @@ import pytest
 
 import spear_np
 from spear_io import Display, DumpWriter, LayerArrays, RecordInfo, open_inversion
+from spear_io.files.sight import Seen, Sight
 from spear_io.show.progress import count, duration, figures
 from tests.io_files import (
     B,
@@ -227,7 +228,7 @@ def test_what_the_record_says_of_its_inputs_is_copied(
     with open_inversion(out) as inversion:
         (layer,) = inversion.layers
         assert layer.display == Display((8, 8), (0.5,), (0.25,), 4, "last")
-        assert layer.between == "batch_norm"
+        assert layer.seen == Seen(Sight.ALTERED, None, "batch_norm")
 
 
 @pytest.mark.parametrize("client", [b"caf\xe9", b"a\0b", b"\xff" * 3])
@@ -245,7 +246,7 @@ def test_text_that_is_no_text_does_not_cost_the_result(
     with open_inversion(out) as inversion:
         (layer,) = inversion.layers
         assert layer.display.client == client.decode("utf-8", "replace").replace("\0", "\ufffd")
-        assert layer.between == client.replace(b"\0", b"").decode("utf-8", "replace")
+        assert layer.seen.between == client.replace(b"\0", b"").decode("utf-8", "replace")
 
 
 def test_json_has_no_nan(spear: Command, monkeypatch: pytest.MonkeyPatch, dump: Path, out: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 import spear_np
 from spear_io import InversionWriter, LayerArrays, RecordInfo, write_dump
+from spear_io.files.sight import Seen, Sight
 from spear_np.factors.activation import PARAMETERS
 from tests.io_files import B, fake_inversion, layer_data
 
@@ -66,7 +67,7 @@ def test_every_attribute_and_dataset_of_an_inversion_is_there(tmp_path: Path) ->
     result = fake_inversion(gradients, data.inputs, labels=range(B), chain=("fc1", "fc2"))
     info = RecordInfo(input_shape=(8, 8), input_mean=(0.5,), input_std=(0.5,), client="a", round=1)
     with InversionWriter(tmp_path / "out.h5", source="dump.h5") as out:
-        out.add("a", "fc1", result, ["a note"], display=info, between="dropout")
+        out.add("a", "fc1", result, ["a note"], display=info, seen=Seen(Sight.FEATURES, "fc0", "dropout"))
         out.mark("a", "fc1", [0] * B)
         out.describe("a", source="dump.h5", source_record="a", problem="of another layer")
     with h5py.File(tmp_path / "out.h5") as file:

@@ -30,7 +30,9 @@ OF_LAYER = (
 )
 OF_INVERSION = (
     *("status", "reason", "batch_size", "found", "scale_known", "chain", "between"),
-    *("input_shape", "input_mean", "input_std", "client", "round"),
+    *("input_shape", "input_mean", "input_std", "client", "round", "feature_names", "sees", "follows"),
+    *("caveats", "rests_on", "notes", "method", "seed", "seconds", "device", "proposals", "activation"),
+    *("relative_noise", "weight_decay"),
 )
 
 VALUES: dict[str, Any] = {
@@ -107,14 +109,14 @@ def test_what_a_dump_says_is_refused_or_can_be_written_again(
                 info, notes = record.info, record.notes
                 result = fake_inversion(layer.gradients, layer_data().inputs)
                 with InversionWriter(out, source=path) as writer:
-                    writer.add(record.name, layer.name, result, notes, display=info, between=layer.between)
+                    writer.add(record.name, layer.name, result, notes, display=info, seen=layer.seen)
         except FileError as error:
             check(error, path)  # never about `out`
             assert not out.exists()
         else:
             with open_inversion(out) as inversion:
                 (recovered,) = inversion.layers
-                assert recovered.between == layer.between
+                assert recovered.seen == layer.seen
                 assert all(
                     np.array_equal(getattr(recovered.display, field), getattr(info, field), equal_nan=True)
                     if isinstance(getattr(info, field), tuple)
@@ -139,7 +141,8 @@ def test_what_an_inversion_says_is_read_or_refused(tmp_path: Path, dump: Path, v
             with open_inversion(path) as inversion:
                 (recovered,) = inversion.layers
                 assert all(isinstance(layer, str) for layer in recovered.chain)
-                assert recovered.between is None or isinstance(recovered.between, str)
+                assert recovered.seen.between is None or isinstance(recovered.seen.between, str)
                 assert isinstance(recovered.scale_known, bool)
+                assert all(isinstance(note, str) for note in recovered.details.notes)
         except FileError as error:
             check(error, path)

@@ -16,6 +16,7 @@ import pytest
 
 import spear_np
 from spear_io import Display, FileError, InversionWriter, RecordInfo, open_inversion
+from spear_io.files.sight import Seen, Sight
 from tests.io_files import B, M, N, fake_inversion, layer_data, leftovers
 
 
@@ -59,6 +60,7 @@ def test_everything_is_in_the_file(path: Path, gradients: spear_np.LayerGradient
             "seconds": 0.25,
             "device": "cpu",
             "proposals": 12345,
+            "activation": "relu",
             "scale_known": True,
         }
         np.testing.assert_array_equal(layer["inputs"][:], inputs.astype(np.float64))
@@ -117,7 +119,7 @@ INFO = RecordInfo(
 def test_a_file_can_be_drawn_without_its_dump(path: Path, gradients: spear_np.LayerGradients) -> None:
     result = fake_inversion(gradients, layer_data().inputs, labels=[3, -1, 0, 9], chain=("fc1", "fc2"))
     with InversionWriter(path, source="dump.h5") as out:
-        out.add("a", "fc1", result, display=INFO, between="layer_norm+dropout")
+        out.add("a", "fc1", result, display=INFO, seen=Seen(Sight.ALTERED, None, "layer_norm+dropout"))
         out.add("b", "fc1", fake_inversion(gradients, layer_data().inputs))
     with h5py.File(path) as file:
         group = file["records/a/layers/fc1"]
@@ -131,9 +133,9 @@ def test_a_file_can_be_drawn_without_its_dump(path: Path, gradients: spear_np.La
         assert a.labels is not None
         assert a.labels.dtype == np.int64
         assert a.labels[:].tolist() == [3, -1, 0, 9]
-        assert (a.chain, a.between) == (("fc1", "fc2"), "layer_norm+dropout")
+        assert (a.chain, a.seen) == (("fc1", "fc2"), Seen(Sight.ALTERED, None, "layer_norm+dropout"))
         assert a.display == Display((1, 8, 8), (0.5,), (0.25,), "kitchen", 7)
-        assert (b.labels, b.chain, b.between, b.display) == (None, (), None, Display())
+        assert (b.labels, b.chain, b.seen, b.display) == (None, (), Seen(), Display())
 
 
 def test_nothing_found_has_no_labels(path: Path, gradients: spear_np.LayerGradients) -> None:

@@ -563,5 +563,5 @@ def test_the_result_of_a_run_says_what_it_rests_on(dump: Path, tmp_path: Path) -
     with open_inversion(out) as inversion, spear_io.open_dump(dump) as opened:
         for layer, record in zip(inversion.layers, opened.records, strict=True):
             again = spear_np.invert_layer(record.layers[0].gradients, device="cpu")
-            assert layer.certificate.as_dict() == again.certificate.as_dict()
+            assert layer.details.whole_certificate.as_dict() == again.certificate.as_dict()
             np.testing.assert_array_equal(layer.inputs[:], again.inputs)

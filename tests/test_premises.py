@@ -234,6 +234,24 @@ class TestFamilies:
             assert not row["unstated"], row["what"]
             assert not row["unstated_beyond"], row["what"]
 
+    @pytest.mark.parametrize(
+        ("name", "seed"),
+        [
+            ("one input a mean of two others", 5040),  # a direction of two inputs, bounded as one's
+            ("two local steps", 5069),
+            ("stale weights", 5071),
+            ("weights after the step", 5092),
+        ],
+    )
+    def test_rows_are_within_bounds_that_once_broke(self, name: str, seed: int) -> None:
+        update = drawn(name, seed)
+        answer = invert(update, max_proposals=3000, time_limit=20)
+        assert answer.status in (Status.PARTIAL, Status.FAILED)
+        assert not judged(answer, update)["unstated_beyond"]
+        assert ("layer as given" in [premise.name for premise in answer.certificate.rests_on]) is bool(
+            answer.found
+        )
+
     def test_the_judge_sees_a_wrong_row_and_a_missing_one(self) -> None:
         update = drawn("plain", 1)
         answer = invert(update, **LIMIT)
@@ -263,6 +281,15 @@ class TestChains:
         assert invert(update, **LIMIT).status is Status.EXACT
         answer = invert(update, chain=True, max_proposals=3000, time_limit=2)
         assert answer.status is not Status.EXACT
+
+    @pytest.mark.parametrize("seed", [6005, 6010])
+    def test_a_mean_that_the_layer_took_away_is_said_to_be_missing(self, seed: int) -> None:
+        update = drawn("weight standardisation", seed)
+        answer = invert(update, chain=True, **LIMIT)
+        assert answer.status is Status.EXACT
+        assert "inputs without mean" in answer.claim
+        assert judged(answer, update)["wrong"]
+        assert not judged(answer, update)["unstated"]
 
     def test_an_answer_that_it_bears_out_rests_on_the_links(self) -> None:
         update = drawn("plain", 1)

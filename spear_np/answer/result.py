@@ -93,6 +93,10 @@ class Inversion:
     """(k,) int64: class of each input as the gradient of the output layer tells it, -1 where it does not; None if not asked."""
     chain: tuple[str, ...] = ()
     """Names of the layers that were used together, in forward order; empty for a layer inverted alone."""
+    singular_values: tuple[float, ...] = ()
+    """Of weight_grad with every row divided by its noise, largest first: the first `batch_size` stand for inputs."""
+    relative_noise: float = math.nan
+    """Noise of one entry of weight_grad over the root mean square of its row, median over rows; NaN without a rank."""
     method: str = ""
     """This and what follows is filled in by the loop."""
     seed: int = 0

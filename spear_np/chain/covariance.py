@@ -7,7 +7,8 @@ import math
 import array_api_compat
 import numpy as np
 
-from ..backend import Array, HostArray, inverse_or_zero, positive_definite, to_host
+from ..backend import Array, HostArray, inverse_or_zero, to_host
+from ..positive import positive_definite
 from .equations import Forward, System, membership_change
 from .layers import Chain
 

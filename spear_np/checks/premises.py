@@ -95,6 +95,7 @@ def with_premises(
     layer: Layer | None,
     recovery: Array,
     preactivation: Array | None,
+    premises: tuple[Premise, ...] = (),
 ) -> Certificate:
     """Return the `certificate` of one layer with what it rests on, and with the checks of the marks of alterations.
 
@@ -106,6 +107,8 @@ def with_premises(
         Inputs are recovery · weight_grad.
     preactivation : (m, k), optional
         W X + b; None without W.
+    premises : tuple of Premise
+        What it rests on besides.
     """
     marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
     z = None if preactivation is None else to_host(space.live_of(preactivation))
@@ -119,7 +122,7 @@ def with_premises(
         replace(certificate, caveats=(*certificate.caveats, *caveats)),
         space,
         marks,
-        (_plain(recovery.shape[0], seen), NONE_ALIKE, *hidden, *_of_marks(marks)),
+        (_plain(recovery.shape[0], seen), NONE_ALIKE, *premises, *hidden, *_of_marks(marks)),
     )
 
 
@@ -133,10 +136,12 @@ def with_links(
     """Return the `certificate` of a chain of layers with what it rests on, `linked_premises` among it.
 
     The other parameters are those of the first layer, as above. Where its weights see every direction of an input, the layers
-    behind refuse what an alteration of weight_grad leads to, and its marks need no check.
+    behind refuse what an alteration of weight_grad leads to, and its marks need no check. A layer that takes the mean from its weights
+    takes it from its inputs: nothing behind it sees a difference.
     """
     marks = marks_of(space, gradients, recovery, np.asarray(certificate.error_bound))
-    premises_of_all = (*premises, *_of_marks(marks))
+    centred = (WITHOUT_MEAN,) if marks.mean < ZERO_SIGMAS else ()
+    premises_of_all = (*premises, *centred, *_of_marks(marks))
     if BLIND in premises or FIRST_PLAIN in premises:
         return _marked(certificate, space, marks, premises_of_all)
     return replace(certificate, rests_on=premises_of_all)
@@ -300,11 +305,21 @@ NONE_ALIKE = Premise(
     "no inputs turn on the same units with gradients that depend on each other, as of two inputs behind one output or two classes, of "
     "ten behind ten classes: they would count as fewer, weighted means of them",
 )
+LAYER_AS_GIVEN = Premise(
+    "layer as given",
+    "W and bias are those that the gradient was taken at: bounds by signs fall short where they are older or newer, or not quite those "
+    "of this layer",
+)
 ALONE = (PLAIN, PLAIN_SINGLE, NONE_HIDDEN, NONE_ALIKE.name)
 """Names of what only one layer alone has to take for granted."""
 LINKED = Premise(
     "layers linked",
     "the layers follow each other with nothing in between, and their gradients are of one step and of what the first of them saw",
+)
+WITHOUT_MEAN = Premise(
+    "inputs without mean",
+    "all inputs have a mean of zero, as behind a layer normalisation; if the layer takes the mean from its weights, or an optimiser took "
+    "it from the gradient and the weights have none, each input is off by a constant",
 )
 FIRST_PLAIN = Premise(
     PLAIN,

@@ -6,25 +6,20 @@ happened to draw: the more rows, the more noise is averaged. All steps work on a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
-from ..backend import TINIEST, Array, HostArray, blocks, gather, smallest, to_host
+from ..backend import Array, HostArray, between, blocks, gather, mapped, replace_rows, smallest, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import WELL_ABOVE_ZERO, ZERO_SIGMAS
+from .null_space import NullSpace, null_space
 from .null_vectors import SAME_VECTOR, distinct, draw_subsets, nearest_rows, null_vectors, solved
 from .pool import SMALL_BATCH, Pool
 from .uniqueness import OPEN_ENERGY
 
-NULL_BLOCK = 3
-"""Null vectors followed at once.
-
-Derived: three tell nullity one from two from more.
-"""
 EXTENSIONS = 3
 """Times that a direction is looked at for further zero rows.
 
@@ -85,11 +80,6 @@ DRAWS_PER_DIMENSION = 150
 
 Heuristic: enough for up to five dimensions to be searched through; it bounds the time.
 """
-GRAM_RIDGE = 1e-15
-"""Share of its trace that is added to a Gram matrix before it is inverted.
-
-Derived: the rounding of float64; one refinement from the rows themselves takes it back.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,17 +92,6 @@ class Directions:
     """(k, ℓ) bool."""
     angle: HostArray
     """(k,) radians, see `Factors.angle_noise`."""
-
-
-@dataclass(frozen=True, eq=False)
-class NullSpace:
-    """The null spaces of the zero rows of k candidates, as far as `NULL_BLOCK` vectors show them."""
-
-    basis: Array
-    """(k, NULL_BLOCK, b): vectors of least energy first, orthonormal after division by S."""
-    energy: Array
-    """(k, NULL_BLOCK): mean square of the products with the zero rows, in noise units; about 1 or less for a
-    true null vector, above `ZERO_SIGMAS`² for a direction that some row tells apart."""
 
 
 def polish(
@@ -138,7 +117,7 @@ def polish(
         sparse = _promising(space, xp.concat(resolved, axis=0), pool)
         more, _ = _snap(space, sparse, widths, margin=margin)
         q = xp.concat([q, more], axis=0)
-    return collect(space, _extended(space, q))
+    return collect(space, q)
 
 
 def _promising(space: RowSpace, candidates: Array, pool: Pool) -> Array:
@@ -151,46 +130,16 @@ def _promising(space: RowSpace, candidates: Array, pool: Pool) -> Array:
     return xp.take(candidates, space.device.integers(keep), axis=0)
 
 
-def null_space(space: RowSpace, order: Array, counts: Array) -> NullSpace:
-    """Null spaces of the first ``counts[i]`` rows of ``order[i]``, for a block of candidates.
+@dataclass(frozen=True, eq=False)
+class _Snapped:
+    """What became of one block of candidates."""
 
-    Parameters
-    ----------
-    order : (k, r) int array
-        Row indices of U, the rows to use first.
-    counts : (k,) int array
-        How many of them to use.
-
-    Notes
-    -----
-    Minimises ‖U_Z q‖² / ‖q/S‖², the noise-weighted total least squares problem, by block inverse iteration on
-    H = U_Zᵀ U_Z with the metric S⁻². H is formed once; its rounding would limit the null vector to eps·cond(H),
-    so one step of refinement follows whose residual is taken from U_Z itself.
-    """
-    xp = space.xp
-    k, r = order.shape
-    b = space.batch_size
-    used = xp.arange(r, device=space.device.handle)[None, :] < counts[:, None]
-    rows = gather(xp, space.U, order) * xp.astype(used, xp.float64)[:, :, None]
-    transposed = xp.matrix_transpose(rows)
-    H = transposed @ rows
-    ridge = GRAM_RIDGE * xp.sum(rows * rows, axis=(1, 2)) + TINIEST
-    H = H + ridge[:, None, None] * space.device.eye(b)[None, :, :]
-    width = min(NULL_BLOCK, b)
-    start = space.device.normal(np.random.default_rng(b), (b, width))
-    metric = (1 / space.S**2)[None, :, None]
-    X = xp.broadcast_to(start[None, :, :], (k, b, width))
-    inverse = xp.linalg.inv(H)
-    for _ in range(3):
-        X = xp.linalg.qr(inverse @ (metric * X)).Q
-    X = X - inverse @ (transposed @ (rows @ X))
-    # Rayleigh-Ritz in the metric of the noise.
-    scaled = xp.linalg.qr(X / space.S[None, :, None])
-    X = space.S[None, :, None] * scaled.Q
-    product = rows @ X
-    energy, turn = xp.linalg.eigh(xp.matrix_transpose(product) @ product)
-    basis = xp.matrix_transpose(X @ turn)
-    return NullSpace(basis, energy / xp.astype(xp.maximum(counts, xp.ones_like(counts)), xp.float64)[:, None])
+    q: Array
+    """(k', b): those that snapped to a direction."""
+    mixed: list[Array]
+    """[(r, b)]: null spaces of those that snapped to several."""
+    failed: HostArray
+    """(k'',) int: which led nowhere."""
 
 
 def _snap(
@@ -198,28 +147,27 @@ def _snap(
 ) -> tuple[Array, list[Array]]:
     """Directions (k', b) that candidates converge to, and null spaces (r, b) of those that are not unique."""
     xp = space.xp
-    b, live = space.batch_size, space.U.shape[0]
-    unique: list[Array] = [space.device.zeros((0, b))]
-    mixed: list[Array] = []
-    for part in blocks(candidates.shape[0], live * b):
-        q = candidates[part, :]
+
+    def snapped(part: slice) -> list[_Snapped]:
+        q, found = candidates[part, :], []
         for width in widths:
             # Many rows average the noise; a direction with few zeros needs the second try.
-            snapped, spaces, failed = _snap_block(space, q, width, margin=margin)
-            unique.append(snapped)
-            mixed += spaces
-            q = xp.take(q, space.device.integers(failed), axis=0)
-            if not len(failed):
+            found.append(_snap_block(space, q, width, margin=margin))
+            q = xp.take(q, space.device.integers(found[-1].failed), axis=0)
+            if not q.shape[0]:
                 break
-    return xp.concat(unique, axis=0), mixed
+        return found
+
+    parts = blocks(space.device, candidates.shape[0], space.U.shape[0] * space.batch_size)
+    found = [one for block in mapped(space.device, snapped, parts) for one in block]
+    q = [space.device.zeros((0, space.batch_size)), *(one.q for one in found)]
+    return xp.concat(q, axis=0), [null for one in found for null in one.mixed]
 
 
-def _snap_block(
-    space: RowSpace, q: Array, width: int, *, margin: int
-) -> tuple[Array, list[Array], HostArray]:
+def _snap_block(space: RowSpace, q: Array, width: int, *, margin: int) -> _Snapped:
     """One block of `_snap`: null vector → its zero rows → null vector, until the rows are the zero rows.
 
-    Starts from the `width` rows nearest to zero. The third answer (k',) tells which candidates led nowhere.
+    Starts from the `width` rows nearest to zero.
     """
     xp = space.xp
     needed = space.batch_size - 1 + margin
@@ -231,29 +179,27 @@ def _snap_block(
     for round_number in range(ROUNDS):
         null = null_space(space, order, counts)
         nullity = to_host(_nullity(null))
-        q = null.basis[:, 0, :]
-        units = space.noise_units(q)
+        units = space.noise_units(null.basis[:, 0, :])
         sigmas = _zero_test(xp, units, round_number)
         possible = _nearly_null(null, sigmas)
         zero_counts, same = _compare_rows(space, units, order, counts)
         next_counts = xp.sum(xp.astype(units < sigmas[:, None], xp.int64), axis=1)
         alive = to_host(possible & (next_counts >= xp.minimum(counts, xp.full_like(counts, needed))))
-        settled = same | (nullity > 1) | (round_number == ROUNDS - 1)
-        for index in np.flatnonzero(alive & settled):
-            if nullity[index] > 1:
-                mixed.append(_whole_null_space(space, order[index, :], int(counts[index])))
-            elif nullity[index] == 1 and zero_counts[index] >= needed:
-                unique.append(q[index : index + 1, :])
-            else:
-                failed.append(int(remaining[index]))
-        failed += remaining[~alive].tolist()
+        settled = alive & (same | (nullity > 1) | (round_number == ROUNDS - 1))
+        single = settled & (nullity == 1) & (zero_counts >= needed)
+        if np.any(single):
+            unique.append(_extended(space, null.only(space.device.integers(np.flatnonzero(single)))))
+        several = np.flatnonzero(settled & (nullity > 1))
+        if len(several):
+            mixed += _whole_null_spaces(space, order, counts, null, several)
+        failed += remaining[~alive | (settled & (nullity <= 1) & ~single)].tolist()
         going = np.flatnonzero(alive & ~settled)
         if not len(going):
             break
         remaining, left = remaining[going], space.device.integers(going)
         counts = xp.take(next_counts, left)
         order = _sorted_smallest(xp, xp.take(units, left, axis=0), int(xp.max(counts)))
-    return xp.concat(unique, axis=0), mixed, np.asarray(sorted(failed), dtype=np.int64)
+    return _Snapped(xp.concat(unique, axis=0), mixed, np.asarray(sorted(failed), dtype=np.int64))
 
 
 def _nullity(null: NullSpace) -> Array:
@@ -263,7 +209,7 @@ def _nullity(null: NullSpace) -> Array:
     """
     xp = array_api_compat.array_namespace(null.energy)
     best = null.energy[:, :1]
-    limit = xp.clip(OPEN_ENERGY * best, OPEN_ENERGY, ZERO_SIGMAS**2)
+    limit = between(xp, OPEN_ENERGY * best, OPEN_ENERGY, ZERO_SIGMAS**2)
     return xp.sum(xp.astype((null.energy < limit) & (best < ZERO_SIGMAS**2), xp.int64), axis=1)
 
 
@@ -276,7 +222,7 @@ def _zero_test(xp: Any, units: Array, round_number: int) -> Array:
     typical = xp.sort(units, axis=1)[:, int(TYPICAL * units.shape[1])]
     if round_number >= len(WIDE_SIGMAS):
         return xp.full_like(typical, ZERO_SIGMAS)
-    return xp.clip(FEW_TO_BE_SEEN * typical, ZERO_SIGMAS, WIDE_SIGMAS[round_number])
+    return between(xp, FEW_TO_BE_SEEN * typical, ZERO_SIGMAS, WIDE_SIGMAS[round_number])
 
 
 def _nearly_null(null: NullSpace, sigmas: Array) -> Array:
@@ -321,7 +267,9 @@ def _first_rows(space: RowSpace, q: Array, width: int) -> tuple[Array, Array]:
     gaps = xp.where(possible, ratio, xp.zeros_like(ratio))
     counts = xp.where(xp.max(gaps, axis=1) > ROW_GAP, xp.argmax(gaps, axis=1) + 1, xp.full_like(near, width))
     # Fewer zeros than b - 1 mean a mixture to be resolved, if they stand apart as clearly.
-    following = xp.take_along_axis(ordered, xp.clip(near, 0, live - 1)[:, None], axis=1)[:, 0]
+    following = xp.take_along_axis(ordered, xp.minimum(near, xp.full_like(near, live - 1))[:, None], axis=1)[
+        :, 0
+    ]
     apart = (near < b - 1) & (near >= max(1, b // 2)) & (following > FEW_ZEROS_APART * NEAR_ZERO)
     counts = xp.where(apart, near, counts)
     return order[:, : int(xp.max(counts))], counts
@@ -336,16 +284,23 @@ def _sorted_smallest(xp: Any, values: Array, count: int) -> Array:
     return xp.take_along_axis(picked, inner, axis=1)
 
 
-def _whole_null_space(space: RowSpace, order: Array, count: int) -> Array:
-    """(r, b): the null space of `count` rows, whatever its dimension."""
+def _whole_null_spaces(
+    space: RowSpace, order: Array, counts: Array, null: NullSpace, which: HostArray
+) -> list[Array]:
+    """[(r, b)]: the null spaces of the candidates `which`, that `null` shows the first vectors of; `MAX_NULLITY` + 1 at most."""
     xp = space.xp
-    rows = xp.take(space.U, order[:count], axis=0)
-    scaled = rows * space.S[None, :]
-    # In units of the noise the null space is what a full SVD leaves at the level of √count.
-    values, right = xp.linalg.svd(scaled, full_matrices=True)[1:]
-    values = to_host(values)
-    rank = int(np.sum(values > ZERO_SIGMAS * math.sqrt(count)))
-    return right[rank:, :] * space.S[None, :]
+    index = space.device.integers(which)
+    null, width = null.only(index), null.energy.shape[1]
+    if width < space.batch_size and bool(xp.any(_open(null)[:, -1])):
+        order, counts = xp.take(order, index, axis=0), xp.take(counts, index)
+        null = null_space(space, order, counts, MAX_NULLITY + 1)
+    dimensions = np.sum(to_host(_open(null)), axis=1)
+    return [null.basis[row, :r, :] for row, r in enumerate(dimensions.tolist())]
+
+
+def _open(null: NullSpace) -> Array:
+    """(k, w) bool: which of the vectors no row stands out of the noise along."""
+    return null.energy < ZERO_SIGMAS**2
 
 
 def _resolve(space: RowSpace, null: Array, rng: np.random.Generator) -> Array:
@@ -379,37 +334,50 @@ def _resolve(space: RowSpace, null: Array, rng: np.random.Generator) -> Array:
     return xp.take(q, device.integers(chosen), axis=0)
 
 
-def _extended(space: RowSpace, q: Array) -> Array:
-    """Directions `q` (k, b) with every zero row that noise may have turned them away from, block by block."""
-    parts = list(blocks(q.shape[0], space.U.shape[0] * space.batch_size))
-    return space.xp.concat([_extended_block(space, q[part, :]) for part in parts], axis=0) if parts else q
-
-
-def _extended_block(space: RowSpace, q: Array) -> Array:
-    """Directions `q` (k, b) with every zero row that noise may have turned them away from.
+def _extended(space: RowSpace, null: NullSpace, times: int = EXTENSIONS) -> Array:
+    """The first directions (k, b) of `null` with every zero row that noise may have turned them away from.
 
     A direction may absorb a share of a much fainter input that its noise hides. Few rows contradict this, and they are off by
     no more than that noise explains; they are added if the others stay zero.
     """
     xp = space.xp
-    for _ in range(EXTENSIONS):
-        units = space.noise_units(q)
-        zeros = units < ZERO_SIGMAS
-        counts = xp.sum(xp.astype(zeros, xp.int64), axis=1)
-        null = null_space(space, _sorted_smallest(xp, units, int(xp.max(counts))), counts)
-        # A share of another direction in this one has the variance 1 / (count · energy), and noise has the energy one.
-        others = xp.clip(null.energy[:, 1:], 1.0, None) * xp.astype(counts, xp.float64)[:, None]
-        doubt = xp.sum((null.basis[:, 1:, :] @ space.U.T) ** 2 / others[:, :, None], axis=1)
-        wide = zeros | (units < ZERO_SIGMAS * xp.sqrt(1 + doubt))
-        more = xp.sum(xp.astype(wide, xp.int64), axis=1)
-        if not bool(xp.any(more > counts)):
-            break
-        order = xp.argsort(xp.astype(~wide, xp.int8), axis=1, stable=True)[:, : int(xp.max(more))]
-        turned = null_space(space, order, more).basis[:, 0, :]
-        kept = xp.all(space.zeros(turned) | ~zeros, axis=1) & (more > counts)
-        grown = xp.sum(xp.astype(space.zeros(turned), xp.int64), axis=1) > counts
-        q = xp.where((kept & grown)[:, None], turned, q)
-    return q
+    q = null.basis[:, 0, :]
+    zeros, counts, wide = _wide_zeros(space, null)
+    more = xp.sum(xp.astype(wide, xp.int64), axis=1)
+    growing = np.flatnonzero(to_host(more > counts))
+    if not len(growing):
+        return q
+    index = space.device.integers(growing)
+    zeros, wide, counts, more = (xp.take(values, index, axis=0) for values in (zeros, wide, counts, more))
+    turned = null_space(space, _true_first(xp, wide, int(xp.max(more))), more).basis[:, 0, :]
+    after = space.zeros(turned)
+    grown = xp.all(after | ~zeros, axis=1) & (xp.sum(xp.astype(after, xp.int64), axis=1) > counts)
+    kept = np.flatnonzero(to_host(grown))
+    if not len(kept):
+        return q
+    after = xp.take(after, space.device.integers(kept), axis=0)
+    counts = xp.sum(xp.astype(after, xp.int64), axis=1)
+    again = null_space(space, _true_first(xp, after, int(xp.max(counts))), counts)
+    sharper = _extended(space, again, times - 1) if times > 1 else again.basis[:, 0, :]
+    return replace_rows(q, space.device.integers(growing[kept]), sharper)
+
+
+def _wide_zeros(space: RowSpace, null: NullSpace) -> tuple[Array, Array, Array]:
+    """Of the first direction of each of `null`: zero rows (k, ℓ), their number (k,), and those that it may have (k, ℓ)."""
+    xp = space.xp
+    units = space.noise_units(null.basis[:, 0, :])
+    zeros = units < ZERO_SIGMAS
+    counts = xp.sum(xp.astype(zeros, xp.int64), axis=1)
+    # A share of another direction in this one has the variance 1 / (count · energy), and noise has the energy one.
+    energy = xp.maximum(null.energy[:, 1:], xp.ones_like(null.energy[:, 1:]))
+    others = energy * xp.astype(counts, xp.float64)[:, None]
+    doubt = xp.sum((null.basis[:, 1:, :] @ space.U.T) ** 2 / others[:, :, None], axis=1)
+    return zeros, counts, zeros | (units < ZERO_SIGMAS * xp.sqrt(1 + doubt))
+
+
+def _true_first(xp: Any, mask: Array, count: int) -> Array:
+    """Indices (k, count) of `mask` (k, ℓ) bool in each row, those where it is true first."""
+    return xp.argsort(xp.astype(~mask, xp.int8), axis=1, stable=True)[:, :count]
 
 
 def collect(space: RowSpace, q: Array) -> Directions:

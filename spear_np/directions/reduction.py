@@ -51,7 +51,7 @@ def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
     products = q @ space.U.T  # in noise units
     live = products.shape[1]
     found: list[Array] = []
-    for part in blocks(len(fresh), len(basis) * live):
+    for part in blocks(device, len(fresh), len(basis) * live):
         first = device.integers(fresh[part])
         ratio, votes = _best_ratio(xp, xp.take(products, first, axis=0)[:, None, :], products[None, :, :])
         others = device.integers(np.arange(len(basis)))

@@ -115,7 +115,7 @@ def _preconditioner(space: RowSpace, on: Array, off: Array) -> Callable[[Array],
     """What solves the system of each column of E (b, b) by itself, for columns of Y of length one."""
     xp, b = space.xp, on.shape[1]
     eye = space.device.eye(b)
-    some = [xp.matrix_transpose(off[:, part]) for part in blocks(b, on.shape[0] * b)]
+    some = [xp.matrix_transpose(off[:, part]) for part in blocks(space.device, b, on.shape[0] * b)]
     system = xp.concat([on.T[None, :, :] @ (on[None, :, :] * zeros[:, :, None]) for zeros in some], axis=0)
     # A column has no share of itself to be solved for.
     mixed = (1 - eye)[:, :, None] * (1 - eye)[:, None, :]

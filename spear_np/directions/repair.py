@@ -13,7 +13,7 @@ from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
 from .disaggregate import Disaggregation, bias_direction, disaggregate
-from .polish import null_space
+from .null_space import null_space
 from .pool import Pool
 
 REALIGNMENTS = 10

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
-from ..backend import TINIEST, Array, HostArray, blocks, gather, solve_or_nan, to_host
+from ..backend import TINIEST, Array, HostArray, between, blocks, gather, mapped, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
+from ..positive import orthonormalised, positive
 
 NUMERICALLY_NOTHING = 1e-12
 """Eigenvalue of a Gram matrix of orthonormal columns that float64 cannot tell from zero.
@@ -94,28 +96,37 @@ def uniqueness(space: RowSpace, directions: Array, inputs: Array, off: Array) ->
         # Each live row alone is a multiple of the input.
         one = np.ones(1, dtype=bool)
         return Uniqueness(one, np.asarray([live - 1]), np.zeros((1, 1)), ~one)
-    unique, redundancy = np.zeros(k, dtype=bool), np.zeros(k, dtype=np.int64)
-    mixing, behind = np.zeros((k, inputs.shape[0])), np.zeros(k, dtype=bool)
-    for part in blocks(k, live * b):
-        q, zeros = directions[part, :], off_live[part, :]
-        which = np.arange(k)[part]
-        answers = _uniqueness_block(space, q, inputs, _zero_rows(space, zeros))
-        unique[which], redundancy[which], mixing[which] = answers
-        few = to_host(xp.sum(xp.astype(zeros, xp.int64), axis=1)) < b - 1 + SPARE
-        open_ = np.flatnonzero(few | (redundancy[which] < 1))
-        if space.passed is None or not len(open_):
-            continue
-        # It takes twice the time: where zeros do, the layer behind is not asked.
-        index = space.device.integers(open_)
-        q, zeros = xp.take(q, index, axis=0), xp.take(zeros, index, axis=0)
-        tied = _tied_rows(space, space.passed, q, zeros)
-        index = space.device.integers(np.flatnonzero(tied.fits))
-        which = which[open_][tied.fits]
-        if len(which):
-            answers = _uniqueness_block(space, xp.take(q, index, axis=0), inputs, tied.only(xp, index))
-            unique[which], redundancy[which], mixing[which] = answers
-            behind[which] = True
+    parts = mapped(
+        space.device,
+        lambda part: _block(space, directions[part, :], inputs, off_live[part, :]),
+        blocks(space.device, k, live * b),
+    )
+    unique, redundancy, mixing, behind = (np.concatenate(values) for values in zip(*parts, strict=True))
     return Uniqueness(unique, redundancy, mixing.T, behind)
+
+
+def _block(
+    space: RowSpace, q: Array, inputs: Array, zeros: Array
+) -> tuple[HostArray, HostArray, HostArray, HostArray]:
+    """The arrays of `Uniqueness` for a block of directions `q` (k, b) with their live `zeros` (k, ℓ); of `mixing`, the transpose."""
+    xp = space.xp
+    unique, redundancy, mixing = _uniqueness_block(space, q, inputs, _zero_rows(space, zeros))
+    behind = np.zeros(len(unique), dtype=bool)
+    few = to_host(xp.sum(xp.astype(zeros, xp.int64), axis=1)) < space.batch_size - 1 + SPARE
+    which = np.flatnonzero(few | (redundancy < 1))
+    if space.passed is None or not len(which):
+        return unique, redundancy, mixing, behind
+    # It takes twice the time: where zeros do, the layer behind is not asked.
+    index = space.device.integers(which)
+    q, zeros = xp.take(q, index, axis=0), xp.take(zeros, index, axis=0)
+    tied = _tied_rows(space, space.passed, q, zeros)
+    index = space.device.integers(np.flatnonzero(tied.fits))
+    which = which[tied.fits]
+    if len(which):
+        answers = _uniqueness_block(space, xp.take(q, index, axis=0), inputs, tied.only(xp, index))
+        unique[which], redundancy[which], mixing[which] = answers
+        behind[which] = True
+    return unique, redundancy, mixing, behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +148,8 @@ class _Rows:
 
 def _zero_rows(space: RowSpace, off: Array) -> _Rows:
     """The rows `off` (k, ℓ) of each direction."""
-    xp = space.xp
     order, used = _zeros_first(space, off)
-    rows = gather(xp, space.U, order) * xp.astype(used, xp.float64)[:, :, None]
-    return _Rows(rows, used, np.ones(off.shape[0], dtype=bool))
+    return _Rows(space.rows(order, used), used, np.ones(off.shape[0], dtype=bool))
 
 
 def _zeros_first(space: RowSpace, off: Array) -> tuple[Array, Array]:
@@ -159,9 +168,9 @@ def indispensable_rows(space: RowSpace, q: Array, off: Array) -> HostArray:
     """
     order, used = _zeros_first(space, off)
     noise_energy = _noise_energy(space, used)
-    response = _by_svd(space, q, _zero_rows(space, off).rows, noise_energy, q)
+    response = _by_svd(space, q, space.rows(order, used), noise_energy, q)
     lone = np.zeros(off.shape, dtype=bool)
-    np.put_along_axis(lone, to_host(order), to_host(~_dispensable(response, used, noise_energy)), axis=1)
+    np.put_along_axis(lone, to_host(order), to_host(~_dispensable(response, noise_energy)), axis=1)
     return lone
 
 
@@ -175,7 +184,7 @@ def _tied_rows(space: RowSpace, passed: Array, q: Array, off: Array) -> _Rows:
     on = ~(off | space.zeros(q))
     tied = on & (xp.sum(xp.astype(on, xp.int64), axis=1, keepdims=True) > passed.shape[1])
     on = xp.astype(on, xp.float64)[:, :, None]
-    span = xp.linalg.qr(on * passed[None, :, :]).Q
+    span = orthonormalised(xp, on * passed[None, :, :])
     rows = space.U[None, :, :] - span @ (xp.matrix_transpose(span) @ (on * space.U[None, :, :]))
     used = off | tied
     rows = rows * xp.astype(used, xp.float64)[:, :, None]
@@ -192,10 +201,12 @@ class _Response:
 
     leverage: Array
     """(k, r): of each row among those used."""
+    heavy: Array
+    """(k, h) int: all rows with a leverage of `DISPENSABLE` and more, and maybe others."""
     left: Array
-    """(k, r): mean square, in noise units, with which the other rows resist the direction that this row holds."""
+    """(k, h): mean square, in noise units, with which the other rows resist the direction that this row holds."""
     pulled: Array
-    """(k, r, b): that direction."""
+    """(k, h, b): that direction."""
     unique: Array
     """(k,) bool."""
     mixing: Array
@@ -213,7 +224,7 @@ def _uniqueness_block(
     xp = space.xp
     answers = _concluded(space, q, inputs, held, _by_gram)
     doubtful = np.flatnonzero(~to_host(answers[3]))
-    unique, redundancy, mixing = (to_host(answer) for answer in answers[:3])
+    unique, redundancy, mixing = (np.array(to_host(answer)) for answer in answers[:3])
     if len(doubtful):
         again = space.device.integers(doubtful)
         answers = _concluded(space, xp.take(q, again, axis=0), inputs, held.only(xp, again), _by_svd)
@@ -231,7 +242,7 @@ def _concluded(
     count = xp.maximum(count, xp.ones_like(count))
     noise_energy = _noise_energy(space, used)
     response = respond(space, q, rows, noise_energy, inputs)
-    dispensable = _dispensable(response, used, noise_energy)
+    dispensable = _dispensable(response, noise_energy)
     spared = xp.all(dispensable, axis=1)
     ordered = xp.flip(xp.sort(response.leverage, axis=1), axis=1)
     # Removing rows cannot lower the rank while their leverages sum to less than one.
@@ -261,35 +272,46 @@ def _noise_energy(space: RowSpace, used: Array) -> Array:
     return OPEN_ENERGY * xp.maximum(count, xp.ones_like(count))
 
 
-def _dispensable(response: _Response, used: Array, noise_energy: Array) -> Array:
-    """(k, r) bool: rows without which the others still hold every other direction."""
-    return (response.leverage < DISPENSABLE) | ~used | (response.left > noise_energy[:, None])
+def _dispensable(response: _Response, noise_energy: Array) -> Array:
+    """(k, h) bool: which of the heavy rows the others do without, because they still hold every other direction."""
+    xp = array_api_compat.array_namespace(noise_energy)
+    leverage = xp.take_along_axis(response.leverage, response.heavy, axis=1)
+    return (leverage < DISPENSABLE) | (response.left > noise_energy[:, None])
 
 
 def _by_gram(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:
     """From the inverse of the Gram matrices of `rows` (k, r, b): fast, but blind below the root of the rounding."""
     xp = space.xp
-    unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True)
-    # What noise leaves of the rows along the direction itself is no resistance to anything else.
-    rows = rows - (rows @ unit[:, :, None]) * unit[:, None, :]
-    # Lift the direction, so that what remains is its complement.
-    H = xp.matrix_transpose(rows) @ rows + unit[:, :, None] * unit[:, None, :]
-    inverse = solve_or_nan(xp, H, xp.broadcast_to(space.device.eye(H.shape[1])[None, :, :], H.shape))
-    size = xp.linalg.vector_norm(inverse, axis=(1, 2))
-    # ‖H⁻¹‖ bounds the least eigenvalue from below: nothing can be open where it is far above every noise.
+    unit = (q / xp.linalg.vector_norm(q, axis=1, keepdims=True))[:, :, None]
+    gram = xp.matrix_transpose(rows) @ rows
+    # What noise leaves of the rows along the direction itself is no resistance to anything else: it is taken out, and the
+    # direction lifted, so that what remains is its complement.
+    along, mixed = rows @ unit, gram @ unit
+    lift = 1 + xp.matrix_transpose(unit) @ mixed
+    mixed = mixed - (lift / 2) * unit
+    system = positive(xp, gram - mixed @ xp.matrix_transpose(unit) - unit @ xp.matrix_transpose(mixed))
+    # The trace of H⁻¹ bounds its norm, and that the least eigenvalue from below: nothing can be open where it is far above
+    # every noise.
+    size = system.trace_of_inverse()
     floor = noise_energy / xp.min(space.S) ** 2
     clear = size * xp.maximum(floor, xp.full_like(floor, NUMERICALLY_NOTHING)) < 0.5
-    inverse = xp.where(clear[:, None, None], inverse, xp.zeros_like(inverse))
-    pulled = rows @ inverse  # H⁻¹ u_j, what row j alone could turn
-    leverage = xp.clip(xp.sum(pulled * rows, axis=2), 0.0, 1.0)
-    pulled = pulled / space.S
-    strength = leverage / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(leverage, TINIEST))
-    left, error = strength * (1 - leverage), (GRAM_ERROR * size)[:, None]
-    known = 1 - leverage > GRAM_MARGIN * error
-    sure = (leverage < DISPENSABLE) | known | (left + GRAM_MARGIN * strength * error < noise_energy[:, None])
-    mixing = xp.sum((inputs @ inverse) * inputs, axis=2)
+    leverage = between(xp, system.forms(rows) - along[:, :, 0] ** 2, 0.0, 1.0)
+    leverage = xp.where(clear[:, None], leverage, xp.zeros_like(leverage))
+    heavy, some, largest = _heavy_rows(space, rows, leverage)
+    some = some - (some @ unit) @ xp.matrix_transpose(unit)
+    pulled = (
+        xp.matrix_transpose(system.solve(xp.matrix_transpose(some))) / space.S
+    )  # H⁻¹ u_j, what row j alone could turn
+    pulled = xp.where(clear[:, None, None], pulled, xp.zeros_like(pulled))
+    strength = largest / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(largest, TINIEST))
+    left, error = strength * (1 - largest), (GRAM_ERROR * size)[:, None]
+    known = 1 - largest > GRAM_MARGIN * error
+    sure = (largest < DISPENSABLE) | known | (left + GRAM_MARGIN * strength * error < noise_energy[:, None])
+    mixing = system.forms(inputs[None, :, :])
+    mixing = xp.where(clear[:, None], mixing, xp.zeros_like(mixing))
     return _Response(
         leverage=leverage,
+        heavy=heavy,
         left=xp.where(known, left, xp.zeros_like(left)),
         pulled=pulled,
         unique=clear,
@@ -297,6 +319,16 @@ def _by_gram(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs
         unbounded=xp.zeros_like(mixing),
         certain=clear & xp.all(sure, axis=1),
     )
+
+
+def _heavy_rows(space: RowSpace, rows: Array, leverage: Array) -> tuple[Array, Array, Array]:
+    """Which of `rows` (k, r, b) are `_Response.heavy` (k, h), these rows (k, h, b), and their `leverage` (k, h)."""
+    xp, (k, r, b) = space.xp, rows.shape
+    most = max(1, int(xp.max(xp.sum(xp.astype(leverage >= DISPENSABLE, xp.int64), axis=1))))
+    heavy = xp.argsort(-leverage, axis=1)[:, :most]
+    first = r * xp.arange(k, dtype=heavy.dtype, device=space.device.handle)[:, None]
+    some = gather(xp, xp.reshape(rows, (k * r, b)), first + heavy)
+    return heavy, some, xp.take_along_axis(leverage, heavy, axis=1)
 
 
 def _by_svd(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:
@@ -329,8 +361,10 @@ def _by_svd(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs:
     others = xp.sum((hat * (1 - own)) ** 2, axis=2) * strength
     seen = inputs * space.S
     shares = (seen[None, :, :] @ complement) @ xp.matrix_transpose(right)
+    every = xp.arange(rows.shape[1], device=space.device.handle)
     return _Response(
         leverage=leverage,
+        heavy=xp.broadcast_to(every[None, :], leverage.shape),
         left=xp.where(others > floor**2, others, xp.zeros_like(others)),
         pulled=pulled @ xp.matrix_transpose(complement),
         unique=~xp.any(open_, axis=1),

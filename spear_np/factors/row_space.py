@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from ..backend import Array, Device, scatter_columns
+from ..backend import Array, Device, between, gather, scatter_columns
 from .rank import Spectrum
 from .zero import is_zero
 
@@ -85,6 +86,16 @@ class RowSpace:
         """Whether noise is more than rounding to float32."""
         return self.relative_noise > NOISY_FROM
 
+    @cached_property
+    def _padded(self) -> Array:
+        """(ℓ + 1, b): U with a row of zeros below."""
+        return self.xp.concat([self.U, self.xp.zeros_like(self.U[:1, :])], axis=0)
+
+    def rows(self, order: Array, used: Array) -> Array:
+        """(k, r, b): the rows `order` (k, r) of U; zeros where not `used` (k, r)."""
+        none = self.xp.full_like(order, self.U.shape[0])
+        return gather(self.xp, self._padded, self.xp.where(used, order, none))
+
     def noise_norm(self, q: Array) -> Array:
         """(k,): standard deviation of the noise in ``U q`` for each row of `q` (k, b)."""
         return self.xp.linalg.vector_norm(q / self.S, axis=-1)
@@ -111,7 +122,7 @@ class RowSpace:
         angle = (
             ANGLE_SIGMAS * math.sqrt(self.batch_size) * self.noise_norm(q) / xp.linalg.vector_norm(q, axis=-1)
         )
-        return xp.clip(angle, SMALLEST_ANGLE, LARGEST_ANGLE)
+        return between(xp, angle, SMALLEST_ANGLE, LARGEST_ANGLE)
 
     def live_of(self, rows: Array) -> Array:
         """Those of `rows` (m, …) that are live: (ℓ, …)."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import TINIEST, Array, HostArray, inverse_or_pseudoinverse, to_host
+from ..backend import TINIEST, Array, HostArray, between, inverse_or_pseudoinverse, to_host
 from .factorize import Factors
 from .row_space import RowSpace
 
@@ -322,7 +322,7 @@ def _logistic(space: RowSpace, basis: Array, own: Array | None, target: Array) -
         z = momentum @ transposed
         if own is not None:
             z += push[:, None] * own
-        slope = target / (1 + xp.exp(xp.clip(scale * target * z, -LARGEST_LOGIT, LARGEST_LOGIT)))
+        slope = target / (1 + xp.exp(between(xp, scale * target * z, -LARGEST_LOGIT, LARGEST_LOGIT)))
         next_weight = (1 + (1 + 4 * weight**2) ** 0.5) / 2
         inertia = (weight - 1) / next_weight
         step = momentum + (scale * (slope @ basis) - FIT_RIDGE * rows * momentum) / curvature

@@ -55,14 +55,16 @@ def partial_inputs(factors: Factors, q: Array) -> PartialInputs:
     """
     by_signs = bound_inputs(factors, q)
     coordinates, best = _weak_rest(factors, q)
+    signs = np.zeros(len(best), dtype=np.bool_)
     for row, which in enumerate(by_signs.which):
         if not by_signs.error_bound[row] >= best[which]:
             coordinates[which], best[which] = by_signs.coordinates[row], by_signs.error_bound[row]
+            signs[which] = True
     known = np.flatnonzero(np.isfinite(best))
     if len(known):
         best += _noise_bound(factors, q, factors.space.device.float64(coordinates))
         known = known[np.isfinite(best[known])]
-    return PartialInputs(known, coordinates[known], best[known])
+    return PartialInputs(known, coordinates[known], best[known], signs[known])
 
 
 def _noise_bound(factors: Factors, q: Array, coordinates: Array) -> HostArray:

@@ -85,7 +85,7 @@ def _least_squares_gradients(space: RowSpace, bias_grad: Array | None, dual: Arr
     gram, right = inputs @ inputs.T, rows @ inputs.T
     k = dual.shape[0]
     solved = []
-    for part in blocks(rows.shape[0], k * k):
+    for part in blocks(space.device, rows.shape[0], k * k):
         used = xp.astype(support[part, :], xp.float64)
         system = restricted(space.device, gram, used)
         target = used * right[part, :]

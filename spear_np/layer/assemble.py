@@ -12,7 +12,7 @@ from ..answer.certificate import Certificate, Evidence
 from ..answer.result import Inversion, Status
 from ..backend import Device, HostArray, to_host
 from ..checks.certify import Verdict, verdict_of
-from ..checks.premises import with_premises
+from ..checks.premises import LAYER_AS_GIVEN, with_premises
 from ..directions.chance import MAX_CHANCE, chances
 from ..directions.disaggregate import Disaggregation
 from ..directions.pool import Pool
@@ -105,6 +105,10 @@ def _answer(
     factors: Factors, status: Status, reason: str, data_range: DataRange | None, **figures: Any
 ) -> Inversion:
     space = factors.space
+    figures |= {
+        "singular_values": space.spectrum.singular_values,
+        "relative_noise": space.relative_noise,
+    }
     return inversion(factors.gradients, space.device, status, reason, space.batch_size, data_range, **figures)
 
 
@@ -200,7 +204,8 @@ def _partial(factors: Factors, ending: Ending, data_range: DataRange | None) -> 
     )
     recovery = coordinates @ space.to_basis.T
     z = None if factors.layer is None else factors.layer.preactivations(coordinates)
-    certificate = with_premises(certificate, space, factors.gradients, factors.layer, recovery, z)
+    by_signs = (LAYER_AS_GIVEN,) if np.any(bounded.by_signs) else ()
+    certificate = with_premises(certificate, space, factors.gradients, factors.layer, recovery, z, by_signs)
     if not all(math.isfinite(bound) for bound in certificate.error_bound):
         return _nothing(
             factors, f"{reason}, and weight_grad is not the plain gradient: nothing bounds them", data_range

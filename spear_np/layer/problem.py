@@ -285,11 +285,29 @@ def read_layer(
     left = spectrum.alternatives if options.batch_size is None else 0
     if isinstance(factors, Spectrum):
         reason = no_rank_reason(factors, gradients, device)
-        return Reading(inversion(gradients, device, Status.FAILED, reason, 0, options.data_range), left)
+        answer = inversion(
+            gradients,
+            device,
+            Status.FAILED,
+            reason,
+            0,
+            options.data_range,
+            singular_values=spectrum.singular_values,
+        )
+        return Reading(answer, left)
     crowded = factors.space.batch_size > CROWDED * factors.space.live.shape[0]
     if crowded and holds_signs(gradients, device):
         reason = other_causes(gradients, device)
-        return Reading(inversion(gradients, device, Status.FAILED, reason, 0, options.data_range), left)
+        answer = inversion(
+            gradients,
+            device,
+            Status.FAILED,
+            reason,
+            0,
+            options.data_range,
+            singular_values=spectrum.singular_values,
+        )
+        return Reading(answer, left)
     factors = replace(factors, space=with_layer_behind(factors.space, behind))
     with suitable_threads(device, gradients.shape[0] * factors.space.batch_size):
         model = sign_model(factors)

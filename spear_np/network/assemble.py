@@ -105,5 +105,7 @@ def _inversion(
         gradients=first.gradients,
         where=device,
         chain=names or tuple(str(number) for number in range(len(chain.layers))),
+        singular_values=first.space.spectrum.singular_values,
+        relative_noise=first.space.relative_noise,
         **(nothing | figures),
     )

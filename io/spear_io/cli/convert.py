@@ -148,9 +148,9 @@ def convert(
         msg = "is empty: give a name, e.g. cross_entropy"
         raise typer.BadParameter(msg, param_hint="--loss")
     info = RecordInfo(
-        input_shape=_numbers(input_shape, int, "--input-shape"),
-        input_mean=_numbers(input_mean, float, "--input-mean"),
-        input_std=_numbers(input_std, float, "--input-std"),
+        input_shape=numbers(input_shape, int, "--input-shape"),
+        input_mean=numbers(input_mean, float, "--input-mean"),
+        input_std=numbers(input_std, float, "--input-std"),
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -225,7 +225,7 @@ def _paths(paths: list[Path], before: Path | None, after: Path | None) -> tuple[
     return paths[:-1], paths[-1]
 
 
-def _numbers(text: str | None, kind: type[Number], option: str) -> tuple[Number, ...] | None:
+def numbers(text: str | None, kind: type[Number], option: str) -> tuple[Number, ...] | None:
     """Return numbers separated by commas."""
     if text is None:
         return None

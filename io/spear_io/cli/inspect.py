@@ -27,8 +27,7 @@ def inspect(
     from spear_np.backend import device_for
 
     from ..files.dump import open_dump
-    from ..files.inversion import FORMAT
-    from ..files.recovered import open_inversion
+    from ..files.inversion import FORMAT, open_inversion
     from ..files.safety import format_of
     from ..show.outcomes import inversion_document, print_outcomes, read_outcomes
     from ..show.overview import dump_document, overviews

@@ -13,7 +13,7 @@ from .options import DeviceName, Force, Json
 from .streams import complete_already
 
 if TYPE_CHECKING:
-    from ..files.recovered import UnreadRecord
+    from ..files.inversion import UnreadRecord
     from ..show.outcomes import Outcome
 
 LARGEST_SEED = 2**63 - 1
@@ -108,7 +108,7 @@ def invert(
     import spear_np
     from spear_np.backend import device_for
 
-    from ..files.recovered import open_inversion
+    from ..files.inversion import open_inversion
     from ..many.executors import hired
     from ..many.run import Request, invert_request
     from ..many.selection import Wanted

@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..problems import FileError, cause, printable
+from .audit import audit
 from .convert import convert
 from .convert_command import ConvertCommand
 from .evaluate import evaluate
+from .export import export
 from .inspect import inspect
 from .invert import invert
+from .report import report
 from .streams import OutputError, drop, keep_for_messages, stand_in_for_closed, tell, told_apart
 from .supervise import can_supervise, supervise
 
@@ -69,7 +72,7 @@ def _options(
     """Recover the inputs of a batch from the gradients of a fully connected ReLU layer."""
 
 
-for command in (inspect, invert, evaluate):
+for command in (inspect, invert, evaluate, report, export, audit):
     app.command()(command)
 app.command(cls=ConvertCommand)(convert)
 

@@ -35,6 +35,8 @@ class FoundLayer:
     """How arrays of such names usually lie."""
     changes: set[Part] = field(default_factory=set)
     """Which of its gradients are what training has added to the weight."""
+    said: set[Part] = field(default_factory=set)
+    """Which of its parts a user has chosen."""
     without_gradient: str = "is of a layer without gradient"
     """Why its arrays are not used if it has no gradient."""
 

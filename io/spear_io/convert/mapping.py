@@ -16,7 +16,7 @@ ROLES: dict[str, tuple[Role | None, bool]] = {part: role for role, part in PARTS
 
 
 def mapped(source: Source, maps: Iterable[str]) -> list[Given]:
-    """Return the arrays that ``[LAYER.]PART=NAME`` choose; PART is weight_grad, bias_grad, weight, bias or inputs.
+    """Return the arrays that ``[LAYER.]PART=NAME`` choose, whatever their names say; PART is weight_grad, bias_grad, weight, bias or inputs.
 
     Raises
     ------
@@ -37,6 +37,15 @@ def mapped(source: Source, maps: Iterable[str]) -> list[Given]:
             msg = f"array '{printable(name)}' {why}" if why else f"there is no array '{printable(name)}'"
             raise FileError(msg, source.place, f"there is: {listing(arrays, 'nothing')}")
         role, gradient = ROLES[part]
-        said = understand(name).convention
-        given.append(Given(arrays[name], meaning=Meaning(role, gradient, (layer,), layer or "layer", said)))
+        # The layer is the one that names of its parts would lead to, so that what is not mapped joins it.
+        like = understand(f"{layer}.{part}" if layer else part)
+        meaning = Meaning(
+            role,
+            gradient,
+            like.layer or (layer,),
+            layer or "layer",
+            understand(name).convention,
+            said=True,
+        )
+        given.append(Given(arrays[name], meaning=meaning))
     return given

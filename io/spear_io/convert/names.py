@@ -120,6 +120,8 @@ class Meaning:
     """Whether it is what training has added to the weight, rather than a gradient."""
     reason: str | None = None
     """Why the array is not used."""
+    said: bool = False
+    """Whether a user said so: that counts for more than any name."""
 
 
 def understand_all(names: Iterable[str]) -> dict[str, Meaning]:

@@ -152,3 +152,41 @@ def _load_member(archive: ZipFile, place: Place, name: str) -> Any:
     """Return one array of an archive, whole; only the one read last is kept."""
     stream: BinaryIO = read_member(archive, name, place)
     return npy.read_array(stream, allow_pickle=False)
+
+
+def plain_npy(path: Path) -> Any:
+    """Return the array of a `.npy` file, of whatever numbers.
+
+    Raises
+    ------
+    FileError
+        If it is damaged, or holds Python objects.
+    """
+    place = Place(path)
+    with reading(place), path.open("rb") as stream:
+        head = _read_header(stream, place)
+        if isinstance(head, str):
+            raise FileError(head, place, "store an array of numbers")
+        shape, dtype, size = head
+        _check_size(shape, dtype, path.stat().st_size - size, place)
+        return np.load(path, allow_pickle=False)
+
+
+def plain_npz(path: Path) -> dict[str, Any]:
+    """Return the arrays of a `.npz` file, of whatever numbers, by name.
+
+    Raises
+    ------
+    FileError
+        As `plain_npy`, and for an archive that would unpack to far more than its size.
+    """
+    place = Place(path)
+    arrays = {}
+    with open_archive(path) as archive:
+        for member in archive.infolist():
+            if not member.filename.endswith(SUFFIX):
+                continue
+            name = member.filename.removesuffix(SUFFIX)
+            with reading(place.at(dataset=name)):
+                arrays[name] = _load_member(archive, place, member.filename)
+    return arrays

@@ -38,7 +38,7 @@ class Origin:
     before, after : Path, optional
         The model before and after the step.
     maps : sequence of str
-        ``[LAYER.]PART=NAME``: which arrays of `source` to take, instead of going by names.
+        ``[LAYER.]PART=NAME``: what these arrays of `source` are; the others are known by their names.
     round : int, optional
         Of the training, where the name of the file tells it.
     """
@@ -77,12 +77,13 @@ class Origin:
             )
         if self.maps:
             given = mapped(source, self.maps)
-            unread = []
+            taken = {one.array.name for one in given}
         else:
-            given = [
-                Given(a, gradient=self.gradients, ordered=source.in_forward_order) for a in source.arrays
-            ]
-            unread = [Unread(name, why, gradient=self.gradients) for name, why in source.skipped.items()]
+            given, taken = [], set()
+        # What no map names is known by its name, as without any.
+        others = [array for array in source.arrays if array.name not in taken]
+        given += [Given(a, gradient=self.gradients, ordered=source.in_forward_order) for a in others]
+        unread = [Unread(name, why, gradient=self.gradients) for name, why in source.skipped.items()]
         if self.model is not None:
             model = stack.enter_context(open_source(self.model))
             given += [Given(array, ordered=model.in_forward_order) for array in model.arrays]

@@ -80,6 +80,7 @@ def pair(
     pairing = Pairing()
     given, unread = list(given), list(unread)
     names = [one.array.name for one in given if one.meaning is None]
+    mapped = len(names) < len(given)
     meanings = understand_all([*names, *(one.name for one in unread)])
     named: list[tuple[Given, Meaning]] = []
     members: dict[bool, list[Member]] = {False: [], True: []}
@@ -88,13 +89,15 @@ def pair(
         gradient = meaning.gradient or one.gradient
         if math.prod(one.array.shape) == 1 and (meaning.reason or not one.array.shape):
             meaning = Meaning(reason="is a single number")
+        if meaning.position is not None and mapped:
+            meaning = Meaning(reason="is in a list, and no --map says what it is")
         if meaning.position is None:
             named.append((one, replace(meaning, gradient=gradient)))
         else:
             members[gradient].append(Member(one.array.name, meaning, one.array))
     for other in unread:
         meaning = meanings[other.name]
-        if meaning.position is not None:
+        if meaning.position is not None and not mapped:
             members[meaning.gradient or other.gradient].append(Member(other.name, meaning, None))
     if two_files:
         named = _aligned(named, pairing, place)
@@ -201,10 +204,16 @@ def _sort(
         if meaning.reason:
             pairing.skipped[array.name] = meaning.reason
         elif meaning.role == "inputs":
-            pairing.inputs = array
+            pairing.inputs = pairing.inputs or array
         else:
             layer = layers.setdefault(meaning.layer, FoundLayer(meaning.title, words=meaning.layer))
-            _add(layer, array, meaning, place)
+            part = PARTS[meaning.role, meaning.gradient]
+            if part in layer.said and not meaning.said:
+                pairing.skipped[array.name] = (
+                    f"is not the {part} of '{printable(layer.title)}': --map says another is"
+                )
+            else:
+                _add(layer, array, meaning, place)
 
 
 def _check_titles(layers: Sequence[FoundLayer], place: Place) -> None:
@@ -227,6 +236,8 @@ def _add(layer: FoundLayer, array: NamedArray, meaning: Meaning, place: Place) -
     if meaning.role == "bias" and len(array.shape) == 2 and 1 in array.shape:
         array = array.flat  # MATLAB has no vectors
     layer.parts[part] = array
+    if meaning.said:
+        layer.said.add(part)
     if meaning.change:
         layer.changes.add(part)
     if meaning.convention:

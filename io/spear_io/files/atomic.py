@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,9 @@ try:
     import fcntl
 except ImportError:  # only POSIX has it
     fcntl = None  # type: ignore[assignment]
+
+MARKED = 1024
+"""Bytes at the beginning of a text file that tell who wrote it."""
 
 PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 """Mode of a new file: it holds private data."""
@@ -145,6 +148,53 @@ def new_hdf5(
             yield new
         with new.writing(place):
             pass  # what closing the file wrote
+
+
+@contextmanager
+def new_file(
+    path: Path, *, what: str, mark: bytes, sources: Iterable[Path] = (), replace: bool = True
+) -> Iterator[Callable[[bytes], None]]:
+    """Yield a function that writes to a new file, which replaces `path` when the block ends well, as `new_hdf5` does.
+
+    Parameters
+    ----------
+    path : Path
+        Final name.
+    what : str
+        What such a file is called: "a report".
+    mark : bytes
+        What one of them has among its first `MARKED` bytes.
+    sources : iterable of Path
+        Files that are being read and must not be replaced.
+    replace : bool
+        Whether a file that does not have the mark may be replaced.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be written there.
+    """
+    place = Place(path)
+    _check_name(path, place, sources)
+    if not replace and path.exists():
+        try:
+            with path.open("rb") as stream:
+                own = mark in stream.read(MARKED)
+        except OSError:
+            own = False
+        if not own:
+            raise _of_another_kind(place, what)
+    with _replacing(path, place, durable=True) as raw:
+
+        def write(data: bytes) -> None:
+            view = memoryview(data)
+            try:
+                while view:
+                    view = view[raw.write(view) :]
+            except OSError as error:
+                raise _not_written(error, place) from error
+
+        yield write
 
 
 @contextmanager
@@ -286,6 +336,9 @@ def _check_kind(path: Path, kind: str, place: Place) -> None:
     with suppress(FileError), safety.open_hdf5(path, advice="") as file:
         found = safety.text(file, "format", place)
     if found != kind:
-        what = "an inversion" if kind == "spear-inversion" else "a gradient dump"
-        msg = f"exists and is not {what}, so it is not replaced"
-        raise WriteError(msg, place, "choose another name to write to, or say --force")
+        raise _of_another_kind(place, "an inversion" if kind == "spear-inversion" else "a gradient dump")
+
+
+def _of_another_kind(place: Place, what: str) -> WriteError:
+    msg = f"exists and is not {what}, so it is not replaced"
+    return WriteError(msg, place, "choose another name to write to, or say --force")

@@ -25,6 +25,8 @@ class Display:
     """Standard deviation the inputs were divided by, likewise."""
     client: str | int | None = None
     round: str | int | None = None
+    feature_names: tuple[str, ...] | None = None
+    """Names of the features of one input, as the columns of a table."""
 
 
 def read_display(group: h5py.Group, place: Place) -> Display:
@@ -41,6 +43,7 @@ def read_display(group: h5py.Group, place: Place) -> Display:
         input_std=safety.vector(group, "input_std", place),
         client=safety.label(group, "client", place),
         round=safety.label(group, "round", place),
+        feature_names=safety.texts(group, "feature_names", place),
     )
 
 
@@ -49,7 +52,7 @@ def write_display(group: h5py.Group, display: Display) -> None:
     for field in fields(Display):
         value = getattr(display, field.name)
         if value is not None:
-            group.attrs[field.name] = value
+            group.attrs[field.name] = list(value) if isinstance(value, tuple) else value
 
 
 def _sizes(group: h5py.Group, name: str, place: Place) -> tuple[int, ...] | None:

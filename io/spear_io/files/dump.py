@@ -28,6 +28,7 @@ from ..problems import FileError, Place, listing, printable
 from . import safety
 from .chains import Link, check_follows, read_activation
 from .display import Display, read_display
+from .sight import Seen, seen_by
 from .storage import FINITE, StoredArray, check_finite
 
 FORMAT = "spear-gradients"
@@ -89,6 +90,11 @@ class Layer:
             msg = f"the attribute '{name}' is missing"
             raise FileError(msg, self.place, f"set {advice}")
         return value
+
+    @property
+    def seen(self) -> Seen:
+        """What the layer sees: the inputs of the network, or what others made of them."""
+        return seen_by(first=self is self._record.layers[0], follows=self.follows, between=self.between)
 
     @property
     def unsuitable(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The inversion: what was recovered, written whole or not at all; `spear_io.files.recovered` reads it.
+"""The inversion: what was recovered, written whole or not at all, and read back lazily.
 
 The layout is `format = "spear-inversion"`, `format_version = 1`::
 
@@ -6,26 +6,29 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
     /records/<record>/                 in files of many: source, source_record (where it came from), problem (what kept
                                        it, or some layer of it, from being read)
     /records/<record>/layers/<layer>/  status, claim, reason, batch_size, found, method, seed, seconds, device, proposals,
-                                       scale_known, data_range (if one was given), caveats and notes (JSON lists
-                                       of sentences), rests_on (JSON list of names and sentences), chain (if several layers were used),
-                                       weight_decay, bias_decay and weight_decay_deviation (if the update held any); where the
-                                       dump says so:
-                                       input_shape, input_mean, input_std, client, round, between
+                                       scale_known, data_range (if one was given), activation, relative_noise, caveats and
+                                       notes (JSON lists of sentences), rests_on (JSON list of names and sentences), chain
+                                       (if several layers were used), weight_decay, bias_decay and weight_decay_deviation (if
+                                       the update held any); where the dump says so: input_shape, input_mean, input_std,
+                                       feature_names, client, round, sees, follows, between
         inputs (k, n), output_grad (m, k)
         zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known,
         repeats (k,) if some of the inputs are in other records as well
         evidence/<fact> (k,)
+        singular_values                of weight_grad over its noise
+        history/                       search, proposals, found, seconds of each round
         certificate/<check>            attributes: value (absent if the check could not be made), relation,
                                        threshold, passed (likewise), meaning, order (position when printed)
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,23 +39,25 @@ import numpy as np
 import spear_np
 from spear_np.backend import to_host
 
-from ..problems import Place
+from ..problems import FileError, Place, listing, printable
+from . import safety
 from .atomic import NewFile, new_hdf5
-from .display import Display, write_display
+from .details import (
+    AGAIN,
+    Brief,
+    Details,
+    figure_of,
+    read_brief,
+    read_details,
+    write_attributes,
+    write_details,
+)
+from .display import Display, read_display, write_display
+from .sight import Seen, Sight
+from .storage import StoredArray
 
 FORMAT = "spear-inversion"
 FORMAT_VERSION = 1
-
-FIGURES = {
-    "zero_count": np.int64,
-    "redundancy": np.int64,
-    "sign_agreement": np.float64,
-    "false_probability": np.float64,
-    "error_bound": np.float64,
-}
-"""Per-input figures of the certificate, one number for each row of `inputs`."""
-UNKNOWN = -1
-"""What stands for a fact of an input that could not be looked at; true is 1, false 0."""
 
 
 class InversionWriter:
@@ -129,7 +134,7 @@ class InversionWriter:
         notes: Iterable[str] = (),
         *,
         display: Display | None = None,
-        between: str | None = None,
+        seen: Seen | None = None,
     ) -> None:
         """Write the result of one layer; its inputs go through memory block by block.
 
@@ -143,8 +148,8 @@ class InversionWriter:
             What the dump itself gives reason to say about the result.
         display : Display, optional
             What the record says of drawing its inputs and of whose they are, e.g. `Record.info`.
-        between : str, optional
-            What stands before the layer, as the dump names it.
+        seen : Seen, optional
+            What the layer sees, and what stands before it, as the dump tells it: `Layer.seen`.
 
         Raises
         ------
@@ -155,7 +160,7 @@ class InversionWriter:
         k, n = result.found, result.gradients.shape[1]
         with self._file.writing(place):
             group = self._layers(record).create_group(layer)
-            _write_attributes(
+            write_attributes(
                 group,
                 {
                     "status": str(result.status),
@@ -163,31 +168,19 @@ class InversionWriter:
                     "reason": result.reason,
                     "batch_size": result.batch_size,
                     "found": k,
-                    "method": result.method,
-                    "seed": result.seed,
-                    "seconds": result.seconds,
-                    "device": result.device,
-                    "proposals": result.proposals,
                     "scale_known": result.scale_known,
-                    "caveats": json.dumps(result.certificate.caveats),
-                    "rests_on": json.dumps([asdict(premise) for premise in result.certificate.rests_on]),
-                    "notes": json.dumps(tuple(notes)),
                 },
             )
             if result.data_range is not None:
                 group.attrs["data_range"] = result.data_range
             if result.chain:
                 group.attrs["chain"] = list(result.chain)
-            if (decay := result.gradients.decay).present:
-                group.attrs["weight_decay"] = decay.weight
-                group.attrs["bias_decay"] = decay.bias
-                group.attrs["weight_decay_deviation"] = decay.deviation
-            if between is not None:
-                group.attrs["between"] = between
+            if seen is not None:
+                _write_seen(group, seen)
             if display is not None:
                 write_display(group, display)
             group.create_dataset("output_grad", data=to_host(result.output_grad))
-            _write_certificate(group, result.certificate)
+            write_details(group, result, tuple(notes))
             if k and result.labels is not None:
                 group.create_dataset("labels", data=to_host(result.labels).astype(np.int64))
             inputs = group.create_dataset("inputs", (k, n), np.float64)
@@ -215,7 +208,7 @@ class InversionWriter:
         """Store texts as attributes of a record: `source` and `source_record`, where it came from, or its `problem`."""
         with self._file.writing(self.place.at(record=record)):
             self._layers(record)
-            _write_attributes(self._records[record], said)
+            write_attributes(self._records[record], said)
 
     def mark(self, record: str, layer: str, repeats: Any) -> None:
         """Store the numbers (k,) of the groups of equal inputs that those of a layer belong to."""
@@ -235,45 +228,202 @@ def stored_name(path: Path) -> str:
     return os.fsencode(path.name).decode("utf-8", "replace")
 
 
-_SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
-_SCALARS = {
-    kind: (np.dtype(dtype), h5py.h5t.py_create(np.dtype(dtype), logical=True))
-    for kind, dtype in ((str, h5py.string_dtype()), (int, np.int64), (float, np.float64), (bool, np.bool_))
-}
-"""How h5py stores one value of a type: the dtype in memory, and the type in the file."""
+@dataclass(frozen=True)
+class RecoveredLayer:
+    """One layer of an inversion file; the arrays are read when sliced."""
+
+    record: str
+    layer: str
+    place: Place
+    status: spear_np.Status
+    claim: str
+    """The status with the names of what it rests on, "exact if plain gradient"; the status alone in files that do not say."""
+    reason: str
+    batch_size: int
+    scale_known: bool
+    inputs: StoredArray
+    """(k, n)."""
+    error_bound: StoredArray | None
+    """(k,), if it was written."""
+    labels: StoredArray | None
+    """(k,) whole numbers: class of each input, -1 where it is not known; if they were written."""
+    chain: tuple[str, ...]
+    """Names of the layers that were used together, in forward order; empty for a layer inverted alone."""
+    display: Display
+    """How the inputs of the network are drawn and whom they came from, as far as the dump told."""
+    seen: Seen
+    """What the layer sees: the inputs of the network, or what others made of them."""
+    units: int | None
+    """m, the number of output units, where the file tells it."""
+    source: str | None
+    """File name of the dump that its record came from."""
+    source_record: str | None
+    """What the record is called there, if several dumps were inverted together."""
+    _group: h5py.Group = field(repr=False)
+
+    @property
+    def found(self) -> int:
+        """k, the number of recovered inputs."""
+        return self.inputs.shape[0]
+
+    @cached_property
+    def details(self) -> Details:
+        """Certificate, figures of the inputs, spectrum and history: read when first asked for.
+
+        Raises
+        ------
+        FileError
+            If something of it is of the wrong kind or size.
+        """
+        return read_details(self._group, self.place, self.found)
+
+    @cached_property
+    def brief(self) -> Brief:
+        """What the line of a table says of how it was inverted: of thousands, faster than `details`; errors as there."""
+        return read_brief(self._group, self.place)
+
+    @cached_property
+    def repeats(self) -> StoredArray | None:
+        """(k,) whole numbers: which group of equal inputs each belongs to, -1 for none; if some do."""
+        return figure_of(self._group, "repeats", self.found, self.place, kind="integer")
 
 
-def _write_attributes(holder: h5py.Group, values: Mapping[str, Any]) -> None:
-    """Write new attributes; single numbers and texts, of which a layer has a hundred, without the detours of h5py."""
-    for name, value in values.items():
-        kind = _SCALARS.get(type(value))
-        if kind is None:
-            holder.attrs[name] = value
-            continue
-        dtype, stored = kind
-        attribute = h5py.h5a.create(holder.id, name.encode(), stored, _SCALAR)
-        attribute.write(np.asarray(value, dtype=dtype))
+@dataclass(frozen=True)
+class UnreadRecord:
+    """A record of which something could not be read."""
+
+    record: str
+    problem: str
+    """One line."""
+    source: str | None
+    """File name of the dump."""
 
 
-def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> None:
-    for name, dtype in FIGURES.items():
-        values = getattr(certificate, name)
-        if values:
-            group.create_dataset(name, data=np.asarray(values, dtype=dtype))
-    if certificate.evidence:
-        evidence = group.create_group("evidence", track_order=True)
-        for fact in fields(spear_np.Evidence):
-            values = [getattr(row, fact.name) for row in certificate.evidence]
-            numbers = [UNKNOWN if value is None else int(value) for value in values]
-            evidence.create_dataset(fact.name, data=np.asarray(numbers, dtype=np.int8))
-    checks = group.create_group("certificate", track_order=True)
-    for order, check in enumerate(certificate.checks):
-        said: dict[str, Any] = {
-            "order": order,
-            "relation": check.relation,
-            "threshold": check.threshold,
-            "meaning": check.meaning,
-        }
-        if check.value is not None:
-            said |= {"value": check.value, "passed": bool(check.passed)}
-        _write_attributes(checks.create_group(check.name), said)
+@dataclass(frozen=True)
+class InversionFile:
+    """An open inversion."""
+
+    path: Path
+    place: Place
+    source: str | None
+    """File name of the dump it came from; None if it came from several."""
+    version: str | None
+    """Of the spear-np that wrote it."""
+    created: str | None
+    """When, as the file says it."""
+    layers: tuple[RecoveredLayer, ...]
+    unread: tuple[UnreadRecord, ...] = ()
+    run: str | None = None
+    """Equal in complete files of the same sources and options."""
+
+
+@contextmanager
+def open_inversion(path: str | Path) -> Iterator[InversionFile]:
+    """Open an inversion for reading, with the same distrust as a dump.
+
+    Raises
+    ------
+    FileError
+        Here or when numbers are read: whatever is wrong with the file, in one line that says where.
+    """
+    path = Path(path)
+    place = Place(path)
+    with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
+        records = safety.required_subgroup(file, "records", place)
+        visits = safety.Visits(place)
+        source = safety.text(file, "source", place)
+        layers: list[RecoveredLayer] = []
+        unread: list[UnreadRecord] = []
+        for name in safety.member_names(records, place):
+            where = place.at(record=name)
+            record = safety.subgroup(records, name, where)
+            if record is None:
+                continue
+            origin = (
+                safety.text(record, "source", where) or source,
+                safety.text(record, "source_record", where),
+            )
+            problem = safety.text(record, "problem", where)
+            if problem is not None:
+                unread.append(UnreadRecord(name, problem, origin[0]))
+            layers += [_read_layer(group, at, visits, *origin) for group, at in _layer_groups(record, where)]
+        if not layers and not unread:
+            msg = "holds no layers"
+            raise FileError(msg, place, AGAIN)
+        yield InversionFile(
+            path,
+            place,
+            source=source,
+            version=safety.text(file, "version", place),
+            created=safety.text(file, "created", place),
+            layers=tuple(layers),
+            unread=tuple(unread),
+            run=safety.text(file, "run", place),
+        )
+
+
+def _layer_groups(record: h5py.Group, place: Place) -> Iterator[tuple[h5py.Group, Place]]:
+    layers = safety.required_subgroup(record, "layers", place)
+    for layer in safety.member_names(layers, place):
+        where = place.at(layer=layer)
+        group = safety.subgroup(layers, layer, where)
+        if group is not None:
+            yield group, where
+
+
+def _read_layer(
+    group: h5py.Group, place: Place, visits: safety.Visits, source: str | None, source_record: str | None
+) -> RecoveredLayer:
+    """Read everything but the arrays."""
+    visits.count(group)
+    status = safety.text(group, "status", place) or ""
+    if status not in tuple(spear_np.Status):
+        msg = (
+            f"the attribute 'status' is '{printable(status)}', but must be one of {listing(spear_np.Status)}"
+        )
+        raise FileError(msg, place, AGAIN)
+    inputs = safety.numbers(group, "inputs", place, ndim=2)
+    if inputs is None:
+        msg = "the dataset 'inputs' is missing"
+        raise FileError(msg, place, AGAIN)
+    visits.count(inputs.dataset)
+    display = read_display(group, place)
+    columns = safety.numbers(group, "output_grad", place, ndim=2)
+    return RecoveredLayer(
+        record=place.record or "",
+        layer=place.layer or "",
+        place=place,
+        status=spear_np.Status(status),
+        claim=safety.text(group, "claim", place) or status,
+        reason=safety.text(group, "reason", place) or "",
+        batch_size=safety.integer(group, "batch_size", place) or 0,
+        scale_known=safety.boolean(group, "scale_known", place) is not False,
+        inputs=inputs,
+        error_bound=figure_of(group, "error_bound", inputs.shape[0], place),
+        labels=figure_of(group, "labels", inputs.shape[0], place, kind="integer"),
+        chain=safety.texts(group, "chain", place) or (),
+        display=display,
+        seen=_read_seen(group, place, display, inputs.shape[1]),
+        units=None if columns is None else columns.shape[0],
+        source=source,
+        source_record=source_record,
+        _group=group,
+    )
+
+
+def _write_seen(group: h5py.Group, seen: Seen) -> None:
+    group.attrs["sees"] = str(seen.sight)
+    for name in ("follows", "between"):
+        if (value := getattr(seen, name)) is not None:
+            group.attrs[name] = value
+
+
+def _read_seen(group: h5py.Group, place: Place, display: Display, features: int) -> Seen:
+    """What a layer of `features` features saw; a file that does not say leaves it to what stands before, and to the shape."""
+    said = safety.text(group, "sees", place)
+    follows, between = safety.text(group, "follows", place), safety.text(group, "between", place)
+    if said in tuple(Sight):
+        return Seen(Sight(said), follows, between)
+    shape = display.input_shape
+    fits = shape is None or math.prod(shape) == features
+    return Seen(Sight.INPUTS if fits and between is None else Sight.FEATURES, follows, between)

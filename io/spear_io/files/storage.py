@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -177,6 +178,41 @@ class StoredArray:
         )
 
 
+class Rows(Protocol):
+    """Numbers (k, n) that are read where they are sliced, and where they are: a dataset, or what was read already."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(k, n)."""
+        ...
+
+    @property
+    def place(self) -> Place:
+        """Named in errors."""
+        ...
+
+    def __getitem__(self, key: Any, /) -> Floats:
+        """Read a slice."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRows:
+    """Numbers (k, n) that are in memory already."""
+
+    values: Floats
+    place: Place
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(k, n)."""
+        return tuple(int(size) for size in self.values.shape)
+
+    def __getitem__(self, key: Any) -> Floats:
+        """Return a slice."""
+        return np.asarray(self.values[key])
+
+
 def stored_as(array: Any) -> tuple[Any, np.dtype[Any], bool]:
     """Return what slices of `array` give, the dtype they are stored with, and whether that encodes bfloat16."""
     if isinstance(array, Bfloat16):
@@ -216,7 +252,7 @@ def column_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(start + width, shape[-1]))
 
 
-def check_finite(array: StoredArray, advice: str) -> None:
+def check_finite(array: StoredArray | Rows, advice: str) -> None:
     """Read `array` once by blocks and refuse the first number that is none.
 
     Parameters

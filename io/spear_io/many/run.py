@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import spear_np
 
 from ..files.child import ChildError
-from ..files.recovered import open_inversion
+from ..files.inversion import open_inversion
 from ..problems import FileError, WriteError, cause
 from .assemble import Output, assemble
 from .executors import Crew, ExecutorError, crew_of

@@ -124,7 +124,7 @@ def invert_task(
                 entry_path(journal, task.number, "written"), source=task.dump, durable=False
             ) as out:
                 notes = _notes(record, result)
-                out.add(task.name, layer.name, result, notes, display=record.info, between=layer.between)
+                out.add(task.name, layer.name, result, notes, display=record.info, seen=layer.seen)
     except (WriteError, spear_np.DeviceError):
         raise
     except Exception as error:  # noqa: BLE001  (whatever one record does, the others go on)

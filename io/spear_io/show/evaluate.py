@@ -15,12 +15,14 @@ import numpy as np
 
 import spear_np
 
+from ..files.display import Display
 from ..files.dump import Dump, Layer, Record, named
-from ..files.inversion import stored_name
+from ..files.inversion import InversionFile, RecoveredLayer, stored_name
 from ..files.limits import working
-from ..files.recovered import InversionFile, RecoveredLayer
-from ..files.storage import Floats, StoredArray, check_finite, column_blocks
+from ..files.sight import Seen, Sight
+from ..files.storage import Floats, LoadedRows, Rows, check_finite, column_blocks
 from ..problems import FileError, listing, printable
+from .normalisation import Normalisation, normalisation_of
 from .similarity import discrete_columns, image_axes, structural_similarity
 
 EXACT = 1e-4
@@ -28,6 +30,9 @@ EXACT = 1e-4
 
 FAR = 1e300
 """Squared distance of inputs that cannot be compared."""
+
+LAYER_INPUTS, PIXELS = "layer inputs", "pixels"
+"""Units of errors: those of the layer, or those of the data where normalisation can be undone."""
 
 LARGEST_TABLE = 2**27
 """Most entries of the table of distances (1 GiB)."""
@@ -58,6 +63,35 @@ class RowMatch:
 
 
 @dataclass(frozen=True)
+class Truth:
+    """True inputs that no dump holds, and how their units are to be read."""
+
+    rows: Rows
+    """(b, n), as they lie in the file."""
+    of_data: bool | None = None
+    """Whether they are in the units of the data, before any normalisation; None: whichever fits what was recovered better."""
+
+    def of(self, recovered: RecoveredLayer) -> Rows:
+        """Return the rows as the layer of `recovered` sees them."""
+        pixels = normalisation_of(recovered.display, recovered.seen, self.rows.shape[1], recovered.place)
+        if pixels is None or self.of_data is False:
+            return self.rows
+        normalised = LoadedRows(pixels.done(self.rows[:, :].astype(np.float64)), self.rows.place)
+        if self.of_data or not recovered.found:
+            return normalised
+        with np.errstate(over="ignore", invalid="ignore"):
+            near = [float(np.sum(_nearest(recovered, rows))) for rows in (normalised, self.rows)]
+        return normalised if near[0] <= near[1] else self.rows
+
+
+def _nearest(recovered: RecoveredLayer, truth: Rows) -> Floats:
+    """(k,): squared distance of every recovered row from the nearest true one, or of its best multiple."""
+    distances, _ = _distances(recovered, truth, list(range(truth.shape[0])))
+    nearest: Floats = np.min(np.nan_to_num(distances, nan=FAR, posinf=FAR), axis=1)
+    return nearest
+
+
+@dataclass(frozen=True)
 class LayerEvaluation:
     """One layer; the figures are None and `rows` empty where there is no truth to compare with."""
 
@@ -78,6 +112,8 @@ class LayerEvaluation:
     rows: tuple[RowMatch, ...] = ()
     problem: str | None = None
     """Why there is nothing to compare."""
+    seen: str | None = None
+    """What the layer sees, if that is not simply the inputs of the network."""
 
     @property
     def matched(self) -> int:
@@ -184,48 +220,79 @@ def _from(dump: Dump, inversion: InversionFile) -> tuple[RecoveredLayer, ...]:
 
 def evaluate_layer(recovered: RecoveredLayer, record: Record, layer: Layer) -> LayerEvaluation:
     """Match the recovered rows to the true inputs so that the sum of squared distances is smallest."""
-    result = LayerEvaluation(
+    result = nothing_compared(recovered)
+    truth = layer.truth
+    if truth is None:
+        return replace(result, problem="the dump holds no true inputs of this layer")
+    return compared(result, recovered, truth, layer.seen, record.info)
+
+
+def evaluate_against(inversion: InversionFile, truth: Truth) -> tuple[LayerEvaluation, ...]:
+    """Compare the recovered layers with a `truth` that no dump holds; those with another number of features only say so."""
+    results = []
+    for recovered in inversion.layers:
+        nothing = nothing_compared(recovered)
+        features = recovered.inputs.shape[1]
+        if features != truth.rows.shape[1]:
+            problem = f"the layer has {features} features, but the true inputs have {truth.rows.shape[1]}"
+            results.append(replace(nothing, problem=problem))
+        else:
+            rows = truth.of(recovered)
+            results.append(compared(nothing, recovered, rows, recovered.seen, recovered.display))
+    return tuple(results)
+
+
+def nothing_compared(recovered: RecoveredLayer) -> LayerEvaluation:
+    """Return what is said of a layer before it is compared."""
+    return LayerEvaluation(
         record=recovered.record,
-        layer=layer.name,
+        layer=recovered.layer,
         status=str(recovered.status),
         claim=recovered.claim,
         recovered=recovered.found,
         truth_inputs=None,
         distinct_truth=None,
-        units="layer inputs",
+        units=LAYER_INPUTS,
         data_range=None,
     )
-    truth = layer.truth
-    if truth is None:
-        return replace(result, problem="the dump holds no true inputs of this layer")
+
+
+def compared(
+    nothing: LayerEvaluation, recovered: RecoveredLayer, truth: Rows, seen: Seen, display: Display
+) -> LayerEvaluation:
+    """Return `nothing` with the recovered rows matched to the rows of `truth` (b, n), which are as the layer sees them.
+
+    `seen` and `display` say what the layer sees and how it is drawn.
+    """
     if recovered.inputs.shape[1] != truth.shape[1]:
         msg = f"has {recovered.inputs.shape[1]} features, but the true inputs have {truth.shape[1]}"
         raise FileError(msg, recovered.inputs.place, "give the dump that this inversion came from")
     with working(), np.errstate(over="ignore", invalid="ignore"):
-        return _compared(result, recovered, record, layer, truth)
+        return _compared(nothing, recovered, truth, seen, display)
 
 
 def _compared(
-    result: LayerEvaluation, recovered: RecoveredLayer, record: Record, layer: Layer, truth: StoredArray
+    result: LayerEvaluation, recovered: RecoveredLayer, truth: Rows, seen: Seen, display: Display
 ) -> LayerEvaluation:
+    result = replace(result, seen=seen.sentence(result.layer))
     check_finite(truth, "export the true inputs again")
     check_finite(recovered.inputs, "run 'spear-np invert' again")
 
-    pixels = _pixels(record, layer)
-    distinct = _distinct_rows(truth)
+    pixels = normalisation_of(display, seen, truth.shape[1], truth.place)
+    distinct = distinct_rows(truth)
     data_range = _data_range(truth, pixels)
     result = replace(
         result,
         truth_inputs=truth.shape[0],
         distinct_truth=len(distinct),
-        units="layer inputs" if pixels is None else "pixels",
+        units=LAYER_INPUTS if pixels is None else PIXELS,
         data_range=data_range,
     )
     if recovered.found * len(distinct) > LARGEST_TABLE:
         msg = f"{recovered.found} recovered and {len(distinct)} true inputs are too many to match"
         raise FileError(msg, truth.place)
-    rows = _match(recovered, truth, distinct, 1.0 if pixels is None else pixels.std, data_range)
-    image = image_axes(record.info.input_shape) if layer is record.layers[0] else None
+    rows = _match(recovered, truth, distinct, pixels, data_range)
+    image = image_axes(display.input_shape) if seen.sight is Sight.INPUTS else None
     if image is not None and math.prod(image[0]) == truth.shape[1]:
         rows = _with_ssim(rows, recovered.inputs, truth, image, pixels, data_range)
     else:
@@ -235,27 +302,28 @@ def _compared(
 
 def _with_ssim(
     rows: tuple[RowMatch, ...],
-    inputs: StoredArray,
-    truth: StoredArray,
+    inputs: Rows,
+    truth: Rows,
     image: tuple[tuple[int, ...], int],
-    pixels: _Pixels | None,
+    pixels: Normalisation | None,
     data_range: float,
 ) -> tuple[RowMatch, ...]:
     """Add the structural similarity of every matched row, in pixels where normalisation can be undone."""
-    mean, std = (0.0, 1.0) if pixels is None else (pixels.mean, pixels.std)
+
+    def look(values: Floats) -> Floats:
+        return values if pixels is None else pixels.undone(values)
+
     compared = []
     for row in rows:
         if row.truth is not None:
-            recovered = row.scale * inputs[row.row : row.row + 1, :].astype(np.float64)[0] * std + mean
-            original = truth[row.truth : row.truth + 1, :].astype(np.float64)[0] * std + mean
+            recovered = look(row.scale * inputs[row.row : row.row + 1, :].astype(np.float64))[0]
+            original = look(truth[row.truth : row.truth + 1, :].astype(np.float64))[0]
             row = replace(row, ssim=structural_similarity(recovered, original, *image, data_range))
         compared.append(row)
     return tuple(compared)
 
 
-def _with_discrete(
-    rows: tuple[RowMatch, ...], inputs: StoredArray, truth: StoredArray
-) -> tuple[RowMatch, ...]:
+def _with_discrete(rows: tuple[RowMatch, ...], inputs: Rows, truth: Rows) -> tuple[RowMatch, ...]:
     """Add the share of right features of every matched row, where the true inputs hold whole numbers."""
     matched = [row for row in rows if row.truth is not None]
     right, count = np.zeros(len(matched)), 0
@@ -272,7 +340,11 @@ def _with_discrete(
 
 
 def _match(
-    recovered: RecoveredLayer, truth: StoredArray, distinct: list[int], std: Floats | float, data_range: float
+    recovered: RecoveredLayer,
+    truth: Rows,
+    distinct: list[int],
+    pixels: Normalisation | None,
+    data_range: float,
 ) -> tuple[RowMatch, ...]:
     from scipy.optimize import linear_sum_assignment  # slow to import
 
@@ -281,7 +353,7 @@ def _match(
     distances = np.nan_to_num(distances, nan=FAR, posinf=FAR)  # numbers that overflow when they are squared
     partners = dict(zip(*(side.tolist() for side in linear_sum_assignment(distances)), strict=True))
     pairs = [(row, distinct[partner], float(scales[row, partner])) for row, partner in partners.items()]
-    errors = _errors(recovered.inputs, truth, pairs, std)
+    errors = _errors(recovered.inputs, truth, pairs, pixels)
     bounds = np.full(k, np.nan) if recovered.error_bound is None else recovered.error_bound[:]
     matches = {}
     for (row, partner, scale), (largest, largest_raw, mean_square) in zip(pairs, errors, strict=True):
@@ -302,7 +374,7 @@ def _match(
 
 
 def _distances(
-    recovered: RecoveredLayer, truth: StoredArray, distinct: list[int]
+    recovered: RecoveredLayer, truth: Rows, distinct: list[int]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Squared distances (k, number of distinct true inputs), and what to scale each recovered row by.
 
@@ -327,7 +399,7 @@ def _distances(
 
 
 def _errors(
-    inputs: StoredArray, truth: StoredArray, pairs: list[tuple[int, int, float]], std: Floats | float
+    inputs: Rows, truth: Rows, pairs: list[tuple[int, int, float]], pixels: Normalisation | None
 ) -> list[tuple[float, float, float]]:
     """For each pair: largest error in pixels, largest error in layer inputs, mean square error in pixels."""
     if not pairs:
@@ -340,7 +412,7 @@ def _errors(
     for x, t in _pair_blocks(inputs, truth):
         stop = start + x.shape[1]
         raw = np.abs(scales[:, None] * x[rows] - t[partners])
-        error = raw * (std if isinstance(std, float) else std[start:stop])
+        error = raw if pixels is None else raw * pixels.std_of(slice(start, stop))
         largest = np.maximum(largest, error.max(axis=1))
         largest_raw = np.maximum(largest_raw, raw.max(axis=1))
         square += np.sum(error * error, axis=1)
@@ -349,13 +421,13 @@ def _errors(
     return list(zip(largest.tolist(), largest_raw.tolist(), mean_square.tolist(), strict=True))
 
 
-def _pair_blocks(inputs: StoredArray, truth: StoredArray) -> Iterator[tuple[Floats, Floats]]:
+def _pair_blocks(inputs: Rows, truth: Rows) -> Iterator[tuple[Floats, Floats]]:
     """Yield the same columns of both, as float64."""
     for columns in column_blocks((inputs.shape[0] + truth.shape[0], truth.shape[1])):
         yield inputs[:, columns].astype(np.float64), truth[:, columns].astype(np.float64)
 
 
-def _distinct_rows(truth: StoredArray) -> list[int]:
+def distinct_rows(truth: Rows) -> list[int]:
     """Return the first of every group of identical rows."""
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(truth.shape[0])]
     for columns in column_blocks(truth.shape):
@@ -368,55 +440,13 @@ def _distinct_rows(truth: StoredArray) -> list[int]:
     return list(first.values())
 
 
-@dataclass(frozen=True)
-class _Pixels:
-    """How to undo the normalisation of a network's inputs: pixel = std · input + mean, per feature or overall."""
-
-    mean: Floats | float
-    std: Floats | float
-
-
-def _pixels(record: Record, layer: Layer) -> _Pixels | None:
-    """Return how to get back to pixels, if `layer` takes the network's own inputs and the record says how."""
-    info = record.info
-    features = layer.gradients.shape[1]
-    if layer is not record.layers[0] or info.input_std is None or info.input_mean is None:
-        return None
-    if info.input_shape is not None and math.prod(info.input_shape) != features:
-        return None
-    if not all(math.isfinite(v) for v in info.input_mean) or not all(
-        0 < v < math.inf for v in info.input_std
-    ):
-        msg = "the attributes 'input_mean' and 'input_std' must be finite, and 'input_std' positive"
-        raise FileError(msg, record.place, "correct them, or leave them out")
-    mean = _per_feature(info.input_mean, info.input_shape, features)
-    std = _per_feature(info.input_std, info.input_shape, features)
-    return None if mean is None or std is None else _Pixels(mean, std)
-
-
-def _per_feature(
-    values: tuple[float, ...], shape: tuple[int, ...] | None, features: int
-) -> Floats | float | None:
-    """Spread one figure a channel over all features; None if it is not clear which is which."""
-    if len(values) == 1:
-        return float(values[0])
-    if len(values) == features:
-        return np.asarray(values)
-    if shape is None or len(values) not in shape:
-        return None
-    axis = shape.index(len(values))  # channels first wins where both would fit
-    spread = np.asarray(values).reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    return np.broadcast_to(spread, shape).reshape(-1)
-
-
-def _data_range(truth: StoredArray, pixels: _Pixels | None) -> float:
+def _data_range(truth: Rows, pixels: Normalisation | None) -> float:
     """Range of the true inputs; 1 if they are pixels between 0 and 1."""
     low, high = math.inf, -math.inf
     for columns in column_blocks(truth.shape):
         block = truth[:, columns].astype(np.float64)
         if pixels is not None:
-            std, mean = (v if isinstance(v, float) else v[columns] for v in (pixels.std, pixels.mean))
-            block = block * std + mean
+            block = pixels.undone(block, columns)
         low, high = min(low, float(block.min())), max(high, float(block.max()))
     if pixels is not None and low > -1e-3 and high < 1 + 1e-3:
         return 1.0
@@ -430,6 +460,8 @@ def evaluation_notes(results: tuple[LayerEvaluation, ...]) -> list[str]:
         where = f"record '{printable(result.record)}', layer '{printable(result.layer)}'"
         if result.problem:
             notes.append(f"{where}: {result.problem}, so it is not evaluated")
+        if result.seen is not None and result.rows:
+            notes.append(f"{result.seen}; PSNR is that of these, and SSIM is not taken")
         if result.broken_promise:
             wrong = sum(not row.exact and not row.within_bound for row in result.rows)
             notes.append(f"{where}: marked exact, but {wrong} input(s) are wrong: please report this")

@@ -9,10 +9,10 @@ from typing import Any
 
 import spear_np
 
-from ..files.recovered import InversionFile, RecoveredLayer, UnreadRecord
+from ..files.inversion import InversionFile, RecoveredLayer, UnreadRecord
 from ..problems import printable
-from . import layout
 from .progress import count, duration
+from .tables import console_for, figure, new_table, status_text
 
 LONGEST_TABLE = 60
 """Layers that are all shown, one a line; of more, those that are not whole come first."""
@@ -62,7 +62,7 @@ def read_outcomes(inversion: InversionFile, *, full: bool = True) -> list[Outcom
 
 
 def _outcome(layer: RecoveredLayer, *, full: bool) -> Outcome:
-    repeats = layer.repeats
+    repeats, brief = layer.repeats, layer.brief
     return Outcome(
         record=layer.record,
         layer=layer.layer,
@@ -76,20 +76,25 @@ def _outcome(layer: RecoveredLayer, *, full: bool) -> Outcome:
         found=layer.found,
         labelled=0 if layer.labels is None else int((layer.labels[:] >= 0).sum()),
         repeated=0 if repeats is None else int((repeats[:] >= 0).sum()),
-        worst_bound=layer.worst_bound,
-        agreement=layer.agreement,
-        proposals=layer.proposals,
-        seconds=layer.seconds,
-        device=layer.device,
-        decay=layer.decay.weight,
+        worst_bound=_worst_bound(layer),
+        agreement=brief.agreement,
+        proposals=brief.proposals,
+        seconds=brief.seconds,
+        device=brief.device,
+        decay=brief.weight_decay,
         chain=layer.chain,
-        notes=layer.notes,
-        certificate=layer.certificate if full else None,
+        notes=brief.notes,
+        certificate=layer.details.whole_certificate if full else None,
     )
+
+
+def _worst_bound(layer: RecoveredLayer) -> float | None:
+    return None if layer.error_bound is None or not layer.found else float(layer.error_bound[:].max())
 
 
 def layer_document(layer: RecoveredLayer) -> dict[str, Any]:
     """Plain data for JSON: everything but the arrays."""
+    details = layer.details
     return {
         "record": layer.record,
         "layer": layer.layer,
@@ -103,18 +108,18 @@ def layer_document(layer: RecoveredLayer) -> dict[str, Any]:
         "batch_size": layer.batch_size,
         "found": layer.found,
         "scale_known": layer.scale_known,
-        "data_range": layer.data_range,
-        "method": layer.method,
-        "seed": layer.seed,
-        "seconds": layer.seconds,
-        "device": layer.device,
-        "proposals": layer.proposals,
+        "data_range": details.data_range,
+        "method": details.method,
+        "seed": details.seed,
+        "seconds": details.seconds,
+        "device": details.device,
+        "proposals": details.proposals,
         "labels": None if layer.labels is None else layer.labels[:].tolist(),
         "repeats": None if layer.repeats is None else layer.repeats[:].tolist(),
         "chain": list(layer.chain),
-        "decay": asdict(layer.decay),
-        "certificate": layer.certificate.as_dict(),
-        "notes": list(layer.notes),
+        "decay": asdict(details.decay),
+        "certificate": details.whole_certificate.as_dict(),
+        "notes": list(details.notes),
     }
 
 
@@ -140,7 +145,7 @@ def print_outcomes(
 ) -> None:
     """Print the table that ends `spear-np invert`, and that `spear-np inspect` shows of an inversion."""
     shown = _most_telling(outcomes)
-    console = layout.console([outcome.claim for outcome in shown])
+    console = console_for([outcome.claim for outcome in shown])
     if len(outcomes) > LONGEST_TABLE:
         console.print(_counts_table(outcomes, unread))
     console.print(_layers_table(shown))
@@ -184,12 +189,12 @@ def _layers_table(outcomes: Sequence[Outcome]) -> Any:
     if any(outcome.labelled for outcome in outcomes):
         after[">labels"] = [str(outcome.labelled) for outcome in outcomes]
     if many:
-        after[">worst bound"] = [layout.figure(outcome.worst_bound, ".1e") for outcome in outcomes]
+        after[">worst bound"] = [figure(outcome.worst_bound, ".1e") for outcome in outcomes]
     if any(outcome.repeated for outcome in outcomes):
         after[">seen elsewhere"] = [str(outcome.repeated or "–") for outcome in outcomes]
     if any(outcome.decay for outcome in outcomes):
-        after[">weight decay"] = [layout.figure(outcome.decay or None, ".6g") for outcome in outcomes]
-    rows = layout.table(
+        after[">weight decay"] = [figure(outcome.decay or None, ".6g") for outcome in outcomes]
+    rows = new_table(
         "record", *more, "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *after
     )
     for index, outcome in enumerate(outcomes):
@@ -197,9 +202,9 @@ def _layers_table(outcomes: Sequence[Outcome]) -> Any:
             printable(outcome.record),
             *(column[index] for column in more.values()),
             printable(outcome.layer),
-            layout.status(outcome.claim),
+            status_text(outcome.claim),
             f"{outcome.found}/{outcome.batch_size}",
-            layout.figure(outcome.agreement, ".6g"),
+            figure(outcome.agreement, ".6g"),
             count(outcome.proposals),
             duration(outcome.seconds) if outcome.seconds >= 10 else f"{outcome.seconds:.2g} s",
             outcome.device,
@@ -210,7 +215,7 @@ def _layers_table(outcomes: Sequence[Outcome]) -> Any:
 
 def _counts_table(outcomes: Sequence[Outcome], unread: Sequence[UnreadRecord]) -> Any:
     """How many layers have which status, and what was found in them."""
-    rows = layout.table("status", ">layers", ">inputs", ">worst bound", ">slowest")
+    rows = new_table("status", ">layers", ">inputs", ">worst bound", ">slowest")
     of_status: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         of_status.setdefault(str(outcome.status), []).append(outcome)
@@ -219,10 +224,10 @@ def _counts_table(outcomes: Sequence[Outcome], unread: Sequence[UnreadRecord]) -
         if members:
             bounds = [one.worst_bound for one in members if one.worst_bound is not None]
             rows.add_row(
-                layout.status(status),
+                status_text(status),
                 str(len(members)),
                 f"{sum(one.found for one in members)}/{sum(one.batch_size for one in members)}",
-                layout.figure(max(bounds, default=None), ".1e"),
+                figure(max(bounds, default=None), ".1e"),
                 f"{max(one.seconds for one in members):.2g} s",
             )
     if unread:

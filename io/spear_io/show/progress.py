@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,9 @@ MINUTE = 60.0
 
 LONGEST_TITLE = 40
 """Characters of a title beside other figures."""
+
+Callback = Callable[[spear_np.Progress], None]
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @contextmanager
@@ -209,14 +212,47 @@ class _Minutes:
 
 
 @contextmanager
-def _bars(*, verbose: bool) -> Iterator[Audience]:
+def progress_bar() -> Iterator[Callable[[str], Callback | None]]:
+    """Yield a function that starts a single bar anew under a title and returns the callback that moves it.
+
+    Without a terminal the callback is None and nothing is ever written.
+    """
+    if not sys.stderr.isatty():
+        yield lambda title: None
+        return
+    with _empty_bar() as bar:
+        task = bar.add_task("", stage="", figures="")
+
+        def start(title: str) -> Callback:
+            bar.reset(task, description=title, total=None, stage="", figures="")
+            return lambda progress: _move(bar, task, progress)
+
+        yield start
+
+
+def _empty_bar() -> Progress:
     columns = (
         TextColumn("{task.description}", markup=False),
         TextColumn("{task.fields[stage]}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[figures]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _move(bar: Progress, task: TaskID, progress: spear_np.Progress) -> None:
+    bar.update(
+        task,
+        stage=progress.stage,
+        figures=figures(progress),
+        completed=progress.found,
+        total=progress.batch_size or None,
+    )
+
+
+@contextmanager
+def _bars(*, verbose: bool) -> Iterator[Audience]:
+    with _empty_bar() as bar:
         yield _Bars(bar, verbose=verbose)
 
 
@@ -244,13 +280,7 @@ class _Bars:
         self._running[task.number] = self._bar.add_task(title, total=None, stage="", figures="")
 
     def move(self, task: Task, progress: spear_np.Progress) -> None:
-        self._bar.update(
-            self._running[task.number],
-            stage=progress.stage,
-            figures=figures(progress),
-            completed=progress.found,
-            total=progress.batch_size or None,
-        )
+        _move(self._bar, self._running[task.number], progress)
 
     def end(self, task: Task, done: Done) -> None:
         self._tally.end(task, done)
@@ -309,6 +339,15 @@ def count(number: float) -> str:
         if number >= size:
             return f"{number:.1e}" if not unit else f"{number / (size if size != 1e4 else 1e3):.3g}{unit}"
     return f"{number:.0f}"
+
+
+def power_of_ten(text: str) -> str:
+    """Return a number in the notation of programs, "2.8e-06", as people write it: "2.8·10⁻⁶"."""
+    digits, e, exponent = text.partition("e")
+    if not e:
+        return text
+    power = f"10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    return power if digits == "1" else f"{digits}·{power}"
 
 
 def duration(seconds: float) -> str:

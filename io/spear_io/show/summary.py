@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files.recovered import UnreadRecord
+from ..files.inversion import UnreadRecord
 from ..problems import FileError, Place, WriteError, cause, listing
 from .outcomes import Outcome
 
@@ -137,7 +137,7 @@ def _pyarrow(place: Place) -> Any:
         import pyarrow
     except ImportError as error:
         msg = "Parquet needs PyArrow"
-        raise FileError(msg, place, "pip install 'spear-np[parquet]', or write .csv or .json") from error
+        raise FileError(msg, place, "pip install 'spear-np[tables]', or write .csv or .json") from error
     return pyarrow
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,13 +20,18 @@ import spear_np
 
 from ..files.dump import Dump, RecordInfo
 from ..problems import listing, printable
-from . import layout
 from .evaluate import LayerEvaluation
 from .overview import Group, LayerOverview, RecordOverview
 from .progress import duration
 
 if TYPE_CHECKING:
     from ..convert import Conversion
+    from .export import Exported
+
+STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
+
+PIPE_WIDTH = 160
+"""Columns where there is no terminal to ask."""
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -42,9 +50,35 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def console_for(claims: Sequence[str] = ()) -> Console:
+    """Return what tables are printed on, wide enough for the longest of the `claims`."""
+    # Without a terminal rich assumes 80 columns and folds. What a status rests on stays in its line.
+    width = None if sys.stdout.isatty() else PIPE_WIDTH + max(map(len, claims), default=0)
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def new_table(*headings: str) -> Table:
+    """Return an empty table; a heading that begins with ">" is that of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        right = heading.startswith(">")
+        table.add_column(heading.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def status_text(claim: str) -> Text:
+    """A status with what it rests on, which no line may leave out: "exact if plain gradient"."""
+    return Text(printable(claim, 1000), style=STATUS_STYLE.get(claim.partition(" ")[0], ""))
+
+
+def figure(value: float | None, form: str = ".3g", missing: str = "–") -> str:
+    """A number, or what stands for none."""
+    return missing if value is None or math.isnan(value) else format(value, form)
+
+
 def print_overview(dump: Dump, groups: Sequence[Group]) -> None:
     """Print what `spear-np inspect` found."""
-    console = layout.console()
+    console = console_for()
     count = sum(len(group.records) for group in groups)
     by = f", written by {printable(dump.producer)}" if dump.producer else ""
     console.print(f"{printable(str(dump.path), 1000)}: {count} record(s){by}", soft_wrap=True)
@@ -130,7 +164,7 @@ def _batch_size(survey: spear_np.Survey | None) -> str:
 
 def _stored_table(record: RecordOverview) -> Table:
     """What the file says of each layer, in 80 columns for names of usual length."""
-    table = layout.table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
+    table = new_table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
     for layer in record.layers:
         table.add_row(
             printable(layer.layer),
@@ -154,7 +188,7 @@ def _input_from(layer: LayerOverview) -> str:
 
 def _survey_table(record: RecordOverview) -> Table:
     """What the gradient of each layer tells."""
-    table = layout.table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
+    table = new_table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
     for layer in record.layers:
         survey = layer.survey
         forecast = None if survey is None else survey.forecast_seconds
@@ -165,8 +199,8 @@ def _survey_table(record: RecordOverview) -> Table:
         table.add_row(
             printable(layer.layer),
             _batch_size(survey),
-            layout.figure(None if survey is None else survey.relative_noise, ".1e"),
-            layout.figure(None if survey is None else survey.gap, ".2g"),
+            figure(None if survey is None else survey.relative_noise, ".1e"),
+            figure(None if survey is None else survey.gap, ".2g"),
             "–" if forecast is None else "never" if math.isinf(forecast) else _about(forecast),
             verdict,
         )
@@ -195,7 +229,7 @@ def _about(seconds: float) -> str:
 
 def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
     """Print what `spear-np evaluate` found: every matched row, then a line a layer."""
-    console = layout.console([result.claim for result in results])
+    console = console_for([result.claim for result in results])
     for result in results:
         if not result.rows:
             continue
@@ -214,19 +248,19 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             more[">right categories"] = ("discrete", ".1%")
         if any(row.scale != 1 for row in result.rows):
             more[">scale"] = ("scale", ".4g")
-        table = layout.table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
+        table = new_table(">row", ">truth", ">PSNR (dB)", ">largest error", "exact", *more)
         for row in result.rows:
             mark = Text("yes", style="green") if row.exact else Text("no", style="red")
             table.add_row(
                 str(row.row),
                 "–" if row.truth is None else str(row.truth),
-                layout.figure(row.psnr, ".1f"),
-                layout.figure(row.max_error, ".1e"),
+                figure(row.psnr, ".1f"),
+                figure(row.max_error, ".1e"),
                 mark,
-                *(layout.figure(getattr(row, name), style) for name, style in more.values()),
+                *(figure(getattr(row, name), style) for name, style in more.values()),
             )
         console.print(table)
-    summary = layout.table(
+    summary = new_table(
         "record", "layer", "status", ">recovered", ">matched", ">exact", ">mean PSNR (dB)", ">largest error"
     )
     for result in results:
@@ -234,19 +268,37 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
         summary.add_row(
             printable(result.record),
             printable(result.layer),
-            layout.status(result.claim),
+            status_text(result.claim),
             str(result.recovered),
             f"{result.matched}/{result.distinct_truth}" if compared else "no truth",
             f"{result.exact}/{result.distinct_truth}" if compared else "–",
-            layout.figure(result.mean_psnr, ".1f"),
-            layout.figure(result.max_error, ".1e"),
+            figure(result.mean_psnr, ".1f"),
+            figure(result.max_error, ".1e"),
         )
     console.print(summary)
 
 
+def print_exports(done: Sequence[Exported], output: str) -> None:
+    """Print what `spear-np export` wrote."""
+    console = console_for([one.claim for one in done])
+    table = new_table("record", "layer", "status", ">inputs", "units", "files")
+    for one in done:
+        kinds = Counter(Path(file).suffix.removeprefix(".") for file in one.files)
+        table.add_row(
+            printable(one.record),
+            printable(one.layer),
+            status_text(one.claim),
+            str(one.inputs),
+            one.units,
+            ", ".join(f"{number} {kind}" for kind, number in kinds.items()),
+        )
+    console.print(table)
+    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+
+
 def print_conversions(conversions: Sequence[Conversion], output: str) -> None:
     """Print what `spear-np convert` found, what it left out, and what it assumed; of records that are alike the first."""
-    console = layout.console()
+    console = console_for()
     alike: dict[Any, list[Conversion]] = {}
     for conversion in conversions:
         key = conversion.format, conversion.layers, tuple(conversion.skipped.items())
@@ -265,7 +317,7 @@ def _print_conversion(console: Console, group: Sequence[Conversion]) -> None:
     conversion = group[0]
     linked = any(layer.follows or layer.between for layer in conversion.layers)
     more = ["follows"] if linked else []
-    table = layout.table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
+    table = new_table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
     for layer in conversion.layers:
         before = layer.follows or (f"none: {layer.between}" if layer.between else "–")
         stored = layer.orientation is not None

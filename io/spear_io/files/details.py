@@ -1,0 +1,349 @@
+"""What an inversion says of one layer beside its inputs: certificate, search, figures of each input.
+
+Written by `write_details`, read back by `read_details` with the distrust that any file meets: a page for people is made of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, cast
+
+import h5py
+import numpy as np
+
+import spear_np
+
+from ..problems import FileError, Place
+from . import safety
+from .storage import Floats, StoredArray
+
+FIGURES = {
+    "zero_count": np.int64,
+    "redundancy": np.int64,
+    "sign_agreement": np.float64,
+    "false_probability": np.float64,
+    "error_bound": np.float64,
+}
+"""Per-input figures of the certificate, one number for each row of `inputs`."""
+UNKNOWN = -1
+"""What stands for a fact of an input that could not be looked at; true is 1, false 0."""
+MOST_ROUNDS = 1000
+"""Rounds of a search that are kept: of more, every second, third, … and the last."""
+MOST_CHECKS = 100
+"""Checks of a certificate that are read: there are some twenty."""
+RELATIONS = ("<=", ">=")
+AGAIN = "run 'spear-np invert' again"
+
+
+@dataclass(frozen=True)
+class Details:
+    """What is known of how one layer was inverted; empty or None is what the file does not say."""
+
+    certificate: spear_np.Certificate
+    """Its checks, caveats and premises; the figures of the inputs are in `figures`."""
+    figures: dict[str, Floats]
+    """(k,) each: see `FIGURES`."""
+    evidence: dict[str, Floats]
+    """(k,) each: 1, 0 or `UNKNOWN` for every fact of `spear_np.Evidence`."""
+    notes: tuple[str, ...]
+    """What the dump gave reason to say."""
+    singular_values: Floats
+    """Of weight_grad with every row over its noise, largest first."""
+    history: tuple[spear_np.Round, ...]
+    relative_noise: float | None
+    activation: str | None
+    method: str | None
+    seed: int | None
+    seconds: float | None
+    device: str | None
+    proposals: int | None
+    weight_decay: float | None
+    data_range: tuple[float, float] | None
+    """Of the inputs, if one was given."""
+    decay: spear_np.WeightDecay
+    """What the update held of the parameters besides the gradient."""
+
+    @property
+    def whole_certificate(self) -> spear_np.Certificate:
+        """The certificate with the figures of the inputs and what speaks for each."""
+        figures: dict[str, Any] = {
+            name: tuple(values.astype(FIGURES[name]).tolist()) for name, values in self.figures.items()
+        }
+        facts = [self.evidence.get(fact.name) for fact in fields(spear_np.Evidence)]
+        known = [values for values in facts if values is not None]
+        meanings: dict[int, Any] = {UNKNOWN: None, 0: False, 1: True}
+        rows = zip(*known, strict=True) if len(known) == len(facts) else ()
+        evidence = tuple(spear_np.Evidence(*[meanings.get(int(fact), False) for fact in row]) for row in rows)
+        return replace(self.certificate, **figures, evidence=evidence)
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What the line of a table says of how one layer was inverted."""
+
+    seconds: float
+    proposals: int
+    device: str
+    weight_decay: float
+    agreement: float | None
+    """λ, if it could be looked at."""
+    notes: tuple[str, ...]
+
+
+def write_details(group: h5py.Group, result: spear_np.Inversion, notes: Sequence[str]) -> None:
+    """Write what `result` says beside its inputs into the group of its layer."""
+    certificate = result.certificate
+    write_attributes(
+        group,
+        {
+            "method": result.method,
+            "seed": result.seed,
+            "seconds": result.seconds,
+            "device": result.device,
+            "proposals": result.proposals,
+            "activation": str(result.gradients.sigma),
+            "caveats": json.dumps(certificate.caveats),
+            "rests_on": json.dumps([asdict(premise) for premise in certificate.rests_on]),
+            "notes": json.dumps(tuple(notes)),
+        },
+    )
+    if np.isfinite(result.relative_noise):
+        group.attrs["relative_noise"] = result.relative_noise
+    if (decay := result.gradients.decay).present:
+        group.attrs["weight_decay"] = decay.weight
+        group.attrs["bias_decay"] = decay.bias
+        group.attrs["weight_decay_deviation"] = decay.deviation
+    if result.singular_values:
+        group.create_dataset("singular_values", data=np.asarray(result.singular_values, dtype=np.float64))
+    _write_history(group, result.history)
+    _write_certificate(group, certificate)
+
+
+def _write_history(group: h5py.Group, history: Sequence[spear_np.Round]) -> None:
+    if not history:
+        return
+    step = -(-len(history) // MOST_ROUNDS)
+    kept = [*history[: len(history) - 1 : step], history[-1]]
+    rounds = group.create_group("history", track_order=True)
+    searches = list(dict.fromkeys(one.search for one in kept))
+    rounds.attrs["searches"] = searches
+    # Proposals are those of a round: of the rounds left out as well.
+    total = np.cumsum([one.proposals for one in history])
+    counts = [*total[: len(history) - 1 : step], total[-1]]
+    rounds.create_dataset("search", data=np.asarray([searches.index(one.search) for one in kept], np.int64))
+    rounds.create_dataset("proposals", data=np.diff(np.asarray(counts, np.int64), prepend=0))
+    rounds.create_dataset("found", data=np.asarray([one.found for one in kept], np.int64))
+    rounds.create_dataset("seconds", data=np.asarray([one.seconds for one in kept], np.float64))
+
+
+def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> None:
+    for name, dtype in FIGURES.items():
+        values = getattr(certificate, name)
+        if values:
+            group.create_dataset(name, data=np.asarray(values, dtype=dtype))
+    if certificate.evidence:
+        evidence = group.create_group("evidence", track_order=True)
+        for fact in fields(spear_np.Evidence):
+            values = [getattr(row, fact.name) for row in certificate.evidence]
+            numbers = [UNKNOWN if value is None else int(value) for value in values]
+            evidence.create_dataset(fact.name, data=np.asarray(numbers, dtype=np.int8))
+    checks = group.create_group("certificate", track_order=True)
+    for order, check in enumerate(certificate.checks):
+        said: dict[str, Any] = {
+            "order": order,
+            "relation": check.relation,
+            "threshold": check.threshold,
+            "meaning": check.meaning,
+        }
+        if check.value is not None:
+            said |= {"value": check.value, "passed": bool(check.passed)}
+        write_attributes(checks.create_group(check.name), said)
+
+
+_SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
+_SCALARS = {
+    kind: (np.dtype(dtype), h5py.h5t.py_create(np.dtype(dtype), logical=True))
+    for kind, dtype in ((str, h5py.string_dtype()), (int, np.int64), (float, np.float64), (bool, np.bool_))
+}
+"""How h5py stores one value of a type: the dtype in memory, and the type in the file."""
+
+
+def write_attributes(holder: h5py.Group, values: Mapping[str, Any]) -> None:
+    """Write new attributes; single numbers and texts, of which a layer has a hundred, without the detours of h5py."""
+    for name, value in values.items():
+        kind = _SCALARS.get(type(value))
+        if kind is None:
+            holder.attrs[name] = value
+            continue
+        dtype, stored = kind
+        attribute = h5py.h5a.create(holder.id, name.encode(), stored, _SCALAR)
+        attribute.write(np.asarray(value, dtype=dtype))
+
+
+def read_details(group: h5py.Group, place: Place, found: int) -> Details:
+    """Read what the group of a layer with `found` inputs says beside them.
+
+    Raises
+    ------
+    FileError
+        If something of it is of the wrong kind or size.
+    """
+    figures = {
+        name: array[:].astype(np.float64)
+        for name in FIGURES
+        if (array := figure_of(group, name, found, place, kind="any")) is not None
+    }
+    evidence_group = safety.subgroup(group, "evidence", place)
+    evidence = {}
+    if evidence_group is not None:
+        for fact in fields(spear_np.Evidence):
+            array = figure_of(evidence_group, fact.name, found, place, kind="any")
+            if array is not None:
+                evidence[fact.name] = array[:].astype(np.float64)
+    certificate = spear_np.Certificate(
+        checks=_read_checks(group, place),
+        caveats=_sentences(group, "caveats", place),
+        rests_on=_premises(group, place),
+    )
+    values = safety.numbers(group, "singular_values", place, ndim=1)
+    return Details(
+        certificate=certificate,
+        figures=figures,
+        evidence=evidence,
+        notes=_sentences(group, "notes", place),
+        singular_values=np.zeros(0) if values is None else values[:].astype(np.float64),
+        history=_read_history(group, place),
+        relative_noise=safety.number(group, "relative_noise", place),
+        activation=safety.text(group, "activation", place),
+        method=safety.text(group, "method", place),
+        seed=safety.integer(group, "seed", place),
+        seconds=safety.number(group, "seconds", place),
+        device=safety.text(group, "device", place),
+        proposals=safety.integer(group, "proposals", place),
+        weight_decay=safety.number(group, "weight_decay", place),
+        data_range=_data_range(group, place),
+        decay=spear_np.WeightDecay(
+            *(
+                safety.number(group, name, place) or 0.0
+                for name in ("weight_decay", "bias_decay", "weight_decay_deviation")
+            )
+        ),
+    )
+
+
+def _data_range(group: h5py.Group, place: Place) -> tuple[float, float] | None:
+    found = safety.vector(group, "data_range", place)
+    return None if found is None or len(found) != 2 else (found[0], found[1])
+
+
+def read_brief(group: h5py.Group, place: Place) -> Brief:
+    """Read the part of `read_details` that a table of thousands of layers needs; errors as there."""
+    checks = safety.subgroup(group, "certificate", place)
+    check = None if checks is None else safety.subgroup(checks, "sign_agreement", place)
+    return Brief(
+        seconds=safety.number(group, "seconds", place) or 0.0,
+        proposals=safety.integer(group, "proposals", place) or 0,
+        device=safety.text(group, "device", place) or "",
+        weight_decay=safety.number(group, "weight_decay", place) or 0.0,
+        agreement=None if check is None else safety.number(check, "value", place),
+        notes=_sentences(group, "notes", place),
+    )
+
+
+def figure_of(
+    group: h5py.Group, name: str, found: int, place: Place, *, kind: safety.Kind = "float"
+) -> StoredArray | None:
+    """Return a dataset with one number for each of `found` inputs; None if there is none."""
+    array = safety.numbers(group, name, place, ndim=1, kind=kind)
+    if array is not None and array.shape != (found,):
+        msg = f"has shape {array.shape}, but there are {found} inputs"
+        raise FileError(msg, array.place, AGAIN)
+    return array
+
+
+def _read_checks(group: h5py.Group, place: Place) -> tuple[spear_np.Check, ...]:
+    checks = safety.subgroup(group, "certificate", place)
+    if checks is None:
+        return ()
+    names = safety.member_names(checks, place)
+    if len(names) > MOST_CHECKS:
+        msg = f"the certificate holds {len(names)} checks, and no more than {MOST_CHECKS} are read"
+        raise FileError(msg, place, AGAIN)
+    found = []
+    for name in names:
+        check = safety.required_subgroup(checks, name, place)
+        relation = safety.text(check, "relation", place)
+        threshold = safety.number(check, "threshold", place)
+        if relation not in RELATIONS or threshold is None:
+            msg = "a check of the certificate has no threshold, or none that it could be held against"
+            raise FileError(msg, place, AGAIN)
+        found.append(
+            (
+                safety.number(check, "order", place) or 0,
+                spear_np.Check(
+                    name=name,
+                    value=safety.number(check, "value", place),
+                    relation=cast(Any, relation),
+                    threshold=threshold,
+                    meaning=safety.text(check, "meaning", place) or "",
+                ),
+            )
+        )
+    return tuple(check for _, check in sorted(found, key=lambda pair: pair[0]))
+
+
+def _read_history(group: h5py.Group, place: Place) -> tuple[spear_np.Round, ...]:
+    rounds = safety.subgroup(group, "history", place)
+    if rounds is None:
+        return ()
+    columns = {
+        name: safety.numbers(rounds, name, place, ndim=1, kind="any")
+        for name in ("search", "proposals", "found", "seconds")
+    }
+    sizes = {None if array is None else array.shape[0] for array in columns.values()}
+    names = safety.texts(rounds, "searches", place) or ()
+    if None in sizes or len(sizes) != 1 or max(size or 0 for size in sizes) > 2 * MOST_ROUNDS:
+        msg = "the history of the search has columns of different lengths, or is too long"
+        raise FileError(msg, place, AGAIN)
+    search, proposals, found, seconds = (
+        np.nan_to_num(cast(StoredArray, array)[:].astype(np.float64)) for array in columns.values()
+    )
+    return tuple(
+        spear_np.Round(
+            names[int(which)] if 0 <= which < len(names) else "", int(count), int(number), None, float(when)
+        )
+        for which, count, number, when in zip(search, proposals, found, seconds, strict=True)
+    )
+
+
+def _sentences(group: h5py.Group, name: str, place: Place) -> tuple[str, ...]:
+    value = _json(group, name, place)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _not_a_list(name, "sentences", place)
+    return tuple(value)
+
+
+def _premises(group: h5py.Group, place: Place) -> tuple[spear_np.Premise, ...]:
+    value = _json(group, "rests_on", place)
+    fitting = isinstance(value, list) and all(
+        isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("name", "meaning"))
+        for item in value
+    )
+    if not fitting:
+        what = "rests_on"
+        raise _not_a_list(what, "premises", place)
+    return tuple(spear_np.Premise(item["name"], item["meaning"]) for item in value)
+
+
+def _json(group: h5py.Group, name: str, place: Place) -> Any:
+    """Return an attribute that is JSON; an empty list if there is none."""
+    try:
+        return json.loads(safety.text(group, name, place) or "[]")
+    except (ValueError, RecursionError) as error:
+        raise _not_a_list(name, "JSON", place) from error
+
+
+def _not_a_list(name: str, wanted: str, place: Place) -> FileError:
+    return FileError(f"the attribute '{name}' is no list of {wanted}", place, AGAIN)

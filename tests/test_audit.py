@@ -1,0 +1,269 @@
+"""The sweep of defences: what each does to an update, where it begins to protect, and an audit that is cut short."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spear_np
+from spear_io import DumpWriter, LayerArrays, RecordInfo, open_dump, write_dump
+from spear_io.audit import defences, document, sweep
+from spear_io.audit.defences import Defence, PerExample
+from spear_io.audit.document import Asked, audit
+from spear_io.audit.privacy import Training, epsilon
+from spear_io.audit.sweep import Budget, Curve, Target, psnr_of
+from spear_io.audit.update import Shared, read_update
+from tests.io_files import Command, command, layer_arrays, layer_data, leftovers, write_good_dump
+from tests.pages import HOSTILE
+from tests.test_report import read
+
+QUICK = Budget(time_limit=2.0)
+
+
+@pytest.fixture
+def spear(capsys: pytest.CaptureFixture[str]) -> Command:
+    return command(capsys)
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    write_good_dump(tmp_path / "dump.h5", layer_data(b=4), loss_reduction="mean", input_shape=(1, 8, 8))
+    return tmp_path / "dump.h5"
+
+
+@pytest.fixture
+def update(dump: Path) -> Shared:
+    with open_dump(dump) as opened:
+        return read_update(opened.records[0], opened.records[0].layers[0])
+
+
+RNG = np.random.default_rng(0)
+
+
+def test_noise_has_the_size_that_it_is_said_to_have(update: Shared) -> None:
+    noised = defences.noise(update, 0.5, RNG).first
+    for name in ("weight_grad", "bias_grad"):
+        difference = getattr(noised, name).astype(float) - getattr(update.first, name)
+        assert np.sqrt(np.mean(difference**2)) == pytest.approx(0.5 * update.size, rel=0.25)
+    assert noised.weight_grad.dtype == update.first.weight_grad.dtype
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
+def test_top_k_keeps_the_largest(update: Shared, share: float) -> None:
+    kept = defences.top_k(update, share, RNG).first.weight_grad
+    there = update.first.weight_grad
+    assert np.mean(kept != 0) <= share + 0.01
+    assert np.abs(kept[kept != 0]).min() >= np.abs(there[kept == 0]).max()
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_few_bits_have_few_levels(update: Shared, bits: int) -> None:
+    rounded = defences.quantise(update, bits, RNG).first.weight_grad
+    assert len(np.unique(rounded)) <= 2**bits - 1
+    step = np.abs(update.first.weight_grad).max() / (2 ** (bits - 1) - 1)
+    assert np.abs(rounded - update.first.weight_grad).max() <= 0.51 * step
+
+
+def test_one_bit_is_the_sign(update: Shared) -> None:
+    rounded = defences.quantise(update, 1, RNG).first.weight_grad
+    np.testing.assert_array_equal(np.sign(rounded), np.sign(update.first.weight_grad))
+    assert len(np.unique(np.abs(rounded[rounded != 0]))) == 1
+
+
+def test_clipping_cuts_off_or_scales(update: Shared) -> None:
+    clipped = defences.clip_values(update, 1.0, RNG).first.weight_grad
+    assert np.abs(clipped).max() == pytest.approx(update.size, rel=1e-5)
+    scaled = defences.clip_norm(update, 0.1, RNG).first.weight_grad
+    np.testing.assert_allclose(scaled, 0.1 * update.first.weight_grad, rtol=1e-6)
+
+
+def test_each_input_is_clipped_by_its_own_norm(update: Shared) -> None:
+    result = update.invert(time_limit=20)
+    assert result.status == "exact"
+    examples = PerExample.of(result)
+    norm = float(np.median(examples.norms))
+    clipped = PerExample.of(
+        replace(update, layers=(examples.clipped(update.first, norm),)).invert(time_limit=20)
+    )
+    np.testing.assert_allclose(np.sort(clipped.norms), np.sort(np.minimum(examples.norms, norm)), rtol=1e-4)
+    unclipped = examples.clipped(update.first, float("inf"))
+    np.testing.assert_allclose(unclipped.weight_grad, update.first.weight_grad, atol=1e-6 * update.size)
+
+
+def test_sums_and_missing_parts(update: Shared) -> None:
+    twice = defences.summed([update])(update, 2, RNG).first
+    np.testing.assert_allclose(twice.weight_grad, 2 * update.first.weight_grad, rtol=1e-6)
+    assert defences.without_bias(update, 1.0, RNG).first.bias_grad is None
+    assert defences.without_bias(update, 0.0, RNG) is update
+
+
+def test_psnr_is_that_of_the_true_inputs() -> None:
+    truth = np.random.default_rng(1).uniform(size=(3, 50))
+    truth[0, 0], truth[0, 1] = 0.0, 1.0
+    target = Target(truth, true=True)
+    psnr = psnr_of(truth[[2, 0]] + 0.01, target)
+    np.testing.assert_allclose(psnr, [40.0, 0.0, 40.0], atol=1e-6)
+    np.testing.assert_allclose(psnr_of(-3 * truth, target, fit_scale=True), sweep.LARGEST_PSNR)
+    assert psnr_of(np.zeros((0, 50)), target).tolist() == [0.0] * 3
+
+
+def test_noise_is_weighed_by_the_accountant() -> None:
+    pytest.importorskip("opacus", reason="Opacus is not installed")
+    training = Training(60_000, 16, 1000)
+    weak, strong = epsilon(0.5, training), epsilon(2.0, training)
+    assert weak is not None
+    assert strong is not None
+    assert 0 < strong < weak
+    assert epsilon(0.0, training) == float("inf")
+
+
+def point(strength: float, recovered: int) -> sweep.Point:
+    return sweep.Point(strength, "exact", "exact", 4, recovered, recovered / 4, 30, 30, 0.1, 0.1, "")
+
+
+@pytest.mark.parametrize(
+    ("recovered", "wanted"),
+    [((4, 4, 0, 0), (2.0, 3.0)), ((4, 0, 1, 0), (3.0, 4.0)), ((0, 0), (None, 1.0)), ((4, 4), (2.0, None))],
+)
+def test_the_break_even_is_behind_the_last_leak(recovered: tuple[int, ...], wanted: Any) -> None:
+    points = tuple(point(float(number), count) for number, count in enumerate(recovered, 1))
+    some = Defence("noise", "Noise", "", (1.0,), defences.noise, "")
+    assert Curve(some, points, complete=True, batch=4).break_even == wanted
+
+
+def test_an_audit_of_a_dump(spear: Command, dump: Path, tmp_path: Path) -> None:
+    output = tmp_path / "audit.html"
+    options = ("--time-limit", "1", "--defence", "noise", "--defence", "clip-norm", "--defence", "no_bias")
+    done = spear("audit", dump, "-o", output, *options, "--json", "--dataset-size", "1000")
+    assert (done.status, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert (found["batch"], found["truth"], found["baseline"]["share"]) == (4, True, 1.0)
+    by_name = {one["name"]: one for one in found["defences"]}
+    assert set(by_name) == {"noise", "clip_norm", "no_bias"}
+    noise = by_name["noise"]
+    assert noise["still_leaks"] < noise["enough"] <= 1.0
+    assert by_name["clip_norm"]["enough"] is None  # a factor changes no input
+    assert by_name["no_bias"]["enough"] is None
+    worst = [one["worst_psnr"] for one in noise["points"]]
+    assert worst[0] > worst[2] > 20
+    assert noise["points"][0]["multiplier"] < noise["points"][1]["multiplier"]
+    page = read(output)
+    assert "What would have protected this update" in page.text
+    assert "Clipping the whole update" in page.text
+    assert "would have been enough here" in page.text
+
+
+def test_the_same_seed_gives_the_same_curve(dump: Path) -> None:
+    asked = Asked(defences=("noise",), refine=False)
+    first, second = (audit(dump, None, asked, QUICK).curves[0].points for _ in range(2))
+    assert [(p.strength, p.recovered, p.worst_psnr) for p in first] == [
+        (p.strength, p.recovered, p.worst_psnr) for p in second
+    ]
+
+
+def test_without_truth_what_leaks_stands_for_it(tmp_path: Path) -> None:
+    write_dump(tmp_path / "dump.h5", {"fc": layer_arrays(layer_data(b=4), inputs=None)})
+    found = audit(tmp_path / "dump.h5", None, Asked(defences=("clip_norm",)), QUICK)
+    assert (found.truth, found.batch) == (False, 4)
+    assert [one.share for one in found.curves[0].points] == [1.0] * 3
+
+
+def test_records_of_one_model_are_summed(tmp_path: Path) -> None:
+    with DumpWriter(tmp_path / "dump.h5") as out:
+        for number in range(3):
+            data = layer_data(b=4, seed=11)
+            arrays = layer_arrays(data, weight_grad=data.weight_grad * (1 + number))
+            out.add_record(f"client-{number}", {"fc": arrays})
+    found = audit(tmp_path / "dump.h5", None, Asked(defences=("records",)), QUICK)
+    assert [one.strength for one in found.curves[0].points] == [1.0, 2.0]
+
+
+@dataclass
+class Stop:
+    """Asks an audit to stop once it has begun more than `after` inversions."""
+
+    after: int
+    begun: int = 0
+
+    def say(self, title: str) -> None:
+        self.begun += 1
+
+    def __call__(self) -> bool:
+        return self.begun > self.after
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_what_is_finished_is_kept_when_it_is_stopped(dump: Path, tmp_path: Path, after: int) -> None:
+    stop = Stop(after)
+    budget = Budget(time_limit=2.0, stop=stop, say=stop.say)
+    output = tmp_path / "audit.html"
+    found = audit(dump, output, Asked(defences=("noise", "bits", "top_k")), budget)
+    assert not found.complete
+    measured = sum(len(curve.points) for curve in found.curves)
+    assert measured == max(0, after - 1)
+    assert "The audit was stopped before its end" in read(output).text
+    assert leftovers(tmp_path) == []
+
+
+def test_nothing_to_protect_is_one_line(spear: Command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    full = LayerArrays(rng.normal(size=(8, 8)).astype(np.float32), rng.normal(size=8).astype(np.float32))
+    write_dump(tmp_path / "dump.h5", {"fc": full})
+    done = spear("audit", tmp_path / "dump.h5", "-o", tmp_path / "audit.html")
+    assert "gives nothing away without a defence" in done.error
+    assert not (tmp_path / "audit.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        ((), "say where the page goes"),
+        (("-o", "x.html", "--defence", "magic"), "'magic' is not one of noise"),
+        (("-o", "x.html", "--clip-norm", "0"), "is not a positive number"),
+        (("-o", "x.html", "--delta", "2"), "is not between 0 and 1"),
+        (("-o", "x.html", "--record", "nobody"), "there is no record 'nobody'"),
+        (("-o", "x.html", "--layer", "none"), "there is no layer 'none'"),
+        (
+            (
+                "-o",
+                "/no/where/x.html",
+            ),
+            "does not exist",
+        ),
+    ],
+)
+def test_bad_options_are_one_line(
+    spear: Command, dump: Path, options: tuple[str, ...], fragment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dump.parent)
+    done = spear("audit", dump, *options)
+    assert done.status == 2
+    assert fragment in done.error
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE[:6] if "/" not in name])
+def test_hostile_names_stay_text(tmp_path: Path, name: str) -> None:
+    write_dump(tmp_path / "dump.h5", {name: layer_arrays(layer_data(b=3))}, record=name, info=RecordInfo())
+    audit(tmp_path / "dump.h5", tmp_path / "audit.html", Asked(defences=("clip_norm",)), QUICK)
+    assert name in read(tmp_path / "audit.html").text
+
+
+def test_every_defence_says_what_it_does_not_protect(update: Shared) -> None:
+    for one in defences.usual_defences(update):
+        assert one.limits.endswith(".")
+        assert one.name in document.NAMES
+
+
+def test_fewer_layers_are_shared(tmp_path: Path) -> None:
+    with open_dump("examples/fashion_mnist_gelu_b24.h5") as opened:
+        chain = read_update(opened.records[0], opened.records[0].layers[0])
+    assert chain.names == ("0", "2", "4")
+    less = defences.fewer_layers(chain, 2.0, RNG)
+    assert less.names == ("0", "2")
+    with pytest.raises(spear_np.InputError):
+        defences.fewer_layers(chain, 1.0, RNG).invert(time_limit=1)

@@ -1,0 +1,400 @@
+"""The page about an inversion: what is on it, whatever is in the files, and nothing that runs."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import spear_np
+from spear_io import Display, LayerArrays, RecordInfo, write_dump
+from spear_io.files.sight import Seen, Sight
+from spear_io.show.report import gather as gathering
+from spear_io.show.report.page import LARGEST_PAGE
+from tests.io_files import Command, command, leftovers
+from tests.pages import HOSTILE, SCRIPT, answer, change, pictures, write_inversion
+
+LAYER = "records/a/layers/fc"
+RUNNING = {"script", "iframe", "object", "embed", "form", "input", "button", "audio", "video", "base"}
+
+
+@pytest.fixture
+def spear(capsys: pytest.CaptureFixture[str]) -> Command:
+    return command(capsys)
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its text, its tags, its attributes."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def check_harmless(self) -> None:
+        """Nothing runs, and nothing is loaded from anywhere."""
+        for tag, attributes in self.tags:
+            assert tag not in RUNNING, (tag, attributes)
+            for name, value in attributes.items():
+                assert not name.startswith("on"), (tag, name)
+                if name in ("src", "href", "xlink:href", "action", "data"):
+                    assert (value or "").startswith(("data:image/png;base64,", "data:,", "#")), (tag, value)
+                if name == "style":
+                    assert "url(" not in (value or "").replace("url(#", ""), value
+            identity = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+        assert len(identity) == len(set(identity))
+
+
+def read(path: Path) -> Page:
+    page = Page(path.read_text())
+    page.check_harmless()
+    assert path.stat().st_size <= LARGEST_PAGE
+    assert "{{" not in path.read_text().replace(html.escape("{{ 7 * 7 }}"), "")
+    return page
+
+
+def test_pictures_stand_beside_their_originals_the_worst_first(spear: Command, tmp_path: Path) -> None:
+    truth = pictures(5)
+    rows = truth[[3, 0, 4, 1, 2]]
+    rows[2] += 0.01
+    path = write_inversion(
+        tmp_path / "out.h5",
+        [("a", "fc", answer(rows, labels=[7, 1, 2, -1, 4]))],
+        display=Display((1, 8, 8), client="kitchen", round=7),
+    )
+    np.save(tmp_path / "truth.npy", truth)
+    done = spear("report", path, tmp_path / "truth.npy", "-o", tmp_path / "out.html")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("All 5 private inputs could be read out of what was shared, with proof.\n")
+    page = read(tmp_path / "out.html")
+    assert re.findall(r"Input (\d)\n", page.text)[0] == "2"
+    images = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert images[:2] == ["Recovered input 2", "Original of input 2"]
+    assert len(images) == 10
+    for words in ("kitchen", "Proven, on the premises below", "40.0 dB", "every check holds"):
+        assert words in page.text
+    assert sum(tag == "svg" for tag, _ in page.tags) == 4
+    assert leftovers(tmp_path) == []
+
+
+def test_pictures_are_denormalised(tmp_path: Path) -> None:
+    from PIL import Image
+
+    data = np.zeros((1, 64))
+    data[0, :32] = 1.0
+    path = write_inversion(
+        tmp_path / "out.h5",
+        [("a", "fc", answer((data - 0.25) / 0.5))],
+        display=Display((1, 8, 8), (0.25,), (0.5,)),
+    )
+    from spear_io.show.report.page import write_report
+
+    report = write_report(path, tmp_path / "out.html")
+    (card,) = report.sections[0].cards
+    assert card.picture is not None
+    import base64
+    import io
+
+    image = Image.open(io.BytesIO(base64.b64decode(card.picture.uri.partition(",")[2])))
+    np.testing.assert_array_equal(np.asarray(image).reshape(-1), np.rint(255 * data[0]))
+    assert card.bound == "5·10⁻⁷"  # 1e-6 as the layer sees it
+
+
+def test_tables_have_their_columns(spear: Command, tmp_path: Path) -> None:
+    names = ("age", "income", SCRIPT)
+    rows = np.array([[41.0, 1234.5, 0.0], [19.0, 9.0, 1.0]])
+    path = write_inversion(
+        tmp_path / "out.h5", [("a", "fc", answer(rows))], display=Display(feature_names=names)
+    )
+    np.savetxt(tmp_path / "truth.csv", rows, delimiter=",", header="age,income,x", comments="")
+    assert spear("report", path, tmp_path / "truth.csv", "-o", tmp_path / "out.html").status == 0
+    page = read(tmp_path / "out.html")
+    for name in (*names, "1234", "original"):
+        assert name in page.text
+    assert not any(tag == "img" for tag, _ in page.tags)
+
+
+def test_features_are_called_features_and_drawn_as_curves(spear: Command, tmp_path: Path) -> None:
+    path = write_inversion(
+        tmp_path / "out.h5",
+        [("a", "fc4", answer(pictures(3)))],
+        display=Display((1, 8, 8)),
+        seen=Seen(Sight.FEATURES, None, "conv2d"),
+    )
+    assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    page = read(tmp_path / "out.html")
+    assert "Layer 'fc4' sees the output of conv2d: these are features, not images or records." in page.text
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert sum(tag == "polyline" for tag, _ in page.tags) == 3
+
+
+def test_what_is_missing_is_said_and_shown(spear: Command, tmp_path: Path) -> None:
+    truth = pictures(5)
+    path = write_inversion(
+        tmp_path / "out.h5",
+        [("a", "fc", answer(truth[:2], status="partial", batch_size=4))],
+        display=Display((1, 8, 8)),
+    )
+    np.save(tmp_path / "truth.npy", truth)
+    assert spear("report", path, tmp_path / "truth.npy", "-o", tmp_path / "out.html").status == 0
+    page = read(tmp_path / "out.html")
+    assert "2 of the 4 inputs that show in the gradient were not recovered." in page.text
+    assert "1 true inputs do not show" in page.text
+    assert "3 originals that were not recovered" in page.text
+    assert "something is missing" in page.text
+
+
+def test_the_dump_tells_what_was_shared(spear: Command, tmp_path: Path) -> None:
+    dump = tmp_path / "dump.h5"
+    truth = pictures(4).astype(np.float32)
+    layer = LayerArrays(
+        np.ones((12, 64), np.float32), np.ones(12, np.float32), activation="relu", inputs=truth
+    )
+    info = RecordInfo(loss="cross_entropy", batch_size=4, input_shape=(1, 8, 8))
+    write_dump(dump, {"fc": layer}, record="a", info=info, labels=np.arange(4))
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(truth))], display=Display((1, 8, 8)))
+    assert spear("report", path, dump, "-o", tmp_path / "out.html").status == 0
+    page = read(tmp_path / "out.html")
+    for words in ("fc (relu)", "cross_entropy", "float32", "weight_grad, bias_grad", "True label"):
+        assert words in page.text
+    other = tmp_path / "other.h5"
+    write_dump(other, {"fc": layer}, record="b")
+    assert "there is no record 'a'" in spear("report", path, other, "-o", tmp_path / "out.html").error
+
+
+def test_thousands_of_inputs_fit(spear: Command, tmp_path: Path) -> None:
+    rows = pictures(3000, (1, 8, 8))
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(rows))], display=Display((1, 8, 8)))
+    assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    page = read(tmp_path / "out.html")
+    assert sum(tag == "img" for tag, _ in page.tags) == gathering.CARDS + 30
+    assert "Inputs 2949 to 3000" in page.text
+
+
+def test_large_pictures_are_made_small(spear: Command, tmp_path: Path) -> None:
+    rows = pictures(300, (3, 64, 64))  # noise, which does not pack: 3.7 MB
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(rows))], display=Display((3, 64, 64)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spear_io.show.report.pictures.PIXEL_BYTES", 500_000)
+        assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    read(tmp_path / "out.html")
+    assert (tmp_path / "out.html").stat().st_size < 1_500_000
+
+
+def test_many_layers_are_listed(spear: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "MOST_SECTIONS", 3)
+    monkeypatch.setattr(gathering, "MOST_PLOTTED", 1)
+    monkeypatch.setattr(gathering, "MOST_SUMMARISED", 5)
+    layers = [(f"client-{number}", "fc", answer(pictures(2))) for number in range(7)]
+    path = write_inversion(tmp_path / "out.h5", layers, display=Display((1, 8, 8)))
+    assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    page = read(tmp_path / "out.html")
+    assert sum(tag == "section" for tag, _ in page.tags) == 3
+    assert sum(tag == "svg" for tag, _ in page.tags) == 4
+    assert "client-4" in page.text
+    assert "2 more layers are in the file." in page.text
+
+
+def attribute(name: str, value: Any) -> Callable[[h5py.Group], None]:
+    return lambda group: group.attrs.__setitem__(name, value)
+
+
+def dataset(name: str, value: Any) -> Callable[[h5py.Group], None]:
+    def edit(group: h5py.Group) -> None:
+        if name in group:
+            del group[name]
+        if value is not None:
+            group[name] = value
+
+    return edit
+
+
+def of_check(name: str, value: Any) -> Callable[[h5py.Group], None]:
+    return lambda group: group["certificate/sign_agreement"].attrs.__setitem__(name, value)
+
+
+HOLE = np.where(np.arange(4 * 64).reshape(4, 64) == 70, np.nan, 0.5)
+ODD: dict[str, Callable[[h5py.Group], None]] = {
+    **{f"client {name[:30]!r}": attribute("client", name) for name in HOSTILE},
+    **{
+        f"reason {name[:20]!r}": attribute("reason", name)
+        for name in (SCRIPT, "", "x" * 60_000, "\x1b[31m", "a\nb")
+    },
+    "notes with tags": attribute("notes", f'["{SCRIPT}"]'),
+    "caveats with tags": attribute("caveats", f'["{SCRIPT}"]'),
+    "premise with tags": attribute("rests_on", f'[{{"name": "{SCRIPT}", "meaning": "{SCRIPT}"}}]'),
+    "claim with tags": attribute("claim", f"exact {SCRIPT}"),
+    "activation with tags": attribute("activation", SCRIPT),
+    "check that means tags": of_check("meaning", SCRIPT),
+    "caveats that are no JSON": attribute("caveats", "[["),
+    "caveats nested without end": attribute("caveats", "[" * 30_000),
+    "caveats that are numbers": attribute("caveats", "[1, 2]"),
+    "premises of another kind": attribute("rests_on", '["plain"]'),
+    "check without a threshold": of_check("relation", "=="),
+    "threshold that is NaN": of_check("threshold", float("nan")),
+    "figure that is NaN": of_check("value", float("nan")),
+    "NaN among the inputs": dataset("inputs", HOLE),
+    "infinity among the inputs": dataset("inputs", np.where(np.isnan(HOLE), np.inf, HOLE)),
+    "huge inputs": dataset("inputs", np.full((4, 64), 1e300) * np.arange(1, 5)[:, None]),
+    "no inputs": dataset("inputs", None),
+    "nothing recovered": dataset("inputs", np.zeros((0, 64))),
+    "inputs without features": dataset("inputs", np.zeros((4, 0))),
+    "inputs that are texts": dataset("inputs", np.asarray([["a"]], dtype="S1")),
+    "bounds of another number": dataset("error_bound", np.zeros(3)),
+    "bounds that are NaN": dataset("error_bound", np.full(4, np.nan)),
+    "bounds that are infinite": dataset("error_bound", np.full(4, np.inf)),
+    "zeros that are negative": dataset("zero_count", np.full(4, -5)),
+    "labels of another kind": dataset("labels", np.zeros(4)),
+    "labels that are huge": dataset("labels", np.full(4, 2**62)),
+    "spectrum of NaN": dataset("singular_values", np.full(9, np.nan)),
+    "spectrum of zeros": dataset("singular_values", np.zeros(9)),
+    "spectrum in two dimensions": dataset("singular_values", np.zeros((2, 2))),
+    "shape of another size": attribute("input_shape", [3, 9, 9]),
+    "shape without end": attribute("input_shape", [1] * 4000),
+    "normalisation by zero": attribute("input_std", [0.0]),
+    "normalisation that is NaN": attribute("input_mean", [float("nan")]),
+    "batch that is negative": attribute("batch_size", -3),
+    "batch that is huge": attribute("batch_size", 2**40),
+    "seconds that are NaN": attribute("seconds", float("nan")),
+    "status that is none": attribute("status", SCRIPT),
+    "names of features with tags": attribute("feature_names", [SCRIPT] * 64),
+    "no certificate": dataset("certificate", None),
+    "history of another length": lambda group: dataset("found", np.zeros(9))(group["history"]),
+    "history that is NaN": lambda group: dataset("seconds", np.full(3, np.nan))(group["history"]),
+}
+
+
+PLOTTED = ("spectrum", "history", "bounds", "zeros", "batch", "nothing", "premise")
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_hostile_and_odd_inversions_make_a_page_or_a_line(
+    spear: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if not name.startswith(PLOTTED):  # plots take most of the time, and nothing of these reaches them
+        monkeypatch.setattr(gathering, "MOST_PLOTTED", 0)
+    path = write_inversion(
+        tmp_path / "out.h5",
+        [("a", "fc", answer(pictures(4)))],
+        display=Display((1, 8, 8), (0.5,), (0.25,)),
+    )
+    change(path, LAYER, ODD[name])
+    output = tmp_path / "out.html"
+    done = spear("report", path, "-o", output)
+    if done.status == 0:
+        assert done.err == ""
+        assert SCRIPT not in output.read_text()
+        read(output)
+    else:
+        assert done.status == 2
+        assert "out.h5" in done.error
+        assert not output.exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_there_are_fifty_of_them() -> None:
+    assert len(ODD) >= 50
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if "/" not in name])
+def test_hostile_names_stay_text(
+    spear: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(gathering, "MOST_PLOTTED", 0)  # no plot holds a name
+    path = write_inversion(
+        tmp_path / "out.h5",
+        [(name, name, answer(pictures(2)))],
+        display=Display((1, 8, 8), client=name),
+        notes=[name],
+        source=name,
+    )
+    assert spear("report", path, "-o", tmp_path / "out.html", "--title", name).status == 0
+    page = read(tmp_path / "out.html")
+    if name.isprintable() and len(name) < 100:
+        assert name in page.text
+
+
+@pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n" + b"\0" * 100])
+def test_what_is_no_inversion_is_one_line(spear: Command, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "out.h5").write_bytes(content)
+    assert "out.h5" in spear("report", tmp_path / "out.h5", "-o", tmp_path / "out.html").error
+    assert not (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        np.zeros((4, 63)),
+        np.zeros((0, 64)),
+        np.zeros(64),
+        np.full((4, 64), np.nan),
+        np.zeros((4, 64), complex),
+    ],
+    ids=["other features", "empty", "one row", "NaN", "complex"],
+)
+def test_a_truth_that_does_not_fit_is_one_line(spear: Command, tmp_path: Path, truth: Any) -> None:
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(pictures(4)))])
+    np.save(tmp_path / "truth.npy", truth)
+    assert "truth.npy" in spear("report", path, tmp_path / "truth.npy", "-o", tmp_path / "out.html").error
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_other_files_are_not_replaced(spear: Command, tmp_path: Path) -> None:
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(pictures(2)))])
+    output = tmp_path / "out.html"
+    output.write_text("mine")
+    assert "exists and is not a page that spear-np wrote" in spear("report", path, "-o", output).error
+    assert output.read_text() == "mine"
+    assert spear("report", path, "-o", output, "--force").status == 0
+    assert spear("report", path, "-o", output).status == 0
+    assert "is the file that is being read" in spear("report", path, "-o", path, "--force").error
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_one_line(spear: Command, tmp_path: Path) -> None:
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(pictures(2)))])
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    assert "cannot be written" in spear("report", path, "-o", folder / "out.html").error
+
+
+def test_every_premise_of_the_solver_has_its_words() -> None:
+    from spear_io.show.report.words import premise_words
+    from spear_np.checks import premises
+
+    stated = {one.name for one in vars(premises).values() if isinstance(one, spear_np.Premise)}
+    names = stated | {premises.PLAIN, premises.PLAIN_SINGLE, premises.NONE_HIDDEN}
+    assert len(names) >= 8
+    for name in (*names, "seen with 8 bits", "3 features zero"):
+        short, long = premise_words(spear_np.Premise(name, "x"))
+        assert short.endswith(".")
+        assert long != "x", name
+
+
+def test_an_older_file_makes_a_page(spear: Command, tmp_path: Path) -> None:
+    old = replace(answer(pictures(2)), history=(), singular_values=())
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", old)], display=Display((1, 8, 8)))
+
+    def forget(group: h5py.Group) -> None:
+        for name in ("sees", "activation", "relative_noise", "rests_on", "claim"):
+            group.attrs.pop(name, None)
+
+    change(path, LAYER, forget)
+    assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    assert "written by an earlier version" in read(tmp_path / "out.html").text

@@ -1,0 +1,97 @@
+"""Pages in a real browser: nothing said on the console, nothing loaded, nothing wider than the screen, nothing inaccessible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spear_io import Display
+from spear_io.show.report.page import write_report
+from tests.browsers import SCHEMES, WIDTHS, browser, opened
+from tests.pages import HOSTILE, answer, pictures, write_inversion
+
+OPEN_ALL = "document.querySelectorAll('details').forEach(fold => fold.open = true)"
+TOO_WIDE = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of pictures beside the truth with hostile names, one of a table, one of curves."""
+    folder = tmp_path_factory.mktemp("pages")
+    made = {}
+    truth = pictures(60)
+    np.save(folder / "truth.npy", truth)
+    layers = [
+        ("a", "fc", answer(truth, labels=range(60))),
+        ("b", "fc", answer(truth[:3], status="partial", batch_size=9)),
+        ("c", "fc", answer(truth[:0], status="failed", batch_size=0)),
+        *((name, "fc", answer(truth[:1])) for name in HOSTILE if "/" not in name),
+    ]
+    display = Display((1, 8, 8), client=HOSTILE[0], round=HOSTILE[4])
+    write_inversion(folder / "pictures.h5", layers, display=display, source=HOSTILE[1])
+    table = np.random.default_rng(1).normal(size=(5, 6))
+    names = tuple(f"column {number}" for number in range(5))
+    named = Display(feature_names=(*names, HOSTILE[0]))
+    write_inversion(folder / "table.h5", [("a", "fc", answer(table))], display=named)
+    write_inversion(folder / "curves.h5", [("a", "fc", answer(np.cumsum(pictures(4, (400,)), axis=1)))])
+    for name, against in (("pictures", folder / "truth.npy"), ("table", None), ("curves", None)):
+        made[name] = folder / f"{name}.html"
+        write_report(folder / f"{name}.h5", made[name], against=against, title=HOSTILE[0])
+    return made
+
+
+@pytest.mark.parametrize("name", ["pictures", "table", "curves"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pages_are_quiet_and_fit(
+    running: Any, pages: dict[str, Path], name: str, scheme: str, width: int
+) -> None:
+    with opened(running, pages[name], width=width, scheme=scheme) as (tab, said):
+        tab.evaluate(OPEN_ALL)
+        assert not tab.evaluate(TOO_WIDE)
+        assert tab.locator("img").count() == tab.evaluate(
+            "[...document.images].filter(image => image.complete && image.naturalWidth > 0).length"
+        )
+        assert said == []
+
+
+@pytest.mark.parametrize("name", ["pictures", "table", "curves"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_pages_are_accessible(running: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    with opened(running, pages[name], scheme=scheme) as (tab, _):
+        tab.evaluate(OPEN_ALL)
+        found = axe.Axe().run(tab)
+        assert found.violations_count == 0, found.generate_report()
+
+
+def test_pages_can_be_read_with_the_keyboard_alone(running: Any, pages: dict[str, Path]) -> None:
+    with opened(running, pages["pictures"]) as (tab, _):
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.className") == "skip"
+        for _ in range(40):
+            tab.keyboard.press("Tab")
+            if tab.evaluate("document.activeElement.tagName") == "SUMMARY":
+                break
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("document.activeElement.parentElement.open")
+
+
+def test_paper_shows_what_is_folded(running: Any, pages: dict[str, Path]) -> None:
+    with opened(running, pages["table"]) as (tab, _):
+        cell = tab.get_by_text("gradient and layer agree").first
+        assert not cell.is_visible()
+        tab.emulate_media(media="print")
+        box = cell.bounding_box()
+        assert box is not None
+        assert box["height"] > 0
