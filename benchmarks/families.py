@@ -64,7 +64,7 @@ class Update:
     alike: bool = False
     """Whether two inputs have the same pattern and columns of ∂L/∂Z in proportion."""
     as_given: bool = True
-    """Whether W and bias are those that the gradient was taken at."""
+    """Whether W, bias and activation are those that the gradient was taken at."""
     one_step: bool = True
     """Whether no other step is in the gradients."""
     with_mean: bool = True
@@ -755,7 +755,7 @@ def with_own_backward(name: str, mask: Callable[[Generator, Step], Array], *, pl
         first = replace(update.layers[0], weight_grad=d.T @ at.seen, bias_grad=d.sum(axis=0))
         traces = np.linalg.norm(d, axis=1) * np.linalg.norm(at.seen, axis=1)
         seen = at.seen[traces > np.finfo(at.dtype).eps * np.max(traces)]
-        return replace(update, layers=(first, *update.layers[1:]), seen=seen), at.dtype
+        return replace(update, layers=(first, *update.layers[1:]), seen=seen, as_given=False), at.dtype
 
     family(name)(make)
 

@@ -307,8 +307,8 @@ NONE_ALIKE = Premise(
 )
 LAYER_AS_GIVEN = Premise(
     "layer as given",
-    "W and bias are those that the gradient was taken at: bounds by signs fall short where they are older or newer, or not quite those "
-    "of this layer",
+    "W, bias and activation are those that the gradient was taken at: bounds by signs fall short where weights are older or newer, or "
+    "units are turned on otherwise than by a ReLU",
 )
 ALONE = (PLAIN, PLAIN_SINGLE, NONE_HIDDEN, NONE_ALIKE.name)
 """Names of what only one layer alone has to take for granted."""

@@ -67,8 +67,8 @@ PREMISES = {
     "layer as given": (
         "The model in the file is the one that the gradient was computed with.",
         (
-            "Bounds rest on which of its units each input switches on. If the weights are older or newer than the gradient, the "
-            "inputs may be off by more than is stated."
+            "Bounds rest on which of its units each input switches on. If the weights are older or newer than the gradient, or its units "
+            "are switched on by another rule than the file says, the inputs may be off by more than is stated."
         ),
     ),
     "inputs without mean": (
