@@ -547,7 +547,7 @@ def test_inspect_shows_chains(spear: Command, chained: Path) -> None:
 def test_inspect_fits_a_terminal_of_80_columns(
     spear: Command, chained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spear_io.show.layout.PIPE_WIDTH", 80)
+    monkeypatch.setattr("spear_io.show.tables.PIPE_WIDTH", 80)
     run = spear("inspect", chained)
     table = [line for line in run.out.splitlines() if line.startswith(" ")]
     assert max(map(len, table)) <= 80
