@@ -16,7 +16,7 @@ from typing import Any
 
 SOLVER = Path(__file__).parent.parent / "spear_np"
 KINDS = ("Definition", "Derived", "Measured", "Heuristic")
-FUNCTIONS = ("factors/activation.py", "theory.py")
+FUNCTIONS = ("factors/activation.py", "kernels/splitmix.py", "theory.py")
 """Modules whose constants belong to formulas: they decide nothing."""
 HEAD = """# Thresholds
 

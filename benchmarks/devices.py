@@ -9,21 +9,13 @@ One call measures everything on one device, and on the CPU beside it if the devi
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 
 from benchmarks import environment
+from benchmarks.gpu_steps import descent_step, product_rate
 from benchmarks.problems import make_problem
 from benchmarks.runs import Row, measure
 from benchmarks.success_rate import cell
-from spear_np import LayerGradients
-from spear_np.backend import Device, device_for, suitable_threads, to_host
-from spear_np.factors.factorize import Factors, factorize
-from spear_np.factors.signs import sign_model, smoother
-from spear_np.search.descent import Descent, Settings, Tempering, descend
+from spear_np.backend import Device, device_for, suitable_threads
 
 CELLS = ((200, 20), (200, 50), (400, 100), (1000, 120), (2000, 200))
 STARTS, STEPS = 256, 100
@@ -71,47 +63,17 @@ def parse() -> argparse.Namespace:
 
 
 def sgemm_rate(device: Device) -> float:
-    """Floating-point operations a second of a product of two large float32 matrices."""
-    rng = np.random.default_rng(0)
+    """Floating-point operations a second of a product of two large float32 matrices, which stays on the device."""
     with device.activate():
-        a = device.float32(rng.standard_normal((SQUARE, SQUARE)))
-        return 2 * SQUARE**3 / best_time(lambda: a @ a)
+        return product_rate(device, SQUARE, REPEATS)
 
 
 def descent_rate(name: str, m: int, b: int) -> Row:
     """Run the loop of the descent without merging, and count the operations of its matrix products."""
-    problem = make_problem(m, b, 1)
     device = device_for(name)
     with device.activate(), suitable_threads(device, m * b):
-        factors = factorize(LayerGradients(**problem.arguments), device)
-        assert isinstance(factors, Factors)
-        model = sign_model(factors)
-        assert model is not None
-        search = Descent.prepare(factors.space, model)
-        rows = search.weighting.rows
-        picks = np.random.default_rng(0).integers(0, rows.shape[0], STARTS)
-        start = factors.space.xp.take(rows, device.integers(picks), axis=0)
-        signs = smoother(factors.space, model, None)
-        tempering = Tempering(STEPS, 0.3, (0.0, 10.0), 0.5, 0.3, 1.0)
-        settings = Settings(thinning=False)
-        seconds = best_time(
-            lambda: descend(factors.space, rows, start, tempering, settings, signs=signs, known=None)
-        )
-    predictions = sum(
-        step / STEPS >= settings.warm_up and step % settings.sign_interval == 0 for step in range(STEPS)
-    )
-    products = 4 * STARTS * rows.shape[0] * (STEPS * rows.shape[1] + predictions * signs[0].shape[1])
-    return {"descent": products / seconds, "descent_seconds": seconds}
-
-
-def best_time(work: Callable[[], Any]) -> float:
-    """Least seconds of a few calls, the answer included: a device may still be busy when the call returns."""
-    times = []
-    for _ in range(REPEATS + 1):
-        start = time.perf_counter()
-        to_host(work())
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+        step = descent_step(device, m, b, STARTS, STEPS, REPEATS)
+    return {"descent": step["rate"], "descent_seconds": step["milliseconds"] * STEPS / 1e3}
 
 
 def line(row: Row) -> str:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import array_api_compat
 import array_api_compat.numpy as np_compat
 import numpy as np
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from .errors import DeviceError, InputError
 
@@ -29,6 +30,8 @@ Array = Any
 """An array of the namespace in use, see `Device.xp`; the array API standard has no type for it that checkers know."""
 HostArray = np.ndarray[Any, Any]
 """A NumPy array, on the host."""
+Launch = Callable[[str, str, int, int, tuple[Any, ...], int], None]
+"""Run a CUDA kernel: source text, name, blocks, threads of a block, arguments, bytes of dynamic shared memory."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,18 @@ class Device:
     """What `xp` takes as `device=`."""
     name: str = "cpu"
     """"cpu" or "gpu:N", as shown to people and written to files."""
+    launch: Launch | None = None
+    """Runs CUDA kernels; None where the device has none."""
 
     def activate(self) -> AbstractContextManager[Any]:
-        """Make this the current device of its library, where the library has such a notion."""
-        context: AbstractContextManager[Any] = self.handle if self.name != "cpu" else nullcontext()
-        return context
+        """Make this the current device of its library, where the library has such a notion.
+
+        Raises
+        ------
+        DeviceError
+            On leaving, if a card ran out of memory or stopped answering.
+        """
+        return _on_card(self.handle, self.name) if self.name != "cpu" else nullcontext()
 
     def float64(self, values: Any) -> Array:
         """Copy `values` (array, block of a dataset, sequence) to this device as float64."""
@@ -122,10 +132,11 @@ def blocks(device: Device, count: int, entries: int) -> list[slice]:
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-SMALL_MATRIX = 50_000
+SMALL_MATRIX = 250_000
 """Entries up to which a second thread gains a matrix product nothing.
 
-Measured: m = 200, b = 20 on a busy two-core machine took 30 times as long with two threads as with one.
+Measured: on a busy machine of two cores two threads took 30 times as long as one at m = 200, b = 20, and at m = 1000, b = 200
+ten times as long (556 s for 34). Blocks of work for several cores are `mapped`: they do not wait for each other.
 """
 
 
@@ -139,9 +150,10 @@ def suitable_threads(device: Device, entries: int) -> Iterator[None]:
     if device.name != "cpu" or entries > SMALL_MATRIX:
         yield
         return
-    before = _WORKERS.set(_workers())
+    pools = ThreadpoolController()
+    before = _WORKERS.set(_WORKERS.get() or _threads_of(pools))
     try:
-        with threadpool_limits(limits=1, user_api="blas"):
+        with pools.limit(limits=1, user_api="blas"):
             yield
     finally:
         _WORKERS.reset(before)
@@ -151,12 +163,9 @@ _WORKERS: ContextVar[int | None] = ContextVar("workers", default=None)
 """How many threads BLAS was allowed before `suitable_threads` took all but one."""
 
 
-def _workers() -> int:
-    """How many threads this process may compute with: as many as BLAS."""
-    allowed = _WORKERS.get()
-    if allowed is not None:
-        return allowed
-    return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
+def _threads_of(pools: ThreadpoolController) -> int:
+    """How many threads BLAS may use: as many as this process may compute with."""
+    return max((pool["num_threads"] for pool in pools.select(user_api="blas").info()), default=1)
 
 
 def mapped(device: Device, function: Callable[[slice], T], parts: Sequence[slice]) -> list[T]:
@@ -170,13 +179,12 @@ def mapped(device: Device, function: Callable[[slice], T], parts: Sequence[slice
     MemoryError
         If memory does not do for a single item.
     """
-    if device.name != "cpu":
-        # Threads would share one stream, and wait for each other's results.
+    serial = device.name != "cpu" or len(parts) < 2  # threads would share the stream of a GPU
+    pools = None if serial else ThreadpoolController()
+    workers = 1 if pools is None else min(len(parts), _WORKERS.get() or _threads_of(pools))
+    if pools is None or workers == 1:
         return [result for part in parts for result in _halved(device, function, part)]
-    workers = min(len(parts), _workers()) if len(parts) > 1 else 1
-    if workers < 2:
-        return [result for part in parts for result in _halved(device, function, part)]
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+    with pools.limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(lambda part: _halved(device, function, part), parts))
     return [result for results in found for result in results]
 
@@ -234,22 +242,128 @@ def _device_of(array: Array) -> Device:
     return Device(array_api_compat.array_namespace(array), handle, "cpu")
 
 
+ADVICE = {
+    "cudaErrorNoDevice": "CUDA shows no card: `nvidia-smi` must list one, and CUDA_VISIBLE_DEVICES must not hide it",
+    "cudaErrorInsufficientDriver": "the NVIDIA driver is missing, or older than the CUDA that CuPy was built for: install a newer one, "
+    "or CuPy for an older CUDA, pip install 'spear-np[cuda12]'",
+    "cudaErrorSystemDriverMismatch": "the NVIDIA driver was updated and the old one still runs: restart the machine",
+    "cudaErrorDevicesUnavailable": "another process holds the card: end it, `nvidia-smi` names it, or choose another card with gpu:N",
+    "cudaErrorMemoryAllocation": "the card has no memory left: end what holds it, `nvidia-smi` names it, or choose another card with gpu:N",
+    "cudaErrorNoKernelImageForDevice": "this CuPy does not know the card: pip install --upgrade 'spear-np[cuda13]'",
+    "cudaErrorUnsupportedPtxVersion": "the NVIDIA driver is older than CuPy's compiler: install a newer one, or CuPy for an older CUDA, "
+    "pip install 'spear-np[cuda12]'",
+}
+"""What to do about the errors of CUDA that a first use meets, by their names."""
+
+
 def _gpu(number: int) -> Device:
     try:
-        import array_api_compat.cupy as cupy_compat
         import cupy
     except ImportError as error:
-        msg = "a GPU was asked for, but CuPy is not installed: pip install 'spear-np[cuda13]' (or cuda12)"
+        if getattr(error, "name", None) == "cupy":
+            msg = "a GPU was asked for, but CuPy is not installed: pip install 'spear-np[cuda13]' (or cuda12)"
+        else:
+            msg = (
+                "a GPU was asked for, but CuPy does not load: install the one for your CUDA, pip install "
+                f"'spear-np[cuda13]' (or cuda12), and no other beside it ({_one_line(error)})"
+            )
         raise DeviceError(msg) from error
+    _check_card(number)
+    import array_api_compat.cupy as cupy_compat
+
+    return Device(cupy_compat, cupy.cuda.Device(number), f"gpu:{number}", _launch)
+
+
+@cache
+def _check_card(number: int) -> None:
+    """Use everything of a card once: CUDA, the compiler, memory, cuBLAS; remembered if all answer."""
+    import cupy
+
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        msg = f"a GPU was asked for, but CUDA does not answer: {error}"
+        msg = f"a GPU was asked for, but {_explained(error)}"
         raise DeviceError(msg) from error
     if number >= count:
-        msg = f"gpu:{number} was asked for, but CUDA shows {count} device(s)"
+        cards = f"gpu:0 to gpu:{count - 1}" if count > 1 else "gpu:0" if count else "none"
+        msg = f"gpu:{number} was asked for, but CUDA shows {count} device(s): there is {cards}"
         raise DeviceError(msg)
-    return Device(cupy_compat, cupy.cuda.Device(number), f"gpu:{number}")
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:  # whatever this version of CuPy raises where a library is missing
+        msg = (
+            "a GPU was asked for, but CuPy finds no compiler of its CUDA version: pip install 'cupy-cuda13x[ctk]' (or cuda12x, as CUDA "
+            f"is installed) ({_one_line(error)})"
+        )
+        raise DeviceError(msg) from error
+    with _on_card(cupy.cuda.Device(number), f"gpu:{number}"):
+        square = cupy.zeros((2, 2), dtype=cupy.float32)
+        cupy.matmul(square, square)
+        cupy.cuda.runtime.deviceSynchronize()
+
+
+@contextmanager
+def _on_card(handle: Any, name: str) -> Iterator[None]:
+    """Make a card current; what goes wrong on it is one line."""
+    import cupy
+
+    with handle:
+        try:
+            yield
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            msg = f"{name}: {ADVICE['cudaErrorMemoryAllocation']} ({_one_line(error)})"
+            raise DeviceError(msg) from error
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            msg = f"{name}: {_explained(error)}"
+            raise DeviceError(msg) from error
+
+
+def _explained(error: Exception) -> str:
+    """What an error of CUDA means and what to do about it."""
+    advice = ADVICE.get(str(error).partition(":")[0], "CUDA does not answer: `nvidia-smi` must list the card")
+    return f"{advice} ({_one_line(error)})"
+
+
+def _one_line(error: Exception) -> str:
+    """The last line of a message that says something, as CuPy frames and explains its own."""
+    lines = [line.strip("= ") for line in str(error).splitlines()]
+    return next((line for line in reversed(lines) if line), type(error).__name__)
+
+
+def _launch(
+    source: str, name: str, blocks: int, threads: int, arguments: tuple[Any, ...], shared: int
+) -> None:
+    """`Device.launch` of CuPy, on the stream that is current for the caller."""
+    _module(source).get_function(name)((blocks,), (threads,), arguments, shared_mem=shared)
+
+
+@cache
+def _module(source: str) -> Any:
+    """The kernels of `source`, compiled when the first of them is launched and then kept on disk by CuPy."""
+    import cupy
+
+    return cupy.RawModule(code=source, options=("--std=c++14",))
+
+
+def multiprocessors(device: Device) -> int | None:
+    """How many multiprocessors a card has; None for what is no card."""
+    if not array_api_compat.is_cupy_namespace(device.xp):
+        return None
+    return int(device.handle.attributes["MultiProcessorCount"])
+
+
+def with_few_kernels() -> None:
+    """Let CuPy make do with its plain reductions in this process, unless the environment says otherwise.
+
+    Those of CUB are faster by little, and many more to compile on the first run. To be called before anything imports
+    CuPy, and only where the process is our own.
+    """
+    os.environ.setdefault("CUPY_ACCELERATORS", "")
+
+
+def kernel_cache() -> Path:
+    """Where CuPy keeps what it has compiled."""
+    return Path(os.environ.get("CUPY_CACHE_DIR") or Path("~/.cupy/kernel_cache").expanduser())
 
 
 def memory_of(device: Device) -> int | None:
@@ -327,6 +441,26 @@ def adopted(name: str, values: Any) -> tuple[Any, str | None]:
     if isinstance(values, np.matrix):
         return np.asarray(values), None
     return values, None
+
+
+def contiguous(xp: ModuleType, array: Array) -> Array:
+    """`array` with its last axis next to each other in memory, as kernels read it; a copy only if it is not yet."""
+    if array_api_compat.is_cupy_namespace(xp):
+        import cupy
+
+        return cupy.ascontiguousarray(array)
+    if array_api_compat.is_numpy_namespace(xp):
+        return np.ascontiguousarray(array)
+    return array
+
+
+def product(xp: ModuleType, left: Array, right: Array, out: Array | None) -> Array:
+    """Matrix product, written into `out` if that has its shape and the library can: no memory is asked for in a loop."""
+    if out is None or out.shape != (left.shape[0], right.shape[1]):
+        return xp.matmul(left, right)
+    if array_api_compat.is_numpy_namespace(xp) or array_api_compat.is_cupy_namespace(xp):
+        return xp.matmul(left, right, out=out)
+    return xp.matmul(left, right)
 
 
 def erf(xp: ModuleType, values: Array) -> Array:

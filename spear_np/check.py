@@ -10,7 +10,7 @@ import numpy as np
 
 from .answer.certificate import Check
 from .answer.result import Inversion, Status, with_decay_said
-from .backend import Array, HostArray, device_for, to_host
+from .backend import Array, HostArray, adopted, device_for, to_host
 from .checks.certify import certify
 from .checks.specification import EXACT_TOLERANCE
 from .directions.disaggregate import disaggregate
@@ -73,7 +73,7 @@ def check(
     gradients.require_zeros()
     where = device_for(device, gradients.weight_grad)
     with where.activate():
-        claims = _checked_claims(where.float64(inputs), gradients)
+        claims = _checked_claims(where.float64(adopted("inputs", inputs)[0]), gradients)
         decayed = without_decay(gradients, where)
         factors, left = decayed.factors, decayed.gradients
         if not isinstance(factors, Factors):

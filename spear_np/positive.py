@@ -46,7 +46,7 @@ class Positive:
             stop = min(start + FORM_COLUMNS, vectors.shape[2])
             factor = xp.matrix_transpose(self.inverse_factor[:, start:stop, :stop])
             part = vectors[:, :, :stop] @ factor
-            total = total + xp.sum(part * part, axis=2)
+            total = total + xp.vecdot(part, part)
         return total
 
     def trace_of_inverse(self) -> Array:

@@ -2,25 +2,32 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import ThreadpoolController
 
 from spear_np import DeviceError, InputError
 from spear_np.backend import (
     CPU,
+    SMALL_MATRIX,
+    between,
+    blocks,
     device_for,
     erf,
     gather,
     inverse_or_pseudoinverse,
     inverse_or_zero,
+    mapped,
     replace_rows,
     scatter_columns,
     smallest,
     solve_or_nan,
+    suitable_threads,
     to_host,
     triangular_factor,
 )
@@ -254,3 +261,79 @@ class TestErrorFunction:
         values = np.linspace(-7, 7, 60).reshape(3, 20).astype(dtype)
         wanted = np.vectorize(math.erf)(values.astype(np.float64)).astype(dtype)
         assert_array(erf(backend.xp, backend.array(values)), wanted, backend, rtol=1e-6)
+
+
+class TestBlocksOnAllCores:
+    """`mapped`, with blocks that know how much memory they take."""
+
+    PARTS = (slice(0, 5), slice(5, 6), slice(6, 13))
+
+    def test_it_keeps_the_order(self) -> None:
+        assert mapped(CPU, lambda part: (part.start, part.stop), self.PARTS) == [(0, 5), (5, 6), (6, 13)]
+        assert mapped(CPU, lambda part: part, []) == []
+
+    def test_a_block_that_is_too_large_is_halved(self) -> None:
+        given_back = []
+
+        def most_three(part: slice) -> range:
+            if part.stop - part.start > 3:
+                given_back.append(part)
+                raise MemoryError
+            return range(part.start, part.stop)
+
+        found = mapped(CPU, most_three, self.PARTS)
+        assert [index for part in found for index in part] == list(range(13))
+        assert max(len(part) for part in found) == 3
+        assert slice(6, 13) in given_back
+
+    def test_a_single_item_that_is_too_large_is_an_error(self) -> None:
+        def never(part: slice) -> None:
+            raise MemoryError
+
+        with pytest.raises(MemoryError):
+            mapped(CPU, never, self.PARTS)
+
+    def test_other_errors_are_not_tried_again(self) -> None:
+        tried = []
+
+        def broken(part: slice) -> None:
+            tried.append(part)
+            msg = "broken"
+            raise InputError(msg)
+
+        with pytest.raises(InputError):
+            mapped(CPU, broken, self.PARTS[:1])
+        assert tried == [self.PARTS[0]]
+
+    @pytest.mark.parametrize("entries", [SMALL_MATRIX, SMALL_MATRIX + 1])
+    def test_each_thread_has_a_blas_of_one(self, entries: int) -> None:
+        pools = ThreadpoolController().select(user_api="blas")
+        together = threading.Barrier(2, timeout=20)
+
+        def met(_: slice) -> tuple[int, int]:
+            together.wait()  # breaks unless two parts are worked on at once
+            return threading.get_ident(), max(pool["num_threads"] for pool in pools.info())
+
+        with pools.limit(limits=2):
+            with suitable_threads(CPU, entries):
+                found = mapped(CPU, met, [slice(0, 1), slice(1, 2)])
+            assert {pool["num_threads"] for pool in pools.info()} == {2}
+        assert len({thread for thread, _ in found}) == 2
+        assert {threads for _, threads in found} == {1}
+
+    def test_a_caller_who_allows_one_thread_gets_one(self) -> None:
+        with ThreadpoolController().limit(limits=1, user_api="blas"), suitable_threads(CPU, 1):
+            found = mapped(CPU, lambda _: threading.get_ident(), self.PARTS)
+        assert set(found) == {threading.get_ident()}
+
+    def test_blocks_cover_all_items_once(self) -> None:
+        parts = blocks(CPU, 1000, 3_000)
+        assert [index for part in parts for index in range(part.start, part.stop)] == list(range(1000))
+        assert len(parts) > 1
+        assert blocks(CPU, 0, 3_000) == []
+        assert len(blocks(CPU, 3, 10**12)) == 3
+
+
+def test_between_is_clip(backend: Backend) -> None:
+    values = np.asarray([[-3.0, 0.5, np.nan], [1.0, 9.0, np.inf]])
+    assert_array(between(backend.xp, backend.array(values), -1.0, 2.0), np.clip(values, -1.0, 2.0), backend)

@@ -16,9 +16,10 @@ from spear_np import Activation
 from spear_np.backend import CPU, to_host
 from spear_np.chain.examine import examine
 from spear_np.chain.sets import Open, open_sets
+from spear_np.kernels.reflect import nearest_on_graph
 from spear_np.search import ChainSearch, Ends
 from spear_np.search.levenberg import CANDIDATE, Levenberg
-from spear_np.search.reflect import PATIENCE, Points, Reflect, nearest_on_graph, pieces_of
+from spear_np.search.reflect import PATIENCE, Points, Reflect, pieces_of
 from tests.backends import Backend, assert_lives_on
 from tests.chains import NetworkData, chain_on, digit_network, true_coordinates
 

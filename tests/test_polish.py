@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from spear_np.backend import to_host
-from spear_np.directions.polish import Directions, null_space, polish
+from spear_np.directions.null_space import null_space
+from spear_np.directions.polish import Directions, polish
 from spear_np.directions.pool import Pool
 from spear_np.factors.factorize import Factors
 from tests.backends import Backend, assert_lives_on

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spear_np.backend import to_host
 from spear_np.directions.disaggregate import Disaggregation, disaggregate
-from spear_np.directions.polish import null_space
+from spear_np.directions.null_space import null_space
 from spear_np.directions.refine import gauss_newton_step, refined
 from spear_np.directions.support import zero_support
 from spear_np.factors.factorize import Factors, factorize

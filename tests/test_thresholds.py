@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "thresholds.md"
 PLAIN = {0, 1, 2, 3, 4, 0.25, 0.5}
 """Numbers of formulas: counts, halves, squares."""
 BY_NAME = {threshold.name: threshold for threshold in thresholds()}
-UNITS = {("factors/gradients.py", 8), ("survey.py", 1e6), ("survey.py", 16), ("search/sampling.py", 16)}
+UNITS = {("factors/gradients.py", 8), ("survey.py", 1e6), ("survey.py", 16)}
 """Bytes of a number, a million, and least sizes of a block."""
 
 

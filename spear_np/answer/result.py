@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from ..backend import Array, Device
 from ..factors.gradients import LayerGradients
 from .certificate import Certificate
+from .notebook import inversion_html, inversion_table
 
 
 class Status(StrEnum):
@@ -131,6 +133,23 @@ class Inversion:
             f"{self.proposals} proposals in {self.seconds:.3g} s on {self.device}, method {self.method}, seed {self.seed}"
         )
         return f"<{type(self).__name__} " + "\n  ".join(lines) + ">"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: status, premises, certificate, and the inputs as pictures where they may be some."""
+        return inversion_html(self)
+
+    def to_dataframe(self) -> Any:
+        """Return a `pandas.DataFrame` with one row for each input: its figures, its label, then its features.
+
+        Columns are `zero_count`, `redundancy`, `sign_agreement`, `false_probability` and `error_bound` where the certificate has
+        them, `label` where labels were asked for, and ``x0`` to ``x(n-1)``, float64, in units of the input.
+
+        Raises
+        ------
+        ImportError
+            Without pandas: ``pip install pandas``.
+        """
+        return inversion_table(self)
 
     @property
     def inputs(self) -> Array:

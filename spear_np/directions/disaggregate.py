@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import TINIEST, Array, HostArray, inverse_or_pseudoinverse, to_host
+from ..backend import OWN_ROUNDING, TINIEST, Array, HostArray, inverse_or_pseudoinverse, to_host
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
@@ -153,15 +153,16 @@ def bias_direction(factors: Factors) -> HostArray | None:
     """
     if factors.bias_grad is None:
         return None
-    space = factors.space
-    live = to_host(space.live)
-    weights = 1 / to_host(space.noise)[live]
-    rows = to_host(space.coordinates)[live] * weights[:, None]
-    target = to_host(factors.bias_grad)[live] * weights
-    solution: HostArray = np.linalg.lstsq(rows, target, rcond=None)[0]
-    rest = np.linalg.norm(target - rows @ solution)
-    explained = rest <= MAX_BIAS_RESIDUAL * space.relative_noise * np.linalg.norm(target)
-    return solution if explained and np.any(target) else None
+    space, xp = factors.space, factors.space.xp
+    # Rows of weight_grad V over their noise are U diag(S).
+    target = space.live_of(factors.bias_grad / space.noise)
+    along = space.U.T @ target
+    told = OWN_ROUNDING * max(space.U.shape) * space.S[0] < space.S
+    solution = to_host(xp.where(told, along / space.S, xp.zeros_like(along)))
+    size = float(xp.linalg.vector_norm(target))
+    rest = float(xp.linalg.vector_norm(target - space.U @ xp.where(told, along, xp.zeros_like(along))))
+    explained = rest <= MAX_BIAS_RESIDUAL * space.relative_noise * size
+    return solution if explained and size > 0 else None
 
 
 def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:

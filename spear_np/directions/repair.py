@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, HostArray, to_host
+from ..backend import Array, HostArray, blocks, mapped, to_host
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
@@ -87,8 +87,15 @@ def _by_layer(space: RowSpace, layer: Layer, coordinates: Array) -> tuple[Array,
     if not len(usable):
         return space.device.zeros((0, space.batch_size)), usable
     chosen = space.device.integers(usable)
-    order = xp.argsort(-xp.take(depth, chosen, axis=0), axis=1)
-    return null_space(space, order, xp.take(counts, chosen)).basis[:, 0, :], usable
+    depth, counts = xp.take(depth, chosen, axis=0), xp.take(counts, chosen)
+
+    def directions(part: slice) -> Array:
+        most = int(xp.max(counts[part]))
+        order = xp.argsort(-depth[part, :], axis=1)[:, :most]
+        return null_space(space, order, counts[part]).basis[:, 0, :]
+
+    parts = blocks(space.device, len(usable), space.U.shape[0] * space.batch_size)
+    return xp.concat(mapped(space.device, directions, parts), axis=0), usable
 
 
 def units_off_last(factors: Factors, pool: Pool) -> int | None:

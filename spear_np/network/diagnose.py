@@ -60,7 +60,8 @@ def _others(said: Activation) -> Iterator[Activation]:
 def _finds(chain: Chain, depth: int, rng: np.random.Generator) -> bool:
     """Whether a few blocks of starts end on a point that meets all equations."""
     left = open_sets(chain, depth)
-    search: ChainSearch = Reflect() if chain.layers[0].sigma.piecewise_linear else Levenberg()
+    straight = chain.layers[0].sigma.piecewise_linear
+    search: ChainSearch = Reflect.suited(chain) if straight else Levenberg.suited(chain)
     memory = search.start(left, rng)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for _ in range(TRIES):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..answer.result import Inversion
-from ..backend import Array, suitable_threads, to_host
-from ..chain.examine import CONSISTENT, Examined, examine, known_of, reexamine
+from ..backend import Array, mapped, suitable_threads, to_host
+from ..chain.examine import CONSISTENT, Examined, Known, examine, known_of, reexamine
 from ..chain.layers import Chain
 from ..chain.sets import Open, open_sets
 from ..search import ChainSearch
@@ -101,6 +101,15 @@ class ChainState:
 
 
 @dataclass(frozen=True, eq=False)
+class _Judged:
+    """What was seen of one candidate."""
+
+    seen: Examined
+    fits_ahead: bool
+    """Whether the layers ahead bear it out, whatever is passed back."""
+
+
+@dataclass(frozen=True, eq=False)
 class ChainProblem:
     """A chain with the searches that suit it."""
 
@@ -133,7 +142,8 @@ class ChainProblem:
 
     def _searches(self) -> tuple[ChainSearch, ...]:
         straight = self.chain.layers[0].sigma.piecewise_linear
-        return (Reflect(), Levenberg()) if straight else (Levenberg(),)
+        jumps = Levenberg.suited(self.chain)
+        return (Reflect.suited(self.chain), jumps) if straight else (jumps,)
 
     def _depth(self, missing: int, turn: int) -> int:
         """How many layers behind the first take part: more where little room is left, and one more each time all fail."""
@@ -165,8 +175,8 @@ class ChainProblem:
             ends = search.propose(state.left, memory, rng)
             coordinates, memory, steps = ends.coordinates, ends.memory, ends.examined
         before = state.found
-        for row in range(coordinates.shape[0]):
-            state = self._examined(state, coordinates[row : row + 1, :])
+        for candidate, seen in self._judged_all(coordinates):
+            state = self._with(state, candidate, seen)
             if state.settled:
                 break
         news = state.found > before
@@ -192,21 +202,38 @@ class ChainProblem:
             left = left.without(tuple(dual[0, :] for dual in one.duals))
         return replace(state, left=left, memory=None)
 
-    def _examined(self, state: ChainState, candidate: Array) -> ChainState:
-        """The state with the input that `candidate` (1, b) leads to, if it leads to a new one."""
+    def _judged_all(self, candidates: Array) -> list[tuple[Array, _Judged | None]]:
+        """Each of `candidates` (k, b), and what is seen of it; None where it may take the inputs that are known to determine it."""
+
+        def judged(part: slice) -> tuple[Array, _Judged | None]:
+            one = candidates[part, :]
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # each thread has its own
+                return one, None if self.chain.straight and self._few_slopes(one) else self._judged(one, None)
+
+        rows = [slice(row, row + 1) for row in range(candidates.shape[0])]
+        return mapped(self.chain.device, judged, rows)
+
+    def _judged(self, candidate: Array, known: Known | None) -> _Judged:
+        """The input that `candidate` (1, b) leads to."""
         depth = self.depth
-        duals = state.duals
-        few = duals is not None and self.chain.straight and self._few_slopes(candidate)
-        seen = examine(self.chain, candidate, depth, known_of(self.chain, state.known) if few else None)
+        seen = examine(self.chain, candidate, depth, known)
         fits_ahead = bool(seen.forward_residual[0] <= CONSISTENT)
         vague = seen.deviation[0] > VAGUE * self._size(seen)
         if (vague or not seen.accepted[0]) and fits_ahead:
             better = reexamine(self.chain, seen, depth)
             # Between kinks ∂L/∂Z does not move with its input: it is right, and what is open of the input, others will close.
             seen = seen if self.chain.straight and seen.accepted[0] and not better.accepted[0] else better
+        return _Judged(seen, fits_ahead)
+
+    def _with(self, state: ChainState, candidate: Array, judged: _Judged | None) -> ChainState:
+        """The state with the input that `candidate` (1, b) leads to, if it leads to a new one."""
+        if judged is None:
+            judged = self._judged(candidate, known_of(self.chain, state.known))
+        seen = judged.seen
         if not seen.accepted[0]:
-            one_sided = state.one_sided + int(fits_ahead)
+            one_sided = state.one_sided + int(judged.fits_ahead)
             return replace(state, refused=state.refused + 1, one_sided=one_sided)
+        duals = state.duals
         if duals is not None:
             products = np.abs(to_host(duals @ seen.c[0, :]))
             if float(np.max(products)) > SAME_INPUT:

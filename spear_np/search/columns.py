@@ -28,6 +28,8 @@ from ..factors.behind import Behind
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, missing_inputs
+from ..kernels.columns import nearer_on, nearest_side
+from ..kernels.reflect import relaxed
 from . import Proposals
 from .completion import MOST_GUESSED, SPREADS
 from .reflect import RELAXATION, ROUND_STEPS, SETTLED
@@ -291,25 +293,26 @@ def _steps(device: Device, sets: _Sets, points: _Points) -> tuple[_Points, Array
     z, d, e = points.z, points.d, points.e
     held, yielding = _held(device, sets, points.fixed)
     weight = PASSED_WEIGHT / (1 + PASSED_WEIGHT)
-    zero = xp.zeros_like(z)
+    # Copies: a step may overwrite them.
+    z, d, e = (xp.asarray(v, copy=True) for v in (z, d, e))
     moved, size = 0.0, 1.0
     on = z > 0
     for step in range(ROUND_STEPS):
-        both = d + weight * (e - d)
-        # Squared distances to "on" and to "off" differ by z|z| and what d and e differ by.
-        on = z * xp.abs(z) + d**2 >= weight * (d - e) ** 2
-        near_z = xp.where(on, xp.maximum(z, zero), xp.minimum(z, zero))
-        near_d, near_e = xp.where(on, both, zero), xp.where(on, both, e)
-        y = 2 * near_z - z
-        to_z = sets.centre[None, :] + (y @ sets.directions) @ sets.directions.T - near_z
-        to_d = ((2 * near_d - d) @ sets.columns) @ sets.columns.T - near_d
-        delta = (2 * near_e - e) @ sets.to_delta
+        last = step == ROUND_STEPS - 1
+        if last:
+            on = nearer_on(xp, z, d, e, weight)
+        sides = nearest_side(device, z, d, e, weight)
+        turned_z, turned_d, turned_e = sides.turned
+        onto_z = (turned_z @ sets.directions) @ sets.directions.T
+        onto_d = (turned_d @ sets.columns) @ sets.columns.T
+        delta = turned_e @ sets.to_delta
         delta = delta - xp.sum((delta + 1) * held, axis=1, keepdims=True) * yielding
-        to_e = delta @ sets.passed - near_e
-        if step == ROUND_STEPS - 1:
+        z, to_z = relaxed(device, z, onto_z, sets.centre, sides.near[0], RELAXATION)
+        d, to_d = relaxed(device, d, onto_d, None, sides.near[1], RELAXATION)
+        e, _ = relaxed(device, e, delta @ sets.passed, None, sides.near[2], RELAXATION)
+        if last:
             moved = xp.sum(to_z**2 + to_d**2, axis=1)
-            size = xp.sum(near_z**2 + near_d**2, axis=1)
-        z, d, e = z + RELAXATION * to_z, d + RELAXATION * to_d, e + RELAXATION * to_e
+            size = xp.sum(sides.near[0] ** 2 + sides.near[1] ** 2, axis=1)
     gap: HostArray = np.sqrt(to_host(moved) / np.maximum(to_host(size), np.finfo(np.float32).tiny))
     return _Points(z, d, e, points.fixed), on, np.nan_to_num(gap, nan=np.inf)
 

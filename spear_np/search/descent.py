@@ -27,18 +27,24 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, HostArray, inverse_or_pseudoinverse, mapped, orthogonal_complement, to_host
+from ..backend import (
+    Array,
+    HostArray,
+    contiguous,
+    inverse_or_pseudoinverse,
+    mapped,
+    orthogonal_complement,
+    product,
+    to_host,
+)
 from ..directions.null_vectors import distinct, nearest_rows
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_known, smoother
+from ..kernels.descent import TINY, move, pull, sign_weights, soft_pattern
+from ..kernels.width import starts_at_once
 from . import Proposals
 
-TINY = 1e-30
-"""Added to float32 lengths before dividing by them.
-
-Derived: far below any length, and its inverse is a float32 number.
-"""
 CONVERGED_COSINE = 0.9995
 """Cosine from which two ends of a descent are the same.
 
@@ -58,7 +64,7 @@ class Settings:
     alpha: float = 1.0
     """Exponent of the row weights."""
     starts: int = 256
-    """Starts of a block, at most."""
+    """Starts of a block, at most; on a card as many more as cost it no time."""
     steps: int = 200
     """Steps of the shortest block; see `_temper` for how effort doubles them."""
     hold: float = 0.5
@@ -141,6 +147,11 @@ STARTS_TOGETHER = 128
 
 Heuristic: half of a block, so that two cores share it, whatever their number: it changes no answer.
 """
+SHARED_FROM = 10_000
+"""Entries of the rows from which it does so.
+
+Measured: at m = 200, b = 20 a step of half as many starts takes two thirds of the time, at m = 400, b = 100 little more than half.
+"""
 FEW_LEFT = (4, 0.1)
 """Missing directions, and share of the batch, below which the last few are sought with sharp signs.
 
@@ -170,11 +181,6 @@ CONFINED_SHARES = (0.2, 0.35, 0.5)
 """Shares of the steps spent in the complement of the known inputs, one drawn for each block.
 
 Heuristic: as `SIGN_SHARPNESS`.
-"""
-LARGEST_SIGN_LOGIT = 60.0
-"""Exponent beyond which a sign weight counts as zero.
-
-Derived: exp(60) is a float32 number.
 """
 DUAL_RIDGE = 1e-12
 """Added to the Gram matrix of unit vectors before it is solved.
@@ -234,11 +240,10 @@ class Descent:
         deflated = len(trusted) > 0
         complement, known = (None, None) if not deflated else self._deflation(space, pool, trusted)
         left = b - len(trusted)
-        count = (
-            max(FEWEST_STARTS, min(self.settings.starts, STARTS_PER_MISSING * left))
-            if deflated
-            else self.settings.starts
-        )
+        starts = self.starts(space)
+        count = starts
+        if deflated and starts == self.settings.starts:
+            count = max(FEWEST_STARTS, min(starts, STARTS_PER_MISSING * left))
         tempering = _temper(
             rng, self.settings, effort=pool.effort, few=deflated and left < max(FEW_LEFT[0], FEW_LEFT[1] * b)
         )
@@ -257,10 +262,16 @@ class Descent:
                 space, self.weighting.rows, some, tempering, self.settings, signs=signs, known=known
             )
 
-        step = count if space.device.name != "cpu" else STARTS_TOGETHER
+        small = self.weighting.rows.shape[0] * b < SHARED_FROM
+        step = count if small or space.device.name != "cpu" else STARTS_TOGETHER
         parts = [slice(first, min(first + step, count)) for first in range(0, count, step)]
         found = xp.concat(mapped(space.device, ends, parts), axis=0)
         return Proposals(self._distinct(space, found) @ self.weighting.to_q.T, count, self.name)
+
+    def starts(self, space: RowSpace) -> int:
+        """Starts of a block with nothing known: each takes two products with all rows a step."""
+        operations = 4.0 * self.weighting.rows.shape[0] * space.batch_size
+        return starts_at_once(space.device, operations, self.settings.starts)
 
     def forecast(self, space: RowSpace) -> float | None:
         """No forecast: a start either ends on a new direction or does not."""
@@ -344,41 +355,28 @@ def descend(
         free = device.float32(orthogonal_complement(xp, known))
         q, current = q @ free, rows @ free
     transposed = current.T
-    q = q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY)
+    q = contiguous(xp, q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY))
     if signs is not None:
         spread, shrink = device.float32(signs[0]), device.float32(signs[1])
         gather, scatter = spread * shrink, spread.T
     merges = {round(share * tempering.steps) for share in THIN_AT} if settings.thinning else set()
-    weights = None
+    weights = values = gradient = None
     for step in range(tempering.steps):
         done = step / tempering.steps
         if free is not None and done >= tempering.confined:
-            q, current, transposed, free = q @ free.T, rows, rows.T, None
+            q, current, transposed, free = contiguous(xp, q @ free.T), rows, rows.T, None
         if step in merges:
             kept = _apart(xp, q, tempering.thin_cosine)
             q = xp.take(q, kept, axis=0)
             weights = None if weights is None else xp.take(weights, kept, axis=0)
-        values = q @ transposed
-        size = xp.abs(values)
-        mean = xp.mean(size, axis=1, keepdims=True)
+        values = product(xp, q, transposed, values)
         if signs is not None and done >= settings.warm_up and step % settings.sign_interval == 0:
-            pattern = xp.clip(size / (tempering.tau * mean) - 1, -1.0, 1.0)
-            z = (pattern @ gather) @ scatter
             kappa = tempering.kappa[0] + (tempering.kappa[1] - tempering.kappa[0]) * done
-            z *= kappa / (xp.sqrt(xp.mean(z * z, axis=1, keepdims=True)) + TINY)
-            weights = 1 / (1 + xp.exp(xp.clip(z, -LARGEST_SIGN_LOGIT, LARGEST_SIGN_LOGIT)))
-        pull = values / (size + TINY)  # the sign, several times faster than xp.sign
-        if settings.concave:
-            # The subgradient of Σ log(1 + |v| / width) is sign(v) / (|v| + width), but for a factor.
-            size += WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done * mean
-            pull /= size
-        if weights is not None:
-            pull *= weights
-        gradient = pull @ current
-        gradient -= xp.sum(gradient * q, axis=1, keepdims=True) * q
-        length = xp.sqrt(xp.sum(gradient * gradient, axis=1, keepdims=True)) + TINY
-        q = q - gradient * (_step_length(tempering.first_step, settings, done) / length)
-        q = q / xp.sqrt(xp.sum(q * q, axis=1, keepdims=True))
+            pattern = soft_pattern(device, values, tempering.tau)
+            weights = sign_weights(device, (pattern @ gather) @ scatter, kappa)
+        width = WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done if settings.concave else None
+        gradient = product(xp, pull(device, values, weights, width), current, gradient)
+        q = move(device, q, gradient, _step_length(tempering.first_step, settings, done))
     return q if free is None else q @ free.T
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, HostArray, replace_rows, solve_or_nan, to_host
+from ..backend import Array, HostArray, block_length, replace_rows, solve_or_nan, to_host
+from ..chain.layers import Chain
 from ..chain.sets import RADII, Open
+from ..kernels.width import MOST_STARTS, starts_at_once
 from . import Ends
 
 MOST_STEPS = 40
@@ -71,6 +73,13 @@ class Levenberg:
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
+
+    @classmethod
+    def suited(cls, chain: Chain) -> Levenberg:
+        """As many starts as the device of `chain` follows in the time of one."""
+        units, b = chain.layers[0].units, chain.batch_size
+        most = min(MOST_STARTS, block_length(units * b))
+        return cls(starts_at_once(chain.device, 2.0 * units * b**2, 1, most=most))
 
     def start(self, left: Open, rng: np.random.Generator) -> None:
         """Nothing is carried from one block to the next."""

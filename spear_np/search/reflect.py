@@ -15,13 +15,15 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from ..backend import Array, Device, HostArray, to_host
+from ..chain.layers import Chain
 from ..chain.sets import RADII, Open
 from ..factors.activation import Activation
+from ..kernels.reflect import Pieces, reflected, relaxed
+from ..kernels.width import starts_at_once
 from . import Ends
 
 RELAXATION = 0.7
@@ -50,7 +52,7 @@ PATIENCE = 2000
 Heuristic: those that settle do so within some hundred.
 """
 DRY = 400_000
-"""Steps of all starts without a new input after which another search has its turn.
+"""Steps of all of `STARTS` starts without a new input after which another search has its turn.
 
 Heuristic: a thousand times what an input costs where they come quickly, and enough for the first of a hundred at m = 200.
 """
@@ -59,17 +61,6 @@ SAME_PATTERN = 0.05
 
 Heuristic: inputs that are nearer to each other are found when the other one is known.
 """
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """The graph of an activation as straight pieces, each a = intercept + slope · z between two ends."""
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    intercept: tuple[float, ...]
-    slope: tuple[Any, ...]
-    """A number, or one for each unit (m,)."""
 
 
 def pieces_of(activation: Activation, scale: float, device: Device) -> Pieces:
@@ -92,34 +83,6 @@ def pieces_of(activation: Activation, scale: float, device: Device) -> Pieces:
     )
 
 
-def nearest_on_graph(xp: Any, pieces: Pieces, z: Array, a: Array) -> tuple[Array, Array]:
-    """The points of the graph nearest to (`z`, `a`), entry by entry."""
-    best: tuple[Array, Array, Array] | None = None
-    for low, high, intercept, slope in zip(
-        pieces.low, pieces.high, pieces.intercept, pieces.slope, strict=True
-    ):
-        shifted = a - intercept if intercept else a
-        flat = isinstance(slope, float) and slope == 0.0
-        along = z if flat else (z + slope * shifted) * (1 / (1 + slope**2))
-        if math.isfinite(low):
-            along = xp.maximum(along, xp.full_like(along, low))
-        if math.isfinite(high):
-            along = xp.minimum(along, xp.full_like(along, high))
-        across = xp.full_like(a, intercept) if flat else intercept + slope * along
-        distance = (along - z) ** 2 + (across - a) ** 2
-        if best is None:
-            best = along, across, distance
-        else:
-            nearer = distance < best[2]
-            best = (
-                xp.where(nearer, along, best[0]),
-                xp.where(nearer, across, best[1]),
-                xp.minimum(distance, best[2]),
-            )
-    assert best is not None
-    return best[0], best[1]
-
-
 @dataclass(frozen=True)
 class Points:
     """k points under way; float32."""
@@ -136,10 +99,20 @@ class Reflect:
     """A stream of starts: those that settle leave, the others go on in whatever is left to be found."""
 
     name = "reflect"
-    patience = DRY
 
     def __init__(self, count: int = STARTS) -> None:
         self.count = count
+
+    @classmethod
+    def suited(cls, chain: Chain) -> Reflect:
+        """As many starts as the device of `chain` follows in the time of few."""
+        entries = sum(layer.units * chain.batch_size for layer in chain.layers)
+        return cls(starts_at_once(chain.device, 4.0 * entries, STARTS))
+
+    @property
+    def patience(self) -> int:
+        """As many steps of each start, however many there are at once."""
+        return DRY * max(1, self.count // STARTS)
 
     def start(self, left: Open, rng: np.random.Generator) -> Points:
         """Return fresh starts."""
@@ -160,10 +133,12 @@ def _distinct(points: Points, settled: HostArray) -> HostArray:
     """Those of the places `settled` whose patterns differ; the rest go on and settle in what is then left."""
     if not len(settled):
         return settled
-    pattern = to_host(points.z[0])[settled] > 0
+    signs = np.where(to_host(points.z[0])[settled] > 0, np.float32(1), np.float32(-1))
+    units = signs.shape[1]
+    apart = (units - signs @ signs.T) / 2 >= SAME_PATTERN * units
     kept: list[int] = []
     for row in range(len(settled)):
-        if all(np.mean(pattern[row] != pattern[other]) >= SAME_PATTERN for other in kept):
+        if np.all(apart[row, kept]):
             kept.append(row)
     return np.asarray(settled[kept])
 
@@ -191,54 +166,73 @@ def _drawn(left: Open, count: int, rng: np.random.Generator) -> Points:
         if number < left.depth:
             z.append(xp.astype(left.scales[number] * (c @ layer.to_units.T), xp.float32))
     z, a = _onto_sets(left, z, a)
+    offset_z, offset_a = _offsets(left)
+    z = [v + offset for v, offset in zip(z, offset_z, strict=True)]
+    a = [v + offset for v, offset in zip(a, offset_a, strict=True)]
     return Points(tuple(z), tuple(a), np.zeros(count, dtype=np.int64))
 
 
 def _onto_sets(left: Open, z: list[Array], a: list[Array]) -> tuple[list[Array], list[Array]]:
-    """P_A: the nearest points of the affine sets."""
+    """P_A: the nearest points of the affine sets, less their `_offsets`."""
     onto_z, onto_a = [], []
     for number, one in enumerate(left.sets):
-        offset, directions = one.single
+        directions = one.single[1]
         if number == 0:
-            onto_z.append((z[0] @ directions) @ directions.T + offset)
+            onto_z.append((z[0] @ directions) @ directions.T)
         elif number == left.depth:
-            onto_a.append((a[-1] @ directions) @ directions.T + offset)
+            onto_a.append((a[-1] @ directions) @ directions.T)
         else:
             split = a[number - 1].shape[1]
             upper, lower = directions[:split, :], directions[split:, :]
             y = a[number - 1] @ upper + z[number] @ lower
-            onto_a.append(y @ upper.T + offset[:split])
-            onto_z.append(y @ lower.T + offset[split:])
+            onto_a.append(y @ upper.T)
+            onto_z.append(y @ lower.T)
     return onto_z, onto_a
+
+
+def _offsets(left: Open) -> tuple[list[Array], list[Array]]:
+    """The points of the affine sets nearest to zero, one (m_l,) for each of z and a."""
+    offset_z, offset_a = [], []
+    for number, one in enumerate(left.sets):
+        offset = one.single[0]
+        units = left.chain.layers[number].basis.shape[0] if number else 0
+        if number:
+            offset_a.append(offset[:units])
+        if number < left.depth:
+            offset_z.append(offset[units:])
+    return offset_z, offset_a
 
 
 def _steps(left: Open, points: Points, count: int) -> tuple[Points, HostArray]:
     """`count` steps; also how far each point moves in the last of them, as a share of its length (k,)."""
-    xp = left.chain.xp
+    device, xp = left.chain.device, left.chain.xp
     pieces = [
-        pieces_of(layer.sigma, scale, left.chain.device)
+        pieces_of(layer.sigma, scale, device)
         for layer, scale in zip(left.chain.layers, left.scales, strict=False)
     ]
-    z, a = list(points.z), list(points.a)
+    offset_z, offset_a = _offsets(left)
+    # Copies: a step may overwrite them.
+    z, a = ([xp.asarray(v, copy=True) for v in part] for part in (points.z, points.a))
     far, size = 0.0, 0.0
     for step in range(count):
-        on = [nearest_on_graph(xp, piece, *pair) for piece, *pair in zip(pieces, z, a, strict=True)]
-        p = [pair[0] for pair in on]
-        h = [pair[1] for pair in on]
-        onto_z, onto_a = _onto_sets(
-            left,
-            [2 * x - v for x, v in zip(p, z, strict=True)],
-            [2 * x - v for x, v in zip(h, a, strict=True)],
-        )
-        moves_z = [x - y for x, y in zip(onto_z, p, strict=True)]
-        moves_a = [x - y for x, y in zip(onto_a, h, strict=True)]
-        z = [v + RELAXATION * move for v, move in zip(z, moves_z, strict=True)]
-        a = [v + RELAXATION * move for v, move in zip(a, moves_a, strict=True)]
+        found = [reflected(device, piece, *pair) for piece, *pair in zip(pieces, z, a, strict=True)]
+        p, h, turned_z, turned_a = (list(part) for part in zip(*found, strict=True))
+        onto_z, onto_a = _onto_sets(left, turned_z, turned_a)
+        z, moves_z = _moved(device, z, onto_z, offset_z, p)
+        a, moves_a = _moved(device, a, onto_a, offset_a, h)
         if step == count - 1:
             far = sum(xp.sum(move**2, axis=1) for move in (*moves_z, *moves_a))
             size = sum(xp.sum(part**2, axis=1) for part in (*p, *h))
     gap = np.sqrt(to_host(far) / np.maximum(to_host(size), np.finfo(np.float32).tiny))
     return Points(tuple(z), tuple(a), points.age + count), np.nan_to_num(gap, nan=np.inf)
+
+
+def _moved(
+    device: Device, v: list[Array], onto: list[Array], offsets: list[Array], near: list[Array]
+) -> tuple[list[Array], list[Array]]:
+    """The relaxed step of each part of the points, and its whole move."""
+    moved = [relaxed(device, *one, RELAXATION) for one in zip(v, onto, offsets, near, strict=True)]
+    return [point for point, _ in moved], [move for _, move in moved]
 
 
 def _renewed(left: Open, points: Points, which: HostArray, rng: np.random.Generator) -> Points:

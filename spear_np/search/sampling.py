@@ -24,15 +24,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from .. import theory
-from ..backend import Array, HostArray, block_length, orthogonal_complement, to_host
-from ..directions.null_vectors import distinct, draw_subsets, null_vectors_of_rows
+from ..backend import (
+    Array,
+    Device,
+    HostArray,
+    contiguous,
+    orthogonal_complement,
+    to_host,
+    triangular_factor,
+)
+from ..directions.null_vectors import distinct
 from ..directions.pool import Pool, covered
 from ..factors.row_space import LARGEST_ANGLE, RowSpace
+from ..kernels.sampling import Rows, draw_tables, sample
+from ..kernels.splitmix import seed_from
 from . import Proposals
 
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -55,15 +64,20 @@ RESTRICTED_SHARE = 0.25
 
 Heuristic: they find more, but only what is left there.
 """
-CHECK_ROWS = 16
+CHECK_ROWS = 32
 """Rows looked at before all others.
 
-Derived: a direction with half of its rows zero misses all of them with a probability of 2^-16.
+Derived: a direction with half of its rows zero misses all of them with a probability of 2^-32.
 """
-MAX_SUBMATRICES = 2500
+MAX_SUBMATRICES = 10_000
 """Submatrices of one block, at most.
 
-Heuristic: it bounds the time of a round.
+Heuristic: it bounds the time of a round, to some 10 ms at b = 16.
+"""
+MAX_LAUNCHED = 4_000_000
+"""The same on a card.
+
+Heuristic: some 30 ms at the 140 million a second that a research kernel reached on an H100, about what the polish behind it takes.
 """
 FEWEST_SUBMATRICES = 64
 """Submatrices of one block, at least.
@@ -100,20 +114,15 @@ AMPLIFICATION = 300.0
 
 Heuristic: as `NEAR_ZERO` of the polish.
 """
-NARROWEST = 1e-6
+NARROWEST = 1e-4
 """Product with a unit row below which it counts as zero, whatever the noise.
 
-Derived: as `SMALLEST_ANGLE`.
+Derived: null vectors in float32 are known no better where the rows they annul nearly depend on each other.
 """
 WIDEST = 0.02
 """Product with a unit row above which it does not count as zero, whatever the noise.
 
 Heuristic: one false row in fifty then agrees by chance, fewer than are asked for.
-"""
-CHANCE_SIGMAS = 4.0
-"""Standard deviations by which further zero rows must exceed their number by chance.
-
-Derived: one of 30,000 false vectors passes, a fraction of one block.
 """
 MOST_KNOWN = 4
 """Known directions that a block is restricted to, at most.
@@ -178,34 +187,39 @@ class Sampling:
     ) -> tuple[HostArray, HostArray, int]:
         """Null vectors of random subsets of the rows that further rows agree with, sparsest first.
 
-        Returns (vectors (k, r), their zero counts (k,), number of submatrices), the arrays on the host.
+        Returns (vectors (k, r), their zero counts (k,), number of submatrices), all on the host.
         """
-        xp, device, rows = space.xp, space.device, problem.rows
-        count, r = rows.shape
-        every = math.comb(count, r - 1)
-        k = max(FEWEST_SUBMATRICES, min(self.submatrices, 4 * every, block_length(r * max(r, 16))))
+        xp, device = space.xp, space.device
+        length, r = problem.rows.shape
+        count = self._count(device, length, r)
         alphas = rng.choice(EXPONENTS, EXPONENTS_PER_BLOCK, replace=False, p=EXPONENT_SHARES)
-        share = -(-k // EXPONENTS_PER_BLOCK)
-        drawn = [draw_subsets(-alpha * problem.log_norm, r - 1, share, rng) for alpha in alphas]
-        subsets = np.concatenate(drawn)
-        vectors = null_vectors_of_rows(device, rows, device.integers(subsets), rng)
-        tolerance = _tolerance(space, vectors @ problem.complement.T)
-        check = device.integers(rng.choice(count, min(CHECK_ROWS, count), replace=False))
-        first = _count_zeros(xp, vectors, xp.take(rows, check, axis=0), tolerance)
-        there = xp.linalg.vector_norm(vectors, axis=1) > 0.5
-        keep = xp.nonzero(there & (first >= min(1, count - r)))[0]
-        vectors, tolerance = xp.take(vectors, keep, axis=0), xp.take(tolerance, keep)
-        zeros = to_host(_count_zeros(xp, vectors, rows, tolerance))
-        # By chance a false vector agrees with some further rows; ask for more than that.
-        chance = to_host(tolerance) * (count - r)
-        enough = np.flatnonzero(zeros >= (r - 1) + 1 + np.ceil(chance + CHANCE_SIGMAS * np.sqrt(chance)))
-        order = enough[np.argsort(-zeros[enough], kind="stable")]
-        return to_host(xp.take(vectors, device.integers(order), axis=0)), zeros[order], len(subsets)
+        tables = draw_tables(-alphas[:, None] * problem.log_norm, r - 1)
+        # No coordinate is special: turned at random, the last component of a null vector is never small.
+        turn = xp.linalg.qr(device.normal(rng, (r, r))).Q
+        typical = float(np.median(to_host(xp.linalg.vector_norm(space.U, axis=1))))
+        rows = Rows(
+            unit=contiguous(xp, device.float32(problem.rows @ turn)),
+            glanced=rng.choice(length, min(CHECK_ROWS, length), replace=False),
+            noise=contiguous(xp, device.float32(noise_factor(space, problem.complement @ turn))),
+            amplification=AMPLIFICATION / typical,
+            narrowest=NARROWEST,
+            widest=WIDEST,
+        )
+        found = sample(device, rows, tables, seed_from(rng), 0, count)
+        return found.vectors.astype(np.float64) @ to_host(turn).T, found.zeros, count
+
+    def _count(self, device: Device, length: int, r: int) -> int:
+        """Return how many of the submatrices of `length` rows one block examines."""
+        every = math.comb(length, r - 1)
+        # Uniform draws then hit as often as vectors are looked at.
+        enough = math.ceil(LOOKED_AT * SAMPLED_CANDIDATES * 2.0 ** (r - 1) / r)
+        most = self.submatrices if device.launch is None else MAX_LAUNCHED
+        return max(FEWEST_SUBMATRICES, min(most, enough, 4 * every))
 
 
-def _count_zeros(xp: Any, vectors: Array, rows: Array, tolerance: Array) -> Array:
-    """(k,): how many of `rows` (ℓ, r) each of `vectors` (k, r) annuls within its `tolerance` (k,)."""
-    return xp.sum(xp.astype(xp.abs(vectors @ rows.T) < tolerance[:, None], xp.int64), axis=1)
+def noise_factor(space: RowSpace, to_q: Array) -> Array:
+    """(r, r) upper triangular R with ``|R x| = space.noise_norm(to_q x)`` for every x (r,)."""
+    return triangular_factor(space.xp, to_q / space.S[:, None])
 
 
 def _unexplained(space: RowSpace, pool: Pool, rng: np.random.Generator) -> HostArray:
@@ -250,16 +264,6 @@ def _restrict(space: RowSpace, pool: Pool, known: list[int], norms: HostArray) -
         basis_count=pool.zero_mask[chosen][:, mask].sum(axis=1),
         basis_angle=np.minimum(pool.angle[chosen] / length[:, 0], LARGEST_ANGLE),
     )
-
-
-def _tolerance(space: RowSpace, q: Array) -> Array:
-    """(k,): below which a product with a unit row counts as zero, before any polish.
-
-    A null vector of b-1 rows amplifies their noise.
-    """
-    xp = space.xp
-    typical = float(np.median(to_host(xp.linalg.vector_norm(space.U, axis=1))))
-    return xp.clip(AMPLIFICATION * space.noise_norm(q) / typical, NARROWEST, WIDEST)
 
 
 def _choose_known(space: RowSpace, pool: Pool, rng: np.random.Generator) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .card import card_ready
 from .options import DeviceName, Json
 
 
@@ -24,8 +25,6 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show what is in a dump and what inverting it would cost, or what an inversion recovered."""
-    from spear_np.backend import device_for
-
     from ..files.dump import open_dump
     from ..files.inversion import FORMAT, open_inversion
     from ..files.safety import format_of
@@ -33,7 +32,6 @@ def inspect(
     from ..show.overview import dump_document, overviews
     from ..show.tables import print_json, print_overview
 
-    device_for(device)
     if format_of(path) == FORMAT:
         with open_inversion(path) as inversion:
             if json:
@@ -41,7 +39,7 @@ def inspect(
             else:
                 print_outcomes(read_outcomes(inversion), inversion.unread)
         return
-    with open_dump(path) as opened:
+    with card_ready(device), open_dump(path) as opened:
         opened.check_claims()
         groups = overviews(opened, record or (), device=device)
         if json:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .card import card_ready
 from .notes import say
 from .options import DeviceName, Force, Json
 from .streams import complete_already
@@ -105,8 +107,8 @@ def invert(
     json: Json = False,
 ) -> None:
     """Recover the inputs and write them to a file."""
+    started = time.perf_counter()
     import spear_np
-    from spear_np.backend import device_for
 
     from ..files.inversion import open_inversion
     from ..many.executors import hired
@@ -134,8 +136,6 @@ def invert(
         spear_np.Options(data_range=data_range)
     except spear_np.InputError as error:
         raise typer.BadParameter(str(error), param_hint="--data-range") from error
-    if jobs is None and dask is None:
-        device_for(device)
     if summary is not None:
         check_summary(summary)
 
@@ -149,7 +149,11 @@ def invert(
         resume=resume,
         replace=force,
     )
-    with hired(jobs, dask) as crew, watching(quiet=quiet, verbose=verbose, log=log) as audience:
+    with (
+        card_ready(device if jobs is None and dask is None else "cpu"),
+        hired(jobs, dask) as crew,
+        watching(quiet=quiet, verbose=verbose, log=log) as audience,
+    ):
         done = invert_request(request, crew, audience, stop_on_interrupt())
     notes = list(done.notes)
     notes += [f"left out: {one.error}" for one in done.unread]
@@ -186,5 +190,5 @@ def invert(
             }
         )
     elif not quiet:
-        print_outcomes(outcomes, unread, str(output))
+        print_outcomes(outcomes, unread, str(output), time.perf_counter() - started)
     raise typer.Exit(INCOMPLETE if unread else exit_status(outcome.status for outcome in outcomes))

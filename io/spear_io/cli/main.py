@@ -43,7 +43,6 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="spear-np",
     help="Recover the inputs of a batch from the gradients of a fully connected ReLU layer.",
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -109,7 +108,9 @@ def _run(arguments: Sequence[str] | None) -> int:
             warnings.showwarning = _show_warning
             status = app(arguments, prog_name="spear-np", standalone_mode=False)
     except USAGE_ERROR as error:
-        return _fail(f"{error.format_message().rstrip('.')} (see spear-np --help)", 2)
+        context = getattr(error, "ctx", None)
+        command = "spear-np" if context is None else context.command_path
+        return _fail(f"{error.format_message().rstrip('.')} (see {command} --help)", 2)
     except FileError as error:
         return _fail(str(error), 2)
     except OutputError as error:

@@ -123,7 +123,7 @@ def invert_task(
             with InversionWriter(
                 entry_path(journal, task.number, "written"), source=task.dump, durable=False
             ) as out:
-                notes = _notes(record, result)
+                notes = _notes(record, layer, result)
                 out.add(task.name, layer.name, result, notes, display=record.info, seen=layer.seen)
     except (WriteError, spear_np.DeviceError):
         raise
@@ -201,16 +201,18 @@ def _inverted(
         raise FileError(str(error), layer.place) from error
 
 
-def _notes(record: Record, result: spear_np.Inversion) -> tuple[str, ...]:
+def _notes(record: Record, layer: Layer, result: spear_np.Inversion) -> tuple[str, ...]:
     """Return what the dump gives reason to say about a result."""
     stated = record.info.batch_size
+    seen = layer.seen.sentence(layer.name)
+    said = record.notes if seen is None else (*record.notes, seen)
     if stated is None or result.batch_size in (0, stated):
-        return record.notes
+        return said
     note = (
         f"the dump states a batch of {stated}, the gradient shows {result.batch_size}: identical inputs, and inputs "
         "that turn on no unit of this layer, do not show"
     )
-    return (*record.notes, note)
+    return (*said, note)
 
 
 def not_begun(shape: tuple[int, int], search: Search) -> spear_np.Inversion:

@@ -7,15 +7,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 import spear_np
 
 from ..files.inversion import InversionFile, RecoveredLayer, UnreadRecord
 from ..problems import printable
+from .advice import Advice, advice, findings
 from .progress import count, duration
 from .tables import console_for, figure, new_table, status_text
 
 LONGEST_TABLE = 60
 """Layers that are all shown, one a line; of more, those that are not whole come first."""
+
+MOST_CERTIFICATES = 4
+"""Layers whose certificates are printed whole; of more, what they have in common."""
+MOST_IN_COMMON = 20
+"""Sentences of many certificates that are printed."""
+ALL_OF_THEM = "the file and in --json"
 
 LONGEST_LIST = 20
 """Lines of remarks below the table."""
@@ -52,12 +62,14 @@ class Outcome:
     chain: tuple[str, ...]
     notes: tuple[str, ...]
     certificate: spear_np.Certificate | None = None
-    """Read only of a layer that is alone."""
+    """As `causes`, not read of thousands."""
+    causes: tuple[Advice, ...] = ()
+    """What may have kept inputs from being recovered, and what to try."""
 
 
 def read_outcomes(inversion: InversionFile, *, full: bool = True) -> list[Outcome]:
-    """Return what the file says of each layer; with `full`, of one that is alone everything."""
-    full = full and len(inversion.layers) == 1
+    """Return what the file says of each layer; with `full`, of not too many everything that is printed."""
+    full = full and len(inversion.layers) <= LONGEST_TABLE
     return [_outcome(layer, full=full) for layer in inversion.layers]
 
 
@@ -85,6 +97,7 @@ def _outcome(layer: RecoveredLayer, *, full: bool) -> Outcome:
         chain=layer.chain,
         notes=brief.notes,
         certificate=layer.details.whole_certificate if full else None,
+        causes=tuple(advice(findings(layer, None))) if full else (),
     )
 
 
@@ -141,9 +154,12 @@ def inversion_document(inversion: InversionFile) -> dict[str, Any]:
 
 
 def print_outcomes(
-    outcomes: Sequence[Outcome], unread: Sequence[UnreadRecord] = (), output: str | None = None
+    outcomes: Sequence[Outcome],
+    unread: Sequence[UnreadRecord] = (),
+    output: str | None = None,
+    seconds: float | None = None,
 ) -> None:
-    """Print the table that ends `spear-np invert`, and that `spear-np inspect` shows of an inversion."""
+    """Print the table that ends `spear-np invert`, which took `seconds` in all, and that `inspect` shows of an inversion."""
     shown = _most_telling(outcomes)
     console = console_for([outcome.claim for outcome in shown])
     if len(outcomes) > LONGEST_TABLE:
@@ -154,6 +170,8 @@ def print_outcomes(
             f"{len(outcomes) - len(shown)} more layers are not shown: --summary FILE.csv writes all",
             soft_wrap=True,
         )
+    if len(outcomes) <= MOST_CERTIFICATES:
+        _print_certificates(console, outcomes)
     remarks = [remark for outcome in shown for remark in _remarks(outcome, alone=len(outcomes) == 1)]
     remarks += [f"{printable(one.record)} could not be used: {one.problem}" for one in unread]
     for remark in _first(remarks):
@@ -161,8 +179,44 @@ def print_outcomes(
     repeated = [outcome for outcome in outcomes if outcome.repeated]
     if repeated:
         console.print(_repeats_line(repeated), soft_wrap=True)
+    if len(outcomes) > MOST_CERTIFICATES:
+        _print_in_common(console, outcomes)
     if output is not None:
-        console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+        took = "" if seconds is None else f" in {_seconds(seconds)}"
+        console.print(f"written to {printable(output, 1000)}{took}", soft_wrap=True)
+
+
+def _print_certificates(console: Console, outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.certificate is not None and outcome.certificate.checks:
+            if len(outcomes) > 1:
+                where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
+                console.print(Text(where, style="bold"), soft_wrap=True)
+            console.print(str(outcome.certificate), soft_wrap=True)
+
+
+def _print_in_common(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """Print what many certificates rest on and leave open, each sentence once, with how many say it."""
+    certificates = [outcome.certificate for outcome in outcomes if outcome.certificate is not None]
+    lines = Counter(
+        line
+        for one in certificates
+        for line in dict.fromkeys(
+            [
+                *(f"not passed: {check.name}" for check in one.checks if check.passed is False),
+                *(f"if {premise.name}: {premise.meaning}" for premise in one.rests_on),
+                *one.caveats,
+            ]
+        )
+    )
+    for line, count_of in lines.most_common(MOST_IN_COMMON):
+        console.print(f"{count_of} of {len(outcomes)}: {line}", soft_wrap=True)
+    if len(lines) > MOST_IN_COMMON:
+        console.print(f"and {len(lines) - MOST_IN_COMMON} more sentences, in {ALL_OF_THEM}", soft_wrap=True)
+
+
+def _seconds(seconds: float) -> str:
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _most_telling(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -182,20 +236,20 @@ def _layers_table(outcomes: Sequence[Outcome]) -> Any:
     many = len(outcomes) > 1
     more: dict[str, list[str]] = {}
     if many and any(outcome.client is not None for outcome in outcomes):
-        more["client"] = [_label(outcome.client) for outcome in outcomes]
+        more["?client"] = [_label(outcome.client) for outcome in outcomes]
     if many and any(outcome.round is not None for outcome in outcomes):
-        more["round"] = [_label(outcome.round) for outcome in outcomes]
+        more["?round"] = [_label(outcome.round) for outcome in outcomes]
     after: dict[str, list[str]] = {}
     if any(outcome.labelled for outcome in outcomes):
-        after[">labels"] = [str(outcome.labelled) for outcome in outcomes]
+        after[">?labels"] = [str(outcome.labelled) for outcome in outcomes]
     if many:
-        after[">worst bound"] = [figure(outcome.worst_bound, ".1e") for outcome in outcomes]
+        after[">?worst bound"] = [figure(outcome.worst_bound, ".1e") for outcome in outcomes]
     if any(outcome.repeated for outcome in outcomes):
         after[">seen elsewhere"] = [str(outcome.repeated or "–") for outcome in outcomes]
     if any(outcome.decay for outcome in outcomes):
-        after[">weight decay"] = [figure(outcome.decay or None, ".6g") for outcome in outcomes]
+        after[">?weight decay"] = [figure(outcome.decay or None, ".6g") for outcome in outcomes]
     rows = new_table(
-        "record", *more, "layer", "status", ">inputs", ">λ", ">proposals", ">time", "device", *after
+        "record", *more, "layer", "status", ">inputs", ">?λ", ">?proposals", ">time", "?device", *after
     )
     for index, outcome in enumerate(outcomes):
         rows.add_row(
@@ -206,7 +260,7 @@ def _layers_table(outcomes: Sequence[Outcome]) -> Any:
             f"{outcome.found}/{outcome.batch_size}",
             figure(outcome.agreement, ".6g"),
             count(outcome.proposals),
-            duration(outcome.seconds) if outcome.seconds >= 10 else f"{outcome.seconds:.2g} s",
+            _seconds(outcome.seconds),
             outcome.device,
             *(column[index] for column in after.values()),
         )
@@ -237,10 +291,10 @@ def _counts_table(outcomes: Sequence[Outcome], unread: Sequence[UnreadRecord]) -
 
 def _remarks(outcome: Outcome, *, alone: bool) -> Iterable[str]:
     where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
-    if outcome.certificate is not None and outcome.certificate.checks:
-        yield str(outcome.certificate)
     if outcome.reason and (outcome.status != spear_np.Status.EXACT or alone):
         yield f"{where}: {outcome.reason}"
+    for one in outcome.causes:
+        yield f"{where}: perhaps {one.cause}; {one.attempt}"
     if outcome.chain:
         yield f"{where}: from the layers {' → '.join(printable(name) for name in outcome.chain)}"
     for note in outcome.notes:

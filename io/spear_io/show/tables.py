@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 import spear_np
@@ -21,6 +19,7 @@ import spear_np
 from ..files.dump import Dump, RecordInfo
 from ..problems import listing, printable
 from .evaluate import LayerEvaluation
+from .grid import Grid, Heading
 from .overview import Group, LayerOverview, RecordOverview
 from .progress import duration
 
@@ -57,13 +56,9 @@ def console_for(claims: Sequence[str] = ()) -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def new_table(*headings: str) -> Table:
-    """Return an empty table; a heading that begins with ">" is that of numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        right = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    return table
+def new_table(*headings: str) -> Grid:
+    """Return an empty table; a heading begins with ">" over numbers, then with "?" if it may be left out."""
+    return Grid([Heading.of(heading) for heading in headings])
 
 
 def status_text(claim: str) -> Text:
@@ -162,9 +157,9 @@ def _batch_size(survey: spear_np.Survey | None) -> str:
     return rank if least == most else f"{rank} ({least} to {most})"
 
 
-def _stored_table(record: RecordOverview) -> Table:
+def _stored_table(record: RecordOverview) -> Grid:
     """What the file says of each layer, in 80 columns for names of usual length."""
-    table = new_table("layer", ">m × n", "type", "input from", "followed by", "holds", ">truth")
+    table = new_table("layer", ">m × n", "?type", "?input from", "followed by", "?holds", ">?truth")
     for layer in record.layers:
         table.add_row(
             printable(layer.layer),
@@ -186,9 +181,9 @@ def _input_from(layer: LayerOverview) -> str:
     return " ".join(parts) or "–"
 
 
-def _survey_table(record: RecordOverview) -> Table:
+def _survey_table(record: RecordOverview) -> Grid:
     """What the gradient of each layer tells."""
-    table = new_table("layer", ">batch", ">noise", ">gap", ">published search", "can be inverted")
+    table = new_table("layer", ">batch", ">?noise", ">?gap", ">?published search", "can be inverted")
     for layer in record.layers:
         survey = layer.survey
         forecast = None if survey is None else survey.forecast_seconds
@@ -261,7 +256,7 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             )
         console.print(table)
     summary = new_table(
-        "record", "layer", "status", ">recovered", ">matched", ">exact", ">mean PSNR (dB)", ">largest error"
+        "record", "layer", "status", ">?recovered", ">matched", ">exact", ">mean PSNR (dB)", ">?largest error"
     )
     for result in results:
         compared = result.problem is None
@@ -316,8 +311,8 @@ def print_conversions(conversions: Sequence[Conversion], output: str) -> None:
 def _print_conversion(console: Console, group: Sequence[Conversion]) -> None:
     conversion = group[0]
     linked = any(layer.follows or layer.between for layer in conversion.layers)
-    more = ["follows"] if linked else []
-    table = new_table("layer", ">m × n", "type", "followed by", *more, "holds", "stored as", "known by")
+    more = ["?follows"] if linked else []
+    table = new_table("layer", ">m × n", "?type", "followed by", *more, "?holds", "?stored as", "?known by")
     for layer in conversion.layers:
         before = layer.follows or (f"none: {layer.between}" if layer.between else "–")
         stored = layer.orientation is not None

@@ -16,6 +16,7 @@ from ...files.limits import working
 from ...files.sight import Sight
 from ...files.storage import Floats, check_finite
 from ...problems import printable
+from ..advice import advice, findings
 from ..beside import Beside, Comparison
 from ..evaluate import distinct_rows
 from ..looks import Kind, Look, look_of, own_range, pixel_range, read_rows
@@ -155,6 +156,8 @@ class Section:
     reason: str = ""
     notes: tuple[str, ...] = ()
     plots: tuple[Plot, ...] = ()
+    advice: tuple[Fact, ...] = ()
+    """Likely causes of what is missing, and what to try."""
 
 
 @dataclass(frozen=True)
@@ -336,6 +339,7 @@ def _section(
         reason=printable(layer.reason, 3000),
         notes=tuple(printable(note, 2000) for note in details.notes),
         plots=_plots(layer, comparison, anchor) if plotted else (),
+        advice=_advice(layer, beside),
     )
     if not layer.found:
         return section
@@ -443,6 +447,12 @@ def _missing(layer: RecoveredLayer, comparison: Comparison | None) -> str | None
                 f"{unseen} true inputs do not show in the gradient at all: they leave no trace in this layer."
             )
     return " ".join(sentences) or None
+
+
+def _advice(layer: RecoveredLayer, beside: Beside) -> tuple[Fact, ...]:
+    found = beside.layer(layer)
+    info = None if found is None else found[0].info
+    return tuple(Fact(one.cause, one.attempt) for one in advice(findings(layer, info)))
 
 
 def _check(check: spear_np.Check) -> CheckRow:

@@ -1,0 +1,158 @@
+"""What may have kept inputs from being recovered, the likeliest first, and what to try: from what the data shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..files.dump import RecordInfo
+from ..files.inversion import RecoveredLayer
+from ..files.storage import Floats
+
+WHOLE = ("exact", "approximate")
+FEW = 0.25
+"""Share of the units up to which a batch is small for a single layer: see docs/reach.md."""
+HALF = 0.5
+"""Share of the units from which a ReLU leaves too few zeros to tell inputs by."""
+LOUD = 1e-3
+"""Noise of an entry, as a share of its row, that no rounding of float32 leaves."""
+STEEP = 10.0
+"""Drop of the singular values from which a rank is clear."""
+OUT_OF_TIME = ("time limit", "stopped")
+"""What reasons begin with or hold where a search was cut short."""
+NO_ZEROS = ("none of", "something else than a ReLU")
+SIGNS = "signs of a gradient"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One possible cause."""
+
+    cause: str
+    attempt: str
+    """What to try about it."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of an inversion that fell short."""
+
+    status: str
+    reason: str
+    batch_size: int
+    found: int
+    shape: tuple[int, int]
+    """(m, n)."""
+    singular_values: Floats
+    relative_noise: float | None
+    weight_decay: float | None
+    chain: bool
+    info: RecordInfo | None
+    """What the dump says of the update, where it is at hand."""
+
+
+def findings(layer: RecoveredLayer, info: RecordInfo | None) -> Findings:
+    """Return what an inversion file says of one layer."""
+    details = layer.details
+    return Findings(
+        status=str(layer.status),
+        reason=layer.reason,
+        batch_size=layer.batch_size,
+        found=layer.found,
+        shape=(layer.units or 0, layer.inputs.shape[1]),
+        singular_values=details.singular_values,
+        relative_noise=details.relative_noise,
+        weight_decay=details.weight_decay,
+        chain=bool(layer.chain),
+        info=info,
+    )
+
+
+def advice(seen: Findings) -> tuple[Advice, ...]:
+    """Return the likely causes in order, at most four; none for a whole batch."""
+    if seen.status in WHOLE:
+        return ()
+    return tuple(dict.fromkeys((*_certain(seen), *_likely(seen))))[:4]
+
+
+def _certain(seen: Findings) -> Iterator[Advice]:
+    """What the file itself says."""
+    if SIGNS in seen.reason:
+        yield Advice(
+            "the update holds the signs of a gradient: an optimiser such as Adam, or signSGD, made it",
+            "get the gradient before the optimiser, or the update of plain SGD",
+        )
+    steps = None if seen.info is None else seen.info.local_steps
+    if steps is not None and steps > 1:
+        yield Advice(
+            f"the update sums up {steps} local steps, and only one step is a gradient",
+            "get the update of a single step, or one with a smaller learning rate",
+        )
+    if any(words in seen.reason for words in OUT_OF_TIME):
+        yield Advice("the search was cut short", "give it more time: --time-limit")
+    if all(words in seen.reason for words in NO_ZEROS):
+        yield Advice(
+            "another activation than a ReLU follows the layer, or a normalisation stands in between",
+            "say which: convert --activation, and record the layer that follows as well, which decides inputs whatever the activation",
+        )
+
+
+def _likely(seen: Findings) -> Iterator[Advice]:
+    """What the spectrum and the sizes make likely."""
+    m, n = seen.shape
+    smaller = min(m, n) or max(m, n)
+    if not seen.batch_size:
+        values = seen.singular_values
+        if len(values) and not np.any(values > 0):
+            yield Advice("the gradient is zero everywhere", "choose another layer or another step")
+            return
+        yield Advice(
+            f"the batch has {smaller} inputs or more, as many as the layer can tell apart",
+            "choose a wider layer with --layer, or ask for a smaller batch",
+        )
+        yield Advice(
+            "noise, as of differential privacy, covers the inputs",
+            "spear-np audit says how much noise hides a batch",
+        )
+        yield Advice(
+            "it is no gradient: momentum, Adam or several local steps mix many batches",
+            "get the update of one step of plain SGD",
+        )
+        return
+    share = seen.batch_size / max(m, 1)
+    if seen.relative_noise is not None and seen.relative_noise > LOUD:
+        yield Advice(
+            f"noise of {seen.relative_noise:.1g} of each row blurs what tells the inputs apart",
+            "say --batch-size if it is known: the rank is then not read off the noise",
+        )
+    if not seen.chain and share > FEW:
+        size = "far more" if share > HALF else "more"
+        yield Advice(
+            f"a batch of {seen.batch_size} is {size} than a layer of {m} units tells apart quickly",
+            "record the layer that follows as well: together they reach further; or give more time",
+        )
+    if not math.isclose(_drop(seen), math.inf) and _drop(seen) < STEEP:
+        yield Advice(
+            "no clear step in the singular values: several local steps, momentum or rounding may have raised the rank",
+            "say --batch-size if it is known, or get the update of a single step",
+        )
+    if seen.weight_decay is not None:
+        yield Advice(
+            "weight decay was estimated from the update, and taken out",
+            "if its size is known, say it: convert --weight-decay",
+        )
+    yield Advice(
+        "some inputs are faint, alike, or turn on nearly every unit",
+        "give more time, another --seed, or record the layer that follows as well",
+    )
+
+
+def _drop(seen: Findings) -> float:
+    """Last singular value that counts over the first that does not; infinite where there is none."""
+    values, rank = seen.singular_values, seen.batch_size
+    if not 0 < rank < len(values) or not values[rank] > 0:
+        return math.inf
+    return float(values[rank - 1] / values[rank])

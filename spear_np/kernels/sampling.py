@@ -1,0 +1,339 @@
+"""Random subsets of rows, the unit vectors they annul, and which of these further rows agree with.
+
+Numbers that look random are hashes of (seed, subset, draw): a subset is drawn alike wherever it is drawn, by the
+kernel on a card and by `draw_subsets` on the host. All vectors are computed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, Device, HostArray, between, contiguous, to_host
+from .source import WARP, launch, runs_kernels
+from .splitmix import below
+
+SLOTS_PER_ROW = 64
+"""Slots of the table of a weighted draw for each row, on average.
+
+Derived: weights are then off by less than what one draw in 64 is worth, and the table of ten thousand rows still fits a cache.
+"""
+CERTAIN = 6.0
+"""Expected draws of a row from which more make no difference.
+
+Derived: one that is drawn six times on average is missed by one subset in 400.
+"""
+MOST_DRAWS = 32
+"""Draws for each row of a subset, after which it takes whatever row is free.
+
+Derived: five times what `CERTAIN` lets a subset need on average; it only makes sure of an end.
+"""
+BISECTIONS = 40
+"""Halvings of an interval on a logarithmic scale.
+
+Derived: from a hundred decades to far less than a slot.
+"""
+DRAWN_SIGMAS = 3.0
+"""Standard deviations of the number of draws that a subset needs that all subsets are given at once.
+
+Derived: one in a thousand asks again.
+"""
+SMALL_PIVOT = 1e-3
+"""Pivot of an elimination of unit rows, none of them chosen, from which rows count as dependent and their subset is passed over.
+
+Derived: larger ones amplify the rounding of float32 to 6e-5, which stays below any tolerance of the search.
+Measured: at m = 200 and b = 12, 16, 24, 240,000 subsets each, solving those that it passes over (9 to 32 %) in float64 with a choice of
+pivots brought 95, 155, 95 hits, passing them over 97, 155, 94: rows of small gradient depend on each other because few inputs share them.
+"""
+ELIMINATED_NUMBERS = 500_000
+"""Numbers of the submatrices that are eliminated together on the host.
+
+Measured: on an AMD EPYC with 1 MB of second-level cache a core, 0.54 µs a submatrix at r = 16 (1.2 with 60,000, 2.4 one at a time in
+LAPACK) and 1.6 at r = 24 (4.4, and 5.6).
+"""
+LARGEST_KERNEL = 64
+"""Columns up to which the kernel is used.
+
+Derived: the 16 kB of one submatrix leave room for three in the 48 kB of shared memory that every card has.
+"""
+SHARED_BYTES = 48 * 1024
+"""Shared memory of a block.
+
+Definition: what CUDA promises on every card.
+"""
+MOST_WARPS = 8
+"""Warps of a block, each with a submatrix of its own, at most.
+
+Heuristic: more share no work.
+"""
+SUBSETS_PER_WARP = 16
+"""Subsets that a warp examines one after the other.
+
+Heuristic: enough to make its start cheap, few enough for the last warps to end together.
+"""
+KEPT_VECTORS = 65_536
+"""Vectors that one launch can keep; if more are to be kept, its halves are launched.
+
+Heuristic: a hundred times what is handed on.
+"""
+CHANCE_SIGMAS = 4.0
+"""Standard deviations by which further zero rows must exceed their number by chance.
+
+Derived: one of 30,000 false vectors passes, a fraction of one block.
+"""
+SPARE_SHARE = 0.25
+"""Share of the further rows beyond which no more of them need to agree, whatever chance brings.
+
+Derived: half of what agrees with a true direction on average.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What subsets are drawn from, ℓ rows in r coordinates, and when a product with a row counts as zero."""
+
+    unit: Array
+    """(ℓ, r) unit rows, float32, turned so that no coordinate is special."""
+    glanced: HostArray
+    """(g,) int: the rows that are looked at before all others."""
+    noise: Array
+    """(r, r) float32, upper triangular: the noise of ``unit · x`` has the standard deviation ``amplification * |noise · x|``."""
+    amplification: float
+    narrowest: float
+    widest: float
+    """Products below which count as zero, at least and at most."""
+
+    @property
+    def chance(self) -> float:
+        """Rows that a vector without meaning annuls, in units of the tolerance: the density of a random unit vector at zero."""
+        count, r = self.unit.shape
+        return math.sqrt(2 * r / math.pi) * float(count - r)
+
+    @property
+    def spare(self) -> int:
+        """How many further rows are asked for at most."""
+        count, r = self.unit.shape
+        return max(1, int(SPARE_SHARE * (count - r)))
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The vectors that further rows agree with, those with most zeros first; all on the host."""
+
+    vectors: HostArray
+    """(k, r) float32 unit vectors."""
+    zeros: HostArray
+    """(k,) int: rows that each annuls."""
+    subsets: HostArray
+    """(k,) int: the numbers of the subsets they come from."""
+
+
+def draw_tables(log_weights: HostArray, size: int) -> HostArray:
+    """(groups, SLOTS_PER_ROW ℓ) int32: tables of rows for subsets of `size` by weights ``exp(log_weights)`` (groups, ℓ).
+
+    Row i has slots in proportion to ``min(w_i τ, CERTAIN)``, with τ such that as many rows as wanted are expected to come
+    up by then: a subset by weight needs no more than some `CERTAIN` draws for each of its rows, however much the heaviest
+    weigh. Cumulative rounding gives rows of small weight a slot as often as they deserve one.
+    """
+    groups, count = log_weights.shape
+    relative = log_weights - np.max(log_weights, axis=1, keepdims=True)
+    low = np.full((groups, 1), -np.log(count))
+    high = np.log(CERTAIN) - np.min(relative, axis=1, keepdims=True)
+    low = np.minimum(low, high - 1)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        drawn = np.exp(np.minimum(relative + middle, np.log(CERTAIN)))
+        few = np.sum(-np.expm1(-drawn), axis=1, keepdims=True) < size
+        low, high = np.where(few, middle, low), np.where(few, high, middle)
+    share = np.cumsum(np.exp(np.minimum(relative + high, np.log(CERTAIN))), axis=1)
+    ends = np.rint(share / share[:, -1:] * (SLOTS_PER_ROW * count)).astype(np.int64)
+    slots = np.diff(ends, axis=1, prepend=0)
+    rows = np.arange(count, dtype=np.int32)
+    return np.stack([np.repeat(rows, each) for each in slots])
+
+
+def draw_subsets(tables: HostArray, rows: int, size: int, subsets: HostArray, seed: int) -> HostArray:
+    """Draw (k, size) distinct rows out of `rows` for each of the `subsets` (k,) int.
+
+    Subset i is the first `size` different rows of its own sequence of draws from table ``i % groups`` of `tables`
+    (groups, slots), all slots alike: a weighted sample without replacement.
+    """
+    picks = np.empty((len(subsets), size), dtype=np.int64)
+    open_ = np.arange(len(subsets))
+    # As many draws bring `size` of equal rows together; weights need more.
+    expected = -rows * np.log1p(-min(size, rows - 1) / rows)
+    draws = min(MOST_DRAWS * size, max(size, math.ceil(expected + DRAWN_SIGMAS * math.sqrt(expected))))
+    while len(open_) and size:
+        drawn = _drawn(tables, subsets[open_], draws, seed)
+        fresh = np.stack([~np.any(drawn[:draw] == drawn[draw], axis=0) for draw in range(draws)])
+        rank = np.cumsum(fresh, axis=0, dtype=np.int32)
+        done = rank[-1] >= size
+        chosen = (fresh & (rank <= size) & done).T
+        picks[open_[done]] = drawn.T[chosen].reshape(-1, size)
+        if draws == MOST_DRAWS * size:
+            for subset in np.flatnonzero(~done):
+                distinct = drawn[fresh[:, subset], subset]
+                picks[open_[subset]] = _filled(distinct, drawn[-1, subset], rows, size)
+            break
+        open_, draws = open_[~done], min(2 * draws, MOST_DRAWS * size)
+    return picks
+
+
+def _filled(distinct: HostArray, last: int, rows: int, size: int) -> HostArray:
+    """(size,): the `distinct` rows, and then whatever is free behind the `last` one drawn."""
+    behind = (last + 1 + np.arange(rows)) % rows
+    free = behind[~np.isin(behind, distinct)]
+    return np.concatenate([distinct, free[: size - len(distinct)]])
+
+
+def _drawn(tables: HostArray, subsets: HostArray, draws: int, seed: int) -> HostArray:
+    """(draws, k) int32: the first draws of each of the `subsets` (k,)."""
+    groups, slots = tables.shape
+    drawn: HostArray = np.take(
+        tables.reshape(-1), subsets % groups * slots + below(slots, subsets, draws, seed)
+    )
+    return drawn
+
+
+def sample(device: Device, rows: Rows, tables: HostArray, seed: int, first: int, count: int) -> Sample:
+    """Examine the subsets `first` to `first + count - 1` of r - 1 rows each; `tables` are those of `draw_subsets`."""
+    if runs_kernels(device, rows.unit) and rows.unit.shape[1] <= LARGEST_KERNEL:
+        parts = _launched(device, rows, tables, seed, first, count)
+    else:
+        parts = _in_arrays(device, rows, tables, seed, first, count)
+    vectors, zeros, subsets = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.lexsort((subsets, -zeros))
+    return Sample(vectors[order], zeros[order], subsets[order])
+
+
+Part = tuple[HostArray, HostArray, HostArray]
+
+
+def _in_arrays(
+    device: Device, rows: Rows, tables: HostArray, seed: int, first: int, count: int
+) -> list[Part]:
+    """As `sample`, in array code."""
+    xp = device.xp
+    length, r = rows.unit.shape
+    glanced = xp.take(rows.unit, device.integers(rows.glanced), axis=0)
+    parts = []
+    step = max(1, ELIMINATED_NUMBERS // max(1, r * (r - 1)))
+    for start in range(first, first + count, step):
+        subsets = np.arange(start, min(start + step, first + count))
+        picks = draw_subsets(tables, length, r - 1, subsets, seed)
+        vectors = null_vectors_of(device, rows.unit, picks)
+        tolerance = between(
+            xp,
+            rows.amplification * xp.linalg.vector_norm(vectors @ rows.noise.T, axis=1),
+            rows.narrowest,
+            rows.widest,
+        )
+        there = xp.sum(vectors * vectors, axis=1) > 0
+        if length > r:
+            there = there & (_annulled(xp, vectors, glanced, tolerance) > 0)
+        kept = xp.nonzero(there)[0]
+        vectors, tolerance = xp.take(vectors, kept, axis=0), xp.take(tolerance, kept, axis=0)
+        zeros = _annulled(xp, vectors, rows.unit, tolerance)
+        by_chance = rows.chance * tolerance
+        asked = xp.ceil(by_chance + CHANCE_SIGMAS * xp.sqrt(by_chance))
+        enough = xp.nonzero(
+            xp.astype(zeros, xp.float32) >= r + xp.minimum(asked, xp.full_like(asked, rows.spare))
+        )[0]
+        numbers = subsets[to_host(xp.take(kept, enough))]
+        parts.append((to_host(xp.take(vectors, enough, axis=0)), to_host(xp.take(zeros, enough)), numbers))
+    return parts
+
+
+def _annulled(xp: Any, vectors: Array, rows: Array, tolerance: Array) -> Array:
+    """(k,): how many of `rows` (ℓ, r) each of `vectors` (k, r) annuls within its `tolerance` (k,)."""
+    return xp.sum(xp.astype(xp.abs(vectors @ rows.T) < tolerance[:, None], xp.int64), axis=1)
+
+
+def null_vectors_of(device: Device, rows: Array, picks: HostArray) -> Array:
+    """(k, r): unit vectors that the rows `picks` (k, r - 1) of `rows` (ℓ, r), unit rows of float32, annul; zero where they depend.
+
+    All eliminations go side by side, a number of each in turn, and none chooses its pivots: rows that were turned at
+    random seldom need it, see `SMALL_PIVOT`.
+    """
+    xp = device.xp
+    k, n = picks.shape
+    index = device.integers(np.ascontiguousarray(picks.T).reshape(-1))
+    # [coordinate, row, submatrix]
+    matrix = xp.reshape(xp.take(xp.matrix_transpose(rows), index, axis=1), (n + 1, n, k))
+    sound = xp.ones((k,), dtype=xp.bool, device=device.handle)
+    pivots = []
+    for p in range(n):
+        pivot = matrix[p, p, :]
+        large = xp.abs(pivot) > SMALL_PIVOT
+        sound = sound & large
+        pivot = xp.where(large, pivot, xp.ones_like(pivot))
+        pivots.append(pivot)
+        shares = matrix[p, p + 1 :, :] / pivot
+        matrix[p + 1 :, p + 1 :, :] -= matrix[p + 1 :, p : p + 1, :] * shares[None, :, :]
+    x = xp.ones((n + 1, k), dtype=rows.dtype, device=device.handle)
+    for p in range(n - 1, -1, -1):
+        x[p, :] = -xp.sum(matrix[p + 1 :, p, :] * x[p + 1 :, :], axis=0) / pivots[p]
+    square = xp.sum(x * x, axis=0)
+    sound = sound & xp.isfinite(square)
+    x = xp.where(sound, x, xp.zeros_like(x)) / xp.sqrt(xp.where(sound, square, xp.ones_like(square)))
+    return xp.matrix_transpose(x)
+
+
+def _launched(device: Device, rows: Rows, tables: HostArray, seed: int, first: int, count: int) -> list[Part]:
+    """As `sample`, by the kernel: only what is kept leaves the device."""
+    xp = device.xp
+    length, r = rows.unit.shape
+    capacity = min(count, KEPT_VECTORS)
+    vectors = xp.empty((capacity, r), dtype=xp.float32, device=device.handle)
+    zeros = xp.empty((capacity,), dtype=xp.int32, device=device.handle)
+    numbers = xp.empty((capacity,), dtype=xp.uint64, device=device.handle)
+    found = xp.zeros((1,), dtype=xp.uint64, device=device.handle)
+    glanced = xp.take(rows.unit, device.integers(rows.glanced), axis=0).T
+    floats = (r - 1) * (r | 1) + r + (r - 1) + 1 + WARP
+    warps = max(1, min(MOST_WARPS, SHARED_BYTES // (4 * floats)))
+    arguments = (
+        rows.unit,
+        xp.asarray(tables, device=device.handle),
+        rows.noise,
+        contiguous(xp, glanced),
+        np.int32(length),
+        np.int32(r),
+        np.int32(tables.shape[1]),
+        np.int32(tables.shape[0]),
+        np.int32(len(rows.glanced)),
+        np.uint64(seed),
+        np.uint64(first),
+        np.uint64(count),
+        np.int32(MOST_DRAWS * (r - 1)),
+        np.float32(SMALL_PIVOT),
+        np.float32(rows.amplification),
+        np.float32(rows.narrowest),
+        np.float32(rows.widest),
+        np.float32(rows.chance),
+        np.float32(CHANCE_SIGMAS),
+        np.int32(rows.spare),
+        vectors,
+        zeros,
+        numbers,
+        found,
+        np.int32(capacity),
+    )
+    blocks = -(-count // (warps * SUBSETS_PER_WARP))
+    launch(device, "sample", blocks, WARP * warps, arguments, shared=4 * floats * warps)
+    kept = int(to_host(found)[0])
+    if kept > capacity:  # which of them are kept is a matter of luck: every half has all of its own
+        half = count // 2
+        return [
+            *_launched(device, rows, tables, seed, first, half),
+            *_launched(device, rows, tables, seed, first + half, count - half),
+        ]
+    return [
+        (
+            to_host(vectors[:kept, :]),
+            to_host(zeros[:kept]).astype(np.int64),
+            to_host(numbers[:kept]).astype(np.int64),
+        )
+    ]

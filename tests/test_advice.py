@@ -1,0 +1,81 @@
+"""Why inputs are missing, and what to try, by what a real failure shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spear_np
+from spear_io import InversionWriter, RecordInfo, open_inversion
+from spear_io.show.advice import advice, findings
+from tests.io_files import layer_data
+
+
+def advised(tmp_path: Path, result: spear_np.Inversion, info: RecordInfo | None = None) -> list[str]:
+    """Causes that are named for a result, as they are read back from its file."""
+    with InversionWriter(tmp_path / "out.h5", source="dump.h5") as out:
+        out.add("a", "fc", result)
+    with open_inversion(tmp_path / "out.h5") as inversion:
+        return [one.cause for one in advice(findings(inversion.layers[0], info))]
+
+
+def inverted(change: Any = None, **options: Any) -> spear_np.Inversion:
+    data = layer_data(b=options.pop("b", 4))
+    arrays = {name: getattr(data, name) for name in ("weight_grad", "bias_grad", "weight", "bias")}
+    if change is not None:
+        arrays |= {name: change(arrays[name]).astype(np.float32) for name in ("weight_grad", "bias_grad")}
+    return spear_np.invert(**arrays, time_limit=options.pop("time_limit", 5), **options)
+
+
+def test_a_whole_batch_needs_no_advice(tmp_path: Path) -> None:
+    result = inverted()
+    assert result.status == "exact"
+    assert advised(tmp_path, result) == []
+
+
+def test_a_batch_as_large_as_the_layer(tmp_path: Path) -> None:
+    causes = advised(tmp_path, inverted(b=64))
+    assert causes[0].startswith("the batch has 60 inputs or more")
+    assert len(causes) == 3
+
+
+def test_signs_of_an_optimiser_come_first(tmp_path: Path) -> None:
+    causes = advised(tmp_path, inverted(np.sign))
+    assert causes[0].startswith("the update holds the signs of a gradient")
+
+
+def test_another_activation_comes_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(4, 64)), rng.normal(size=(60, 64))
+    columns = rng.normal(size=(4, 60)) * (1 - np.tanh(x @ weight.T) ** 2)
+    result = spear_np.invert(columns.T @ x, columns.sum(axis=0), weight=weight, time_limit=5)
+    assert result.status == "failed"
+    assert advised(tmp_path, result)[0].startswith("another activation than a ReLU")
+
+
+def test_local_steps_that_are_stated_come_first(tmp_path: Path) -> None:
+    failed = replace(inverted(b=64), reason="no rank")
+    assert advised(tmp_path, failed, RecordInfo(local_steps=5))[0].startswith(
+        "the update sums up 5 local steps"
+    )
+
+
+def test_no_time_is_said(tmp_path: Path) -> None:
+    result = inverted(b=25, time_limit=0)
+    assert result.status == "failed"
+    causes = advised(tmp_path, result)
+    assert "the search was cut short" in causes
+    assert any("than a layer of 60 units tells apart" in cause for cause in causes)
+
+
+@pytest.mark.parametrize("level", [0.02, 0.3])
+def test_noise_is_among_the_causes(tmp_path: Path, level: float) -> None:
+    rng = np.random.default_rng(1)
+    size = np.sqrt(np.mean(layer_data().weight_grad ** 2))
+    result = inverted(lambda values: values + level * size * rng.normal(size=values.shape), time_limit=2)
+    failed = replace(result, status=spear_np.Status.FAILED)
+    assert any("noise of" in cause or cause.startswith("noise") for cause in advised(tmp_path, failed))

@@ -1,0 +1,441 @@
+"""Each kernel against its array-code twin: the CUDA source built by a host compiler here, and on a card where there is one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spear_np
+from spear_np.backend import CPU, Device, to_host
+from spear_np.directions.pool import Pool
+from spear_np.factors.behind import Behind, with_layer_behind
+from spear_np.factors.factorize import Factors, factorize
+from spear_np.factors.signs import sign_model
+from spear_np.kernels import columns, descent, reflect
+from spear_np.kernels.sampling import (
+    KEPT_VECTORS,
+    LARGEST_KERNEL,
+    Rows,
+    Sample,
+    draw_subsets,
+    draw_tables,
+    sample,
+)
+from spear_np.kernels.source import kernel_names, source
+from spear_np.search.columns import Columns
+from spear_np.search.descent import Descent
+from tests.backends import Backend
+from tests.chains import assert_whole, digit_network
+from tests.kernels_on_host import MISSING, HostKernels, build, declared
+from tests.layers import digit_layer, factors_of, true_directions
+from tests.networks import Floats
+
+SIZES = (1, 2, 31, 32, 33, 64, 257)
+LANES = (1, 4)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Where kernels run."""
+
+    device: Device
+    launched: Callable[[], list[str]]
+    """Names of the kernels that ran so far; on a card nobody counts."""
+
+    def array(self, values: Any) -> Any:
+        """Copy to the device, dtype kept; C-contiguous."""
+        host = np.ascontiguousarray(values)
+        return self.device.xp.asarray(host.copy(), device=self.device.handle)
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    if MISSING is not None:
+        pytest.skip(MISSING)
+    folder = tmp_path_factory.mktemp("kernels")
+    return {lanes: build(folder, lanes) for lanes in LANES}
+
+
+@pytest.fixture(
+    params=[*LANES, pytest.param("card", marks=pytest.mark.gpu)], ids=lambda lanes: f"lanes={lanes}"
+)
+def runner(request: pytest.FixtureRequest) -> Runner:
+    if request.param == "card":
+        if Backend.CUPY.missing is not None:
+            pytest.skip(Backend.CUPY.missing)
+        return Runner(Backend.CUPY.device, list)
+    kernels = HostKernels(request.getfixturevalue("libraries")[request.param], request.param)
+    return Runner(kernels.device, lambda: kernels.launches)
+
+
+def ran(runner: Runner, name: str) -> bool:
+    return runner.device.name != "cpu" or name in runner.launched()
+
+
+def test_kernels_are_found_and_their_names_are_their_own() -> None:
+    names = kernel_names()
+    assert len(names) == len(set(names)) == 8
+    assert source().count("__global__") == len(names)
+    for name in names:
+        assert declared(name)
+
+
+class TestDescent:
+    @pytest.mark.parametrize("l", SIZES)
+    @pytest.mark.parametrize("k", [1, 5])
+    @pytest.mark.parametrize("width", [None, 0.3])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_pull(self, runner: Runner, k: int, l: int, width: float | None, *, weighted: bool) -> None:
+        rng = np.random.default_rng(l)
+        values = rng.standard_normal((k, l)).astype(np.float32)
+        values[0, 1:2] = 0
+        weights = rng.random((k, l)).astype(np.float32) if weighted else None
+        wanted = descent.pull(CPU, values.copy(), weights, width)
+        found = descent.pull(
+            runner.device, runner.array(values), None if weights is None else runner.array(weights), width
+        )
+        np.testing.assert_allclose(to_host(found), wanted, rtol=2e-5)
+        assert ran(runner, "descent_pull")
+
+    @pytest.mark.parametrize("l", SIZES)
+    @pytest.mark.parametrize("threshold", [0.4, 0.8])
+    def test_soft_pattern(self, runner: Runner, l: int, threshold: float) -> None:
+        values = np.random.default_rng(l).standard_normal((3, l)).astype(np.float32)
+        wanted = descent.soft_pattern(CPU, values, threshold)
+        found = descent.soft_pattern(runner.device, runner.array(values), threshold)
+        np.testing.assert_allclose(to_host(found), wanted, atol=2e-5)
+        assert l < 31 or np.min(wanted) < 0 < np.max(wanted) == 1
+        assert ran(runner, "descent_pattern")
+
+    @pytest.mark.parametrize("l", SIZES)
+    @pytest.mark.parametrize("sharpness", [0.0, 4.0, 1000.0])
+    def test_sign_weights(self, runner: Runner, l: int, sharpness: float) -> None:
+        z = np.random.default_rng(l).standard_normal((3, l)).astype(np.float32)
+        wanted = descent.sign_weights(CPU, z.copy(), sharpness)
+        found = to_host(descent.sign_weights(runner.device, runner.array(z), sharpness))
+        assert np.all(np.isfinite(found))
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
+        assert ran(runner, "descent_weights")
+
+    @pytest.mark.parametrize("b", SIZES)
+    @pytest.mark.parametrize("k", [1, 5])
+    def test_move(self, runner: Runner, k: int, b: int) -> None:
+        rng = np.random.default_rng(b)
+        q = rng.standard_normal((k, b)).astype(np.float32)
+        q /= np.linalg.norm(q, axis=1, keepdims=True)
+        gradient = rng.standard_normal((k, b)).astype(np.float32)
+        wanted = descent.move(CPU, q.copy(), gradient.copy(), 0.1)
+        found = to_host(descent.move(runner.device, runner.array(q), runner.array(gradient), 0.1))
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+        np.testing.assert_allclose(found, wanted, atol=1e-5 if b > 1 else 2)
+        assert ran(runner, "descent_move")
+
+    def test_no_starts_are_no_launch(self, runner: Runner) -> None:
+        nothing = runner.array(np.empty((0, 7), dtype=np.float32))
+        assert descent.pull(runner.device, nothing, None, 0.3).shape == (0, 7)
+        assert descent.soft_pattern(runner.device, nothing, 0.5).shape == (0, 7)
+        assert descent.sign_weights(runner.device, nothing, 1.0).shape == (0, 7)
+        assert descent.move(runner.device, nothing, nothing, 0.1).shape == (0, 7)
+        assert not runner.launched()
+
+
+PIECES = {
+    "relu": reflect.Pieces((-np.inf, 0.0), (0.0, np.inf), (0.0, 0.0), (0.0, 1.0)),
+    "relu6": reflect.Pieces((-np.inf, 0.0, 2.0), (0.0, 2.0, np.inf), (0.0, 0.0, 2.0), (0.0, 1.0, 0.0)),
+    "leaky": reflect.Pieces((-np.inf, 0.0), (0.0, np.inf), (0.0, 0.0), (0.2, 1.0)),
+}
+
+
+class TestReflections:
+    @pytest.mark.parametrize("name", PIECES)
+    @pytest.mark.parametrize(("k", "m"), [(1, 1), (3, 33), (7, 257)])
+    def test_graph(self, runner: Runner, name: str, k: int, m: int) -> None:
+        rng = np.random.default_rng(m)
+        z, a = (3 * rng.standard_normal((k, m)).astype(np.float32) for _ in range(2))
+        wanted = reflect.reflected(CPU, PIECES[name], z, a)
+        found = reflect.reflected(runner.device, PIECES[name], runner.array(z), runner.array(a))
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(to_host(one), other, atol=1e-5)
+        assert ran(runner, "reflect_graph")
+
+    def test_a_slope_for_each_unit(self, runner: Runner) -> None:
+        rng = np.random.default_rng(3)
+        z, a = (3 * rng.standard_normal((4, 70)).astype(np.float32) for _ in range(2))
+        slopes = rng.uniform(0.05, 0.9, 70).astype(np.float32)
+        pieces = replace(PIECES["leaky"], slope=(slopes, 1.0))
+        there = replace(PIECES["leaky"], slope=(runner.array(slopes), 1.0))
+        wanted = reflect.reflected(CPU, pieces, z, a)
+        found = reflect.reflected(runner.device, there, runner.array(z), runner.array(a))
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(to_host(one), other, atol=1e-5)
+
+    @pytest.mark.parametrize("shifted", [False, True])
+    @pytest.mark.parametrize(("k", "m"), [(1, 1), (3, 33), (7, 257)])
+    def test_relaxed_move(self, runner: Runner, k: int, m: int, *, shifted: bool) -> None:
+        rng = np.random.default_rng(m)
+        v, onto, near = (rng.standard_normal((k, m)).astype(np.float32) for _ in range(3))
+        offset = rng.standard_normal(m).astype(np.float32) if shifted else None
+        wanted = reflect.relaxed(CPU, v.copy(), onto.copy(), offset, near, 0.7)
+        found = reflect.relaxed(
+            runner.device,
+            runner.array(v),
+            runner.array(onto),
+            None if offset is None else runner.array(offset),
+            runner.array(near),
+            0.7,
+        )
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(to_host(one), other, atol=1e-5)
+        assert ran(runner, "reflect_move")
+
+    @pytest.mark.parametrize(("k", "m"), [(1, 1), (3, 33), (7, 257)])
+    def test_sides(self, runner: Runner, k: int, m: int) -> None:
+        rng = np.random.default_rng(m)
+        z, d, e = (rng.standard_normal((k, m)).astype(np.float32) for _ in range(3))
+        wanted = columns.nearest_side(CPU, z, d, e, 0.75)
+        found = columns.nearest_side(runner.device, runner.array(z), runner.array(d), runner.array(e), 0.75)
+        for one, other in zip((*found.near, *found.turned), (*wanted.near, *wanted.turned), strict=True):
+            np.testing.assert_allclose(to_host(one), other, atol=1e-5)
+        assert ran(runner, "reflect_sides")
+
+    def test_no_points_are_no_launch(self, runner: Runner) -> None:
+        nothing = runner.array(np.empty((0, 7), dtype=np.float32))
+        assert reflect.reflected(runner.device, PIECES["relu"], nothing, nothing)[0].shape == (0, 7)
+        assert reflect.relaxed(runner.device, nothing, nothing, None, nothing, 0.7)[0].shape == (0, 7)
+        assert columns.nearest_side(runner.device, nothing, nothing, nothing, 0.75).near[0].shape == (0, 7)
+        assert not runner.launched()
+
+
+def planted(l: int, r: int, seed: int) -> tuple[Rows, Floats]:
+    """Rows of which three in four are orthogonal to a direction (r,), and the others far from it; also the direction."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((l, r))
+    hidden = rng.standard_normal(r)
+    hidden /= np.linalg.norm(hidden)
+    rows -= np.outer(rows @ hidden, hidden)
+    rows[3::4] += 2 * hidden
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    noise = np.triu(rng.standard_normal((r, r)))
+    unit, noise = rows.astype(np.float32), noise.astype(np.float32)
+    glanced = rng.choice(l, min(32, l), replace=False)
+    return Rows(unit, glanced, noise, amplification=2e-3, narrowest=1e-3, widest=0.02), hidden
+
+
+def sampled(runner: Runner, rows: Rows, tables: Any, count: int) -> tuple[Sample, Sample]:
+    """What the kernel finds, and what array code does."""
+    there = replace(rows, unit=runner.array(rows.unit), noise=runner.array(rows.noise))
+    return sample(runner.device, there, tables, 11, 1000, count), sample(CPU, rows, tables, 11, 1000, count)
+
+
+class TestSampling:
+    @pytest.mark.parametrize("r", [2, 3, 16, 32, 33, 64])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_the_kernel_finds_what_array_code_finds(self, runner: Runner, r: int, *, weighted: bool) -> None:
+        l = 4 * r + 3
+        rows, hidden = planted(l, r, seed=r)
+        # Rows orthogonal to the direction come first, so that it is found however many are drawn.
+        preferred = np.where(np.abs(rows.unit @ hidden) < 1e-3, 8.0, 0.0)
+        further = np.random.default_rng(1).standard_normal((3, l)) if weighted else np.zeros((1, l))
+        tables = draw_tables(preferred + further, r - 1)
+        kernel, twin = sampled(runner, rows, tables, 60)
+        assert ran(runner, "sample")
+        of_twin = dict(zip(twin.subsets, range(len(twin.subsets)), strict=True))
+        assert len(set(kernel.subsets) ^ set(of_twin)) <= 3  # decided by the rounding of float32
+        hits = 0
+        for vector, zeros, subset in zip(kernel.vectors, kernel.zeros, kernel.subsets, strict=True):
+            if subset not in of_twin:
+                continue
+            place = of_twin[subset]
+            assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+            assert abs(vector @ twin.vectors[place]) > 1 - 1e-4
+            assert abs(zeros - twin.zeros[place]) <= 2
+            if abs(vector @ hidden) > 1 - 1e-6:
+                hits += 1
+                assert zeros >= l * 3 // 4
+        assert hits > 20
+        assert np.all(np.diff(kernel.zeros) <= 0)
+        assert set(kernel.subsets) <= set(range(1000, 1060))
+
+    def test_one_coordinate_has_one_direction(self, runner: Runner) -> None:
+        rows = Rows(np.zeros((9, 1), np.float32), np.arange(9), np.ones((1, 1), np.float32), 1e-6, 1e-4, 0.02)
+        for found in sampled(runner, rows, draw_tables(np.zeros((2, 9)), 0), 20):
+            assert len(found.vectors) == 20
+            np.testing.assert_array_equal(found.vectors, 1)
+            np.testing.assert_array_equal(found.zeros, 9)
+
+    def test_rows_that_depend_on_each_other_give_nothing(self, runner: Runner) -> None:
+        rows, _ = planted(40, 6, seed=4)
+        rows.unit[:] = rows.unit[:1]
+        for found in sampled(runner, rows, draw_tables(np.zeros((1, 40)), 5), 30):
+            assert len(found.vectors) == 0
+
+    def test_rows_that_are_no_numbers_give_nothing(self, runner: Runner) -> None:
+        rows, _ = planted(40, 6, seed=4)
+        rows.unit[:] = np.nan
+        for found in sampled(runner, rows, draw_tables(np.zeros((1, 40)), 5), 30):
+            assert len(found.vectors) == 0
+
+    def test_more_columns_than_the_kernel_takes_go_to_array_code(self, runner: Runner) -> None:
+        r = LARGEST_KERNEL + 1
+        rows, hidden = planted(4 * r, r, seed=5)
+        tables = draw_tables(np.where(np.abs(rows.unit @ hidden) < 1e-3, 8.0, 0.0)[None, :], r - 1)
+        kernel, twin = sampled(runner, rows, tables, 10)
+        assert "sample" not in runner.launched()
+        np.testing.assert_array_equal(kernel.subsets, twin.subsets)
+        assert len(twin.subsets) > 3
+
+    def test_nothing_is_lost_where_more_is_kept_than_fits(
+        self, runner: Runner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = Rows(np.zeros((9, 1), np.float32), np.arange(9), np.ones((1, 1), np.float32), 1e-6, 1e-4, 0.02)
+        assert KEPT_VECTORS >= 1000
+        monkeypatch.setattr("spear_np.kernels.sampling.KEPT_VECTORS", 16)
+        found, _ = sampled(runner, rows, draw_tables(np.zeros((1, 9)), 0), 100)
+        np.testing.assert_array_equal(found.subsets, np.arange(1000, 1100))
+
+
+class TestDraws:
+    @pytest.mark.parametrize("weight", [0.0, 1.0, 30.0, 700.0])
+    @pytest.mark.parametrize(("l", "n"), [(1, 0), (2, 1), (7, 6), (40, 15), (90, 63)])
+    def test_the_kernel_draws_what_the_host_draws(
+        self, runner: Runner, l: int, n: int, weight: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The vectors tell which rows were drawn: those that they annul. All of them are kept.
+        rng = np.random.default_rng(l)
+        unit = rng.standard_normal((l, n + 1)).astype(np.float32)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        tables = draw_tables(weight * rng.standard_normal((2, l)), n)
+        monkeypatch.setattr("spear_np.kernels.sampling.SMALL_PIVOT", 1e-6)
+        rows = Rows(unit, np.arange(min(32, l)), np.eye(n + 1, dtype=np.float32), 1.0, 2.0, 2.0)
+        kernel, twin = sampled(runner, rows, tables, 40)
+        both = np.intersect1d(kernel.subsets, twin.subsets)
+        assert len(both) >= 30
+        for subset in both:
+            one = kernel.vectors[kernel.subsets == subset][0]
+            other = twin.vectors[twin.subsets == subset][0]
+            picks = draw_subsets(tables, l, n, np.asarray([subset]), 11)[0]
+            assert len(set(picks)) == n
+            assert np.all(np.abs(unit[picks] @ one) < 1e-2)
+            assert abs(one @ other) > 1 - 1e-3
+
+
+class TestWholeSearches:
+    """Everything around the kernels, with the kernels in it."""
+
+    @pytest.fixture
+    def kernels(self, libraries: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> HostKernels:
+        kernels = HostKernels(libraries[1], 1)
+        monkeypatch.setattr(sys.modules["spear_np.invert"], "device_for", lambda *_: kernels.device)
+        return kernels
+
+    @pytest.mark.parametrize("method", ["sampling", "descent"])
+    def test_a_layer_is_inverted(self, kernels: HostKernels, method: str) -> None:
+        data = digit_layer(8, width=100, seed=3)
+        result = spear_np.invert(
+            data.weight_grad, data.bias_grad, weight=data.weight, bias=data.bias, method=method
+        )
+        assert result.status == "exact"
+        ran = set(kernels.launches)
+        wanted = {"descent_pull", "descent_pattern", "descent_weights", "descent_move"}
+        assert ran == ({"sample"} if method == "sampling" else wanted)
+
+    @pytest.mark.parametrize("activation", ["relu", "relu6"])
+    def test_a_chain_is_inverted(self, kernels: HostKernels, activation: str) -> None:
+        data = digit_network(8, activation=activation, dtype=np.float32)
+        assert_whole(spear_np.invert_chain(data.layers, method="chain"), data)
+        assert {"reflect_graph", "reflect_move"} <= set(kernels.launches)
+
+    def test_columns_are_found(self, kernels: HostKernels) -> None:
+        data = digit_network(24, widths=(80,))
+        first, last = data.layers
+        behind = Behind(last, last=True)
+        factors = factorize(first, kernels.device)
+        assert isinstance(factors, Factors)
+        factors = replace(factors, space=with_layer_behind(factors.space, behind))
+        search = Columns.prepare(factors, sign_model(factors), behind)
+        assert search is not None
+        pool = Pool.empty(24, factors.space.U.shape[0])
+        proposals = search.propose(factors.space, pool, np.random.default_rng(0))
+        assert proposals.candidates.shape[0] >= 5
+        assert {"reflect_sides", "reflect_move"} <= set(kernels.launches)
+
+    def test_the_descent_finds_as_much_as_in_array_code(self, kernels: HostKernels) -> None:
+        data = digit_layer(12, width=200, seed=3)
+        factors = factors_of(data, Backend.NUMPY)
+        truth = true_directions(factors, data.inputs)
+        search = Descent.prepare(factors.space, sign_model(factors))
+        pool = Pool.empty(12, factors.space.U.shape[0])
+        found = []
+        for space in (factors.space, replace(factors.space, device=kernels.device)):
+            q = search.propose(space, pool, np.random.default_rng(5)).candidates
+            cosines = np.abs(q @ truth.T) / np.linalg.norm(q, axis=1)[:, None]
+            found.append(np.sum(np.max(cosines, axis=0) > 0.9999))
+        assert kernels.launches
+        # Rounding of float32 decides where some starts go.
+        assert found[0] >= 6
+        assert abs(found[1] - found[0]) <= 2
+
+
+class TestWeightedDraws:
+    """The law of `draw_subsets`; that the kernel draws the same is said above."""
+
+    def test_equal_weights_draw_every_subset_equally_often(self) -> None:
+        tables = draw_tables(np.zeros((1, 5)), 2)
+        subsets = draw_subsets(tables, 5, 2, np.arange(40_000), seed=61)
+        names = np.sort(subsets, axis=1) @ [5, 1]
+        _, counts = np.unique(names, return_counts=True)
+        assert len(counts) == 10
+        # Five standard deviations of a count of 40,000 draws that hits with probability 1/10.
+        assert np.all(np.abs(counts - 4000) < 5 * np.sqrt(40_000 * 0.1 * 0.9))
+
+    def test_further_rows_are_drawn_from_the_weights_that_are_left(self) -> None:
+        weights = np.asarray([1.0, 2.0, 5.0])
+        tables = draw_tables(np.log(weights)[None, :], 2)
+        subsets = draw_subsets(tables, 3, 2, np.arange(40_000), seed=63)
+        drawn = np.bincount(tables[0], minlength=3) / tables.shape[1]
+        # P(without i) = Σ over the orders (j, k) of p_j · p_k / (1 - p_j), by the weights in the table.
+        wanted = [
+            sum(
+                drawn[j] * drawn[k] / (1 - drawn[j])
+                for j in range(3)
+                for k in range(3)
+                if len({i, j, k}) == 3
+            )
+            for i in range(3)
+        ]
+        share = np.bincount(3 - np.sum(subsets, axis=1), minlength=3) / 40_000
+        np.testing.assert_allclose(share, wanted, atol=5 * np.sqrt(0.25 / 40_000))
+
+    def test_tables_have_slots_in_proportion(self) -> None:
+        rng = np.random.default_rng(7)
+        log_weights = rng.standard_normal((3, 200))
+        tables = draw_tables(log_weights, 15)
+        for table, logs in zip(tables, log_weights, strict=True):
+            share = np.bincount(table, minlength=200) / len(table)
+            np.testing.assert_allclose(share, np.exp(logs) / np.sum(np.exp(logs)), atol=1 / len(table))
+
+    def test_heavy_rows_are_in_nearly_every_subset_and_cost_few_draws(self) -> None:
+        # Eight rows outweigh all others by far, and these have weights of their own.
+        logs = np.concatenate([np.full(8, 90.0), np.linspace(0, 3, 192)])
+        tables = draw_tables(logs[None, :], 15)
+        subsets = draw_subsets(tables, 200, 15, np.arange(4000), seed=5)
+        assert np.mean([len(set(subset) & set(range(8))) for subset in subsets]) > 7.9
+        others = np.bincount(subsets[subsets >= 8], minlength=200)
+        assert np.sum(others[104:]) > 2 * np.sum(others[8:104])
+        # A draw hits what is not yet taken often enough.
+        assert np.sum(tables[0] >= 8) > tables.shape[1] / 20
+
+    @pytest.mark.parametrize(("rows", "size"), [(1, 0), (1, 1), (2, 1), (5, 5), (9, 8), (300, 63)])
+    def test_a_subset_has_no_row_twice(self, rows: int, size: int) -> None:
+        logs = 200 * np.random.default_rng(rows).standard_normal((2, rows))
+        subsets = draw_subsets(draw_tables(logs, size), rows, size, np.arange(50), seed=1)
+        assert subsets.shape == (50, size)
+        for subset in subsets:
+            assert len(set(subset)) == size
+            assert all(0 <= row < rows for row in subset)
