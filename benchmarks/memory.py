@@ -31,7 +31,7 @@ PHOTO = 3 * 224 * 224
 # VmHWM is the peak of the process image alone; ru_maxrss would start at what this process, the parent, had in use.
 CHILD = """
 import re, sys
-import h5py, numpy, scipy.linalg, rich.progress, spear_np, spear_io.cli.main, spear_io.cli.inverting
+import h5py, numpy, scipy.linalg, rich.progress, spear_np, spear_io.cli.main, spear_io.many.run
 target, *arguments = sys.argv[1:]
 status = spear_io.cli.main.main(arguments) if arguments else 0
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]

@@ -96,7 +96,7 @@ def run(setting: Row) -> Row:
         folder = Path(name)
         images = step(setting, folder)
         convert(
-            Origin(before=folder / "before.npz", after=folder / "after.npz"),
+            {"record-0": Origin(before=folder / "before.npz", after=folder / "after.npz")},
             folder / "dump.h5",
             info=RecordInfo(learning_rate=setting["learning_rate"]),
         )

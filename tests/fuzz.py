@@ -56,7 +56,7 @@ TIME_LIMIT = "2"
 """Seconds of search: what is tried here is reading."""
 
 LOADED = (
-    *("spear_io.convert", "spear_io.cli.inverting", "spear_io.show.tables", "spear_io.cli.layer_options"),
+    *("spear_io.convert", "spear_io.many.run", "spear_io.show.tables", "spear_io.cli.layer_options"),
     *("scipy.io.matlab", "scipy.optimize", "safetensors", "spear_io.files.child"),
 )
 """What the command loads when it needs it: here once for all mutants."""

@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 import spear_np
+from spear_io import InversionWriter, open_inversion
 from spear_io.show.grid import Grid
-from spear_io.show.tables import MOST_CERTIFICATES, Outcome, new_table, print_outcomes
+from spear_io.show.outcomes import MOST_CERTIFICATES, Outcome, print_outcomes, read_outcomes
+from spear_io.show.tables import new_table
 from tests.io_files import Command, command
 from tests.pages import answer, pictures
 
@@ -65,25 +67,31 @@ def test_rows_become_blocks_where_no_table_fits() -> None:
     assert not any("left out" in line for line in lines)
 
 
-def outcomes(count: int) -> list[Outcome]:
+def outcomes(folder: Path, count: int) -> list[Outcome]:
     result = answer(pictures(2))
     other = replace(
         result, certificate=replace(result.certificate, caveats=("identical inputs count once", "one more"))
     )
-    return [Outcome(f"client-{number}", "fc", other if number else result) for number in range(count)]
+    with InversionWriter(folder / "out.h5", source="dump.h5") as out:
+        for number in range(count):
+            out.add(f"client-{number}", "fc", other if number else result)
+    with open_inversion(folder / "out.h5") as inversion:
+        return read_outcomes(inversion)
 
 
-def test_a_few_records_have_their_certificates(capsys: pytest.CaptureFixture[str]) -> None:
-    print_outcomes(outcomes(3), "out.h5", 75.2)
+def test_a_few_records_have_their_certificates(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    print_outcomes(outcomes(tmp_path, 3), output="out.h5", seconds=75.2)
     text = capsys.readouterr().out
     assert text.count("sign_agreement") == 3
     assert text.count(" *  one more") == 2
     assert "written to out.h5 in 1:15" in text
 
 
-def test_many_records_say_once_what_they_have_in_common(capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_records_say_once_what_they_have_in_common(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     count = MOST_CERTIFICATES + 3
-    print_outcomes(outcomes(count), "out.h5", 0.5)
+    print_outcomes(outcomes(tmp_path, count), output="out.h5", seconds=0.5)
     text = capsys.readouterr().out
     assert "sign_agreement" not in text
     assert f"{count} of {count}: identical inputs count once" in text

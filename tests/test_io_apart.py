@@ -199,7 +199,7 @@ def test_busy_threads_do_not_use_up_the_time_of_a_block(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(limits, "_limits", Watched(Note(), {}))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    now = time.process_time()
+    now = limits.processor_time()
     with limits.reading_file(dump, 0):
         assert seconds.pop() == pytest.approx(now + limits.SECONDS, abs=1)
         with limits.working(), limits.reading_block(dump, 0):

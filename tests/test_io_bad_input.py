@@ -477,7 +477,11 @@ def test_truth_is_held_to_the_same_standard(tmp_path: Path, spear: Command) -> N
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing.h5", "no such file"), ("folder", "is a directory"), ("pipe", "not a regular file")],
+    [
+        ("missing.h5", "no such file"),
+        ("folder", "a folder without gradient dumps"),
+        ("pipe", "not a regular file"),
+    ],
 )
 def test_dumps_that_are_no_files(tmp_path: Path, spear: Command, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()

@@ -154,6 +154,7 @@ def test_options_reach_the_solver(spear: Command, solver: FakeSolver, dump: Path
     (call,) = solver.calls
     assert call.pop("gradients").shape == (M, N)
     assert call.pop("stop")() is False
+    assert callable(call.pop("callback"))
     assert call == {
         "batch_size": None,
         "data_range": None,
@@ -161,7 +162,6 @@ def test_options_reach_the_solver(spear: Command, solver: FakeSolver, dump: Path
         "seed": 0,
         "device": "cpu",
         "time_limit": 600.0,
-        "callback": None,
     }
     arguments = [
         "--method",
@@ -329,18 +329,31 @@ def test_names_that_are_not_there(
     assert solver.calls == []
 
 
-def test_every_layer_is_validated_before_the_first_search(
+def test_a_record_that_breaks_is_reported_and_the_rest_goes_on(
     spear: Command, solver: FakeSolver, many: Path, out: Path
 ) -> None:
     with h5py.File(many, "r+") as file:
-        file["records/second/layers/fc/bias_grad"][3] = np.nan
-    run = spear("invert", many, "-o", out)
+        file["records/first/layers/fc/bias_grad"][3] = np.nan
+    problem = "record 'first', layer 'fc', dataset 'bias_grad': holds NaN at entry 3"
+    old = write_earlier(out, "spear-inversion")
+    run = spear("invert", many, "-o", out, "--record", "first")
     assert run.status == 2
-    assert "record 'second', layer 'fc', dataset 'bias_grad': holds NaN at entry 3" in run.error
+    assert problem in run.error
     assert solver.calls == []
-    assert leftovers(out.parent) == []
+    assert out.read_bytes() == old
+    run = spear("invert", many, "-o", out)
+    assert run.status == 3
+    assert problem in run.err
+    assert problem in run.out
+    assert len(solver.calls) == 1
+    with open_inversion(out) as inversion:
+        assert [layer.record for layer in inversion.layers] == ["second"]
+        (unread,) = inversion.unread
+        assert unread.record == "first"
+        assert problem in unread.problem
+    assert [path.name for path in sorted(out.parent.iterdir())] == ["many.h5", "out.h5"]
     assert (
-        spear("invert", many, "-o", out, "--record", "first").status == 0
+        spear("invert", many, "-o", out, "--record", "second").status == 0
     )  # what is not asked for does not matter
 
 

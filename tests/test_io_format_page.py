@@ -68,7 +68,10 @@ def test_every_attribute_and_dataset_of_an_inversion_is_there(tmp_path: Path) ->
     info = RecordInfo(input_shape=(8, 8), input_mean=(0.5,), input_std=(0.5,), client="a", round=1)
     with InversionWriter(tmp_path / "out.h5", source="dump.h5") as out:
         out.add("a", "fc1", result, ["a note"], display=info, seen=Seen(Sight.FEATURES, "fc0", "dropout"))
+        out.mark("a", "fc1", [0] * B)
+        out.describe("a", source="dump.h5", source_record="a", problem="of another layer")
     with h5py.File(tmp_path / "out.h5") as file:
         names = everything_in(file)
+    assert {"repeats", "source_record", "problem"} <= names
     assert {"labels", "chain", "between", "input_std", "status", "threshold"} <= names
     assert names <= code_of(INVERSION)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .files.dump_writer import DumpWriter, LayerArrays, write_dump
     from .files.inversion import InversionWriter, open_inversion
     from .files.storage import Bfloat16
+    from .many.executors import ExecutorError
+    from .many.run import Inverted, invert_dumps
+    from .many.workers import Workers
     from .problems import FileError
 
 __all__ = [
@@ -23,11 +26,15 @@ __all__ = [
     "Display",
     "Dump",
     "DumpWriter",
+    "ExecutorError",
     "FileError",
     "InversionWriter",
+    "Inverted",
     "LayerArrays",
     "RecordInfo",
+    "Workers",
     "in_child",
+    "invert_dumps",
     "open_dump",
     "open_inversion",
     "write_dump",
@@ -40,6 +47,9 @@ _HOMES = {
     ".files.dump_writer": ("DumpWriter", "LayerArrays", "write_dump"),
     ".files.inversion": ("InversionWriter", "open_inversion"),
     ".files.storage": ("Bfloat16",),
+    ".many.executors": ("ExecutorError",),
+    ".many.run": ("Inverted", "invert_dumps"),
+    ".many.workers": ("Workers",),
     ".problems": ("FileError",),
 }
 """Which module holds which of them."""

@@ -89,6 +89,10 @@ class FileError(Exception):
         return f"{self.place}: {self.problem}" + (f"; {self.advice}" if self.advice else "")
 
 
+class WriteError(FileError):
+    """A file that cannot be written, or must not be replaced."""
+
+
 def cause(error: BaseException) -> str:
     """Return the heart of an operating system or HDF5 error as one clause.
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
+from .notes import say
 from .options import Force, Json
 from .streams import complete_already
 
@@ -19,7 +20,7 @@ def convert(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="[SOURCE] DUMP.h5", help="What to read, and the dump to write.", show_default=False
+            metavar="[SOURCE…] DUMP.h5", help="What to read, and the dump to write.", show_default=False
         ),
     ],
     gradients: Annotated[
@@ -33,6 +34,13 @@ def convert(
         typer.Option("--before", metavar="A", help="Instead of SOURCE: the model before the step …"),
     ] = None,
     after: Annotated[Path | None, typer.Option("--after", metavar="B", help="… and after it.")] = None,
+    successive: Annotated[
+        bool,
+        typer.Option(
+            "--successive",
+            help="SOURCE… (or a folder of them) are models of one training, each a step after the one before.",
+        ),
+    ] = False,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", metavar="η", help="Of the step between two models.")
     ] = None,
@@ -83,7 +91,12 @@ def convert(
     loss: Annotated[
         str | None, typer.Option("--loss", metavar="NAME", help="E.g. cross_entropy, mse.")
     ] = None,
-    record: Annotated[str, typer.Option("--record", metavar="NAME", help="Name of the record.")] = "record-0",
+    record: Annotated[
+        str | None,
+        typer.Option(
+            "--record", metavar="NAME", help="Name of the record; of several, the names of their files."
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="If it is known.")] = None,
     input_shape: Annotated[
         str | None, typer.Option("--input-shape", metavar="1,28,28", help="Shape of one input.")
@@ -103,7 +116,7 @@ def convert(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Make a dump of a file of gradients, or of two models.
+    """Make a dump of files of gradients, with a record for each, or of models before and after steps.
 
     Reads .npz, .npy and folders of .npy, .safetensors and folders of them, MATLAB .mat, Keras .weights.h5, .keras and
     .h5, Flax msgpack, Orbax checkpoints, any other HDF5, and PyTorch checkpoints.
@@ -112,15 +125,22 @@ def convert(
 
     from ..convert import Origin
     from ..convert import convert as convert_files
+    from ..convert import successive as successive_models
     from ..files.dump import RecordInfo
-    from ..show.tables import print_conversion, print_json
+    from ..many.sources import find_files, labels_of
+    from ..show.tables import print_conversions, print_json
+    from .exit_status import INCOMPLETE
     from .layer_options import said_of_layers
 
-    source, output = _paths(paths, before, after)
-    if source is None and (gradients or model or maps):
+    sources, output = _paths(paths, before, after)
+    two_models = before is not None or successive
+    if two_models and (gradients or model or maps):
         msg = "cannot be combined with --gradients, --model or --map"
-        raise typer.BadParameter(msg, param_hint="--before")
-    if source is not None and (learning_rate is not None or local_steps is not None):
+        raise typer.BadParameter(msg, param_hint="--before" if before else "--successive")
+    if before is not None and successive:
+        msg = "cannot be combined with --before and --after"
+        raise typer.BadParameter(msg, param_hint="--successive")
+    if not two_models and (learning_rate is not None or local_steps is not None):
         msg = "only describes the step between two models (--before, --after)"
         raise typer.BadParameter(
             msg, param_hint="--learning-rate" if local_steps is None else "--local-steps"
@@ -129,7 +149,7 @@ def convert(
         msg = f"{learning_rate:g} is not a positive number"
         raise typer.BadParameter(msg, param_hint="--learning-rate")
     if weight_decay is not None:
-        _check_decay(weight_decay, known_rate=source is not None or learning_rate is not None)
+        _check_decay(weight_decay, known_rate=not two_models or learning_rate is not None)
     if loss is not None and not loss.strip():
         msg = "is empty: give a name, e.g. cross_entropy"
         raise typer.BadParameter(msg, param_hint="--loss")
@@ -144,10 +164,23 @@ def convert(
         loss=loss,
         feature_names=None if feature_names is None else tuple(feature_names.split(",")),
     )
-    conversion = convert_files(
-        Origin(source, gradients, model, before, after, tuple(maps or ())),
+    if before is not None:
+        origins = {record or "record-0": Origin(before=before, after=after)}
+    elif successive:
+        origins = successive_models(find_files(sources, within_folders=True))
+    else:
+        files = find_files(sources)
+        names = (record or "record-0",) if len(files) == 1 else labels_of(files)
+        chosen = tuple(maps or ())
+        origins = {
+            name: Origin(path, gradients, model, maps=chosen) for name, path in zip(names, files, strict=True)
+        }
+    if record is not None and len(origins) > 1:
+        msg = f"is one name, but there are {len(origins)} records, which are called after their files"
+        raise typer.BadParameter(msg, param_hint="--record")
+    converted = convert_files(
+        origins,
         output,
-        record=record,
         info=info,
         layers=layer or (),
         orientation=orientation,
@@ -155,18 +188,26 @@ def convert(
         replace_any=force,
     )
     complete_already(output)
+    first, *others = converted.conversions
+    left_out = [f"left out: {error}" for error in converted.left_out]
     if json:
         print_json(
             {
                 "command": "convert",
                 "version": spear_np.__version__,
-                "source": None if source is None else str(source),
+                "source": str(sources[0]) if len(sources) == 1 else None,
+                "sources": [str(path) for path in sources],
                 "output": str(output),
-                **asdict(conversion),
+                **asdict(first),
+                "others": [asdict(one) for one in others],
+                "left_out": left_out,
             }
         )
     else:
-        print_conversion(conversion, str(output))
+        print_conversions(converted.conversions, str(output))
+    say(left_out)
+    if left_out:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _check_decay(weight_decay: float, *, known_rate: bool) -> None:
@@ -179,17 +220,16 @@ def _check_decay(weight_decay: float, *, known_rate: bool) -> None:
         raise typer.BadParameter(msg, param_hint="--weight-decay")
 
 
-def _paths(paths: list[Path], before: Path | None, after: Path | None) -> tuple[Path | None, Path]:
-    """Return SOURCE, None if two models stand for it, and DUMP.h5."""
+def _paths(paths: list[Path], before: Path | None, after: Path | None) -> tuple[list[Path], Path]:
+    """Return SOURCE…, none if two models stand for them, and DUMP.h5."""
     if (before is None) != (after is None):
         msg = "two models are needed: --before A --after B"
         raise typer.BadParameter(msg, param_hint="--before" if before is None else "--after")
-    wanted = 2 if before is None else 1
-    if len(paths) != wanted:
-        usage = "SOURCE DUMP.h5" if before is None else "--before A --after B DUMP.h5"
+    if len(paths) < 2 if before is None else len(paths) != 1:
+        usage = "SOURCE… DUMP.h5" if before is None else "--before A --after B DUMP.h5"
         msg = f"{len(paths)} names are given, but it is: spear-np convert {usage}"
         raise typer.BadParameter(msg, param_hint="DUMP.h5")
-    return (paths[0] if before is None else None), paths[-1]
+    return paths[:-1], paths[-1]
 
 
 def numbers(text: str | None, kind: type[Number], option: str) -> tuple[Number, ...] | None:

@@ -121,15 +121,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     except MemoryError:
         return _fail("not enough memory", 1)
-    except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _interrupted(str(error))
     except Exception as error:  # noqa: BLE001  (the last resort: one line instead of a traceback)
         return _explain(error)
     return _interrupted() if status == INTERRUPTED else int(status or 0)
 
 
-def _interrupted() -> int:
-    return _fail("interrupted; nothing was written", 1)
+def _interrupted(said: str = "") -> int:
+    return _fail(said or "interrupted; nothing was written", 1)
 
 
 def _report_death(exit_code: int, note: Note) -> int:
@@ -144,8 +144,13 @@ def _explain(error: Exception) -> int:
     """Print what the solver refused, or that the program has a defect; return the exit status."""
     from spear_np import DeviceError, InputError
 
+    from ..files.child import ChildError
+    from ..many.executors import ExecutorError
+
     if isinstance(error, DeviceError | InputError):
         return _fail(str(error), 2)
+    if isinstance(error, ChildError | ExecutorError):
+        return _fail(str(error), 1)
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
     kind = type(error).__name__

@@ -20,7 +20,7 @@ HANDED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGCONT")
 """Signals that are for the work."""
 
 FATAL = ("SIGTERM", "SIGHUP", "SIGQUIT")
-"""Those of them that end both processes."""
+"""Those of them that end both processes, if the work does not take them for a Ctrl-C."""
 
 PATIENCE = 3.0
 """Seconds that reading, or work that was told twice, has to end after a Ctrl-C."""
@@ -122,7 +122,9 @@ def _watch(child: int, bell: int, note: Note, *, deaf: bool) -> tuple[int, int]:
         if ended:
             return status, interruptions
         if deadline is not None and time.monotonic() >= deadline:
-            _send(child, signal.SIGKILL)
+            # What only came by a file is on its way to an end.
+            if interruptions > 1 or note.doing is Doing.READ:
+                _send(child, signal.SIGKILL)
             deadline = None
         select.select([bell], [], [], None if deadline is None else max(0.0, deadline - time.monotonic()))
         for number in _rung(bell):

@@ -6,17 +6,18 @@ output units and put into forward order, and written. Two models may stand in fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from ..adapters.wiring import Wiring
 from ..files.dump import DATASETS, DECAY_NOT_USED, RecordInfo
 from ..files.dump_writer import NO_INFO, DumpWriter, LayerArrays
 from ..files.limits import working
-from ..problems import FileError, listing, printable
+from ..problems import FileError, WriteError, listing, printable
 from .checks import change_of, check_gradients, check_input_shape, check_one_update
 from .decay import decay_notes
 from .difference import leave_out_unchanged
@@ -25,11 +26,11 @@ from .forward_pass import LastLayer, Said, last_layer, wired
 from .layers import FoundLayer, Part, natural
 from .names import MOMENT, NORMALISATIONS
 from .orientation import Settled, settle
-from .origin import Origin
+from .origin import Origin, successive
 from .pairing import Pairing, pair
 from .source import Orientation, Source
 
-__all__ = ["Conversion", "ConvertedLayer", "Origin", "Said", "convert"]
+__all__ = ["Conversion", "Converted", "ConvertedLayer", "Origin", "Said", "convert", "successive"]
 
 NOTHING_SAID = Said()
 
@@ -68,29 +69,35 @@ class Conversion:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What became of several origins."""
+
+    conversions: tuple[Conversion, ...]
+    left_out: tuple[FileError, ...] = ()
+    """Why origins are not in the dump."""
+
+
 def convert(
-    origin: Origin,
+    origins: Mapping[str, Origin],
     output: Path,
     *,
-    record: str = "record-0",
     info: RecordInfo = NO_INFO,
     layers: Sequence[str] = (),
     orientation: Orientation | None = None,
     said: Said = NOTHING_SAID,
     replace_any: bool = False,
-) -> Conversion:
-    """Write a gradient dump of what `origin` holds.
+) -> Converted:
+    """Write a gradient dump with a record for each of `origins`; models that they share are stored once.
 
     Parameters
     ----------
-    origin : Origin
-        Where the gradients are.
+    origins : mapping
+        Where the gradients are, by the names of the records.
     output : Path
         The dump; appears whole or not at all.
-    record : str
-        Name of its record.
     info : RecordInfo
-        What else is known of the update.
+        What else is known of each update; the `round` may be in its origin.
     layers : sequence of str
         Only these; all if empty.
     orientation : {"mn", "nm"}, optional
@@ -103,8 +110,71 @@ def convert(
     Raises
     ------
     FileError
-        If a file cannot be used, holds no gradients, leaves open what is what, or the dump cannot be written.
+        If the dump cannot be written, or no origin can be used: a file that is damaged, holds no gradients, or leaves
+        open what is what. One of several is left out.
     """
+    conversions: list[Conversion] = []
+    left_out: list[FileError] = []
+    files = [path for origin in origins.values() for path in origin.files]
+    with _Records(output, files, replace_any=replace_any) as dump:
+        for record, origin in origins.items():
+            try:
+                conversions.append(_convert(record, origin, dump, info, layers, orientation, said))
+            except WriteError:
+                raise
+            except FileError as error:
+                left_out.append(error)
+        if not conversions:
+            raise left_out[0]
+    first = next(iter(conversions))
+    if origins[first.record].before is not None:  # the others are of the same training
+        notes = (*first.notes, *decay_notes(output, first.record))
+        conversions[0] = replace(first, notes=notes)
+    return Converted(tuple(conversions), tuple(left_out))
+
+
+class _Records:
+    """A dump that begins with its first record, which tells the producer, and stores a model that records share once."""
+
+    def __init__(self, output: Path, sources: Sequence[Path], *, replace_any: bool) -> None:
+        self._output, self._sources, self._replace_any = output, sources, replace_any
+        self._stack = ExitStack()
+        self._writer: DumpWriter | None = None
+        self._model_record: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, record: str, layers: dict[str, LayerArrays], info: RecordInfo, producer: str) -> None:
+        if self._writer is None:
+            writer = DumpWriter(
+                self._output, producer=producer, sources=self._sources, replace=self._replace_any
+            )
+            self._writer = self._stack.enter_context(writer)
+        shared = self._model_record
+        if shared is not None and self._writer.stores_model(shared, layers):
+            layers = {name: replace(layer, weight=None, bias=None) for name, layer in layers.items()}
+        else:
+            shared = None
+        self._writer.add_record(record, layers, info=info, model_of=shared)
+        if shared is None:
+            self._model_record = record
+
+
+def _convert(
+    record: str,
+    origin: Origin,
+    dump: _Records,
+    info: RecordInfo,
+    layers: Sequence[str],
+    orientation: Orientation | None,
+    said: Said,
+) -> Conversion:
     with ExitStack() as stack:
         opened = origin.open(stack)
         source = opened.source
@@ -126,25 +196,20 @@ def convert(
         check_input_shape(info, chosen[0].title, written[chosen[0].title], source.place)
         if origin.before is not None or change_of(chosen, source.place):
             info = replace(info, update="weight_delta")
-        producer = f"{source.producer}, converted from {source.format}"
-        with (
-            DumpWriter(output, producer=producer, sources=origin.files, replace=replace_any) as dump,
-            working(),
-        ):
-            dump.add_record(record, written, info=info)
+        if origin.round is not None:
+            info = replace(info, round=origin.round)
+        with working():
+            dump.add(record, written, info, f"{source.producer}, converted from {source.format}")
         notes = _notes(origin, pairing, source, order_note, assumed=assumed, last=last)
         if info.update == "weight_delta" and info.weight_decay is not None and info.learning_rate is None:
             notes.append(DECAY_NOT_USED)
-        conversion = Conversion(
+        return Conversion(
             format=source.format,
             record=record,
             layers=tuple(_report(one, written[one.title], settled.get(one.title)) for one in chosen),
             skipped=dict(source.skipped) | pairing.skipped,
             notes=tuple(notes),
         )
-    if origin.before is None:
-        return conversion
-    return replace(conversion, notes=(*conversion.notes, *decay_notes(output, record)))
 
 
 def _choose(

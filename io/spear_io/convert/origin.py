@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from spear_np import Activation
 
 from ..adapters.keras_operations import UNKNOWN_SLOPE
 from ..adapters.wiring import Elementwise, Step
-from ..problems import FileError
+from ..problems import FileError, Place
 from .detect import open_source
 from .difference import only_after, two_precisions, updates
 from .flat_vector import split_vector
@@ -37,6 +39,8 @@ class Origin:
         The model before and after the step.
     maps : sequence of str
         ``[LAYER.]PART=NAME``: what these arrays of `source` are; the others are known by their names.
+    round : int, optional
+        Of the training, where the name of the file tells it.
     """
 
     source: Path | None = None
@@ -45,6 +49,7 @@ class Origin:
     before: Path | None = None
     after: Path | None = None
     maps: Sequence[str] = ()
+    round: int | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -89,6 +94,31 @@ class Origin:
         elif self.gradients:
             source = replace(source, network=_without_slopes(source.network))
         return Opened(source, split_vector(given, source.place), unread, two_files=self.model is not None)
+
+
+def successive(models: Sequence[Path]) -> dict[str, Origin]:
+    """Return the updates between models of one training, each of which came of the one before, by names for records.
+
+    The last number in the name of a file is taken for its round, if all have one and they grow.
+
+    Raises
+    ------
+    FileError
+        If there are fewer than two models.
+    """
+    if len(models) < 2:
+        where = models[0] if models else Path()
+        msg = "is the only model: an update is what lies between two"
+        raise FileError(msg, Place(where), "give the models of several rounds, or a folder of them")
+    found = [re.findall(r"\d+", path.name) for path in models]
+    rounds = [int(numbers[-1]) if numbers else None for numbers in found]
+    told = [number for number in rounds if number is not None]
+    growing = len(told) == len(models) and all(one < other for one, other in pairwise(told))
+    origins: dict[str, Origin] = {}
+    for (before, after), number in zip(pairwise(models), rounds[1:], strict=True):
+        name = after.stem if after.stem not in origins else f"{after.stem} ({len(origins) + 1})"
+        origins[name] = Origin(before=before, after=after, round=number if growing else None)
+    return origins
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,22 @@ from typing import Any
 
 import h5py
 
-from ..problems import FileError, Place, cause
+from ..problems import FileError, Place, WriteError, cause
 from . import safety
+
+try:
+    import fcntl
+except ImportError:  # only POSIX has it
+    fcntl = None  # type: ignore[assignment]
 
 MARKED = 1024
 """Bytes at the beginning of a text file that tell who wrote it."""
 
 PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 """Mode of a new file: it holds private data."""
+
+TEMPORARY = ".spear-np-{}.partial"
+"""What a file is called before it has its name."""
 
 
 class _Spool(io.RawIOBase):
@@ -94,7 +102,13 @@ class NewFile:
 
 @contextmanager
 def new_hdf5(
-    path: Path, *, kind: str, version: int, sources: Iterable[Path] = (), replace: bool = True
+    path: Path,
+    *,
+    kind: str,
+    version: int,
+    sources: Iterable[Path] = (),
+    replace: bool = True,
+    durable: bool = True,
 ) -> Iterator[NewFile]:
     """Yield a new HDF5 file that replaces `path` when the block ends well.
 
@@ -113,17 +127,17 @@ def new_hdf5(
         Files that are being read and must not be replaced.
     replace : bool
         Whether a file of another `kind` may be replaced.
+    durable : bool
+        Whether to wait until the disk has the file, so that it outlives a power cut.
 
     Raises
     ------
-    FileError
+    WriteError
         If the file cannot be written there.
     """
     place = Place(path)
-    _check_target(path, place, sources)
-    if not replace:
-        _check_kind(path, kind, place)
-    with _replacing(path, place) as raw:
+    check_target(path, kind=kind, sources=sources, replace=replace)
+    with _replacing(path, place, durable=durable) as raw:
         spool = _Spool(raw)
         new = NewFile(h5py.File(spool, "w"), spool)
         with new.root:
@@ -161,7 +175,7 @@ def new_file(
         If the file cannot be written there.
     """
     place = Place(path)
-    _check_target(path, place, sources)
+    _check_name(path, place, sources)
     if not replace and path.exists():
         try:
             with path.open("rb") as stream:
@@ -170,7 +184,7 @@ def new_file(
             own = False
         if not own:
             raise _of_another_kind(place, what)
-    with _replacing(path, place) as raw:
+    with _replacing(path, place, durable=True) as raw:
 
         def write(data: bytes) -> None:
             view = memoryview(data)
@@ -184,31 +198,37 @@ def new_file(
 
 
 @contextmanager
-def _replacing(path: Path, place: Place) -> Iterator[io.FileIO]:
+def _replacing(path: Path, place: Place, *, durable: bool) -> Iterator[io.FileIO]:
     """Yield a new, empty file that takes the name `path` when the block ends well."""
     target = Path(os.path.realpath(path))  # a symbolic link stays one
-    temporary = target.with_name(f".spear-np-{secrets.token_hex(6)}.partial")
+    temporary = target.with_name(TEMPORARY.format(secrets.token_hex(6)))
     raw = _nameless(target.parent)
     named = raw is None
     try:
         raw = raw or io.FileIO(temporary, "x+", opener=lambda name, flags: os.open(name, flags, PRIVATE))
     except OSError as error:
         msg = f"cannot be written ({cause(error)})"
-        raise FileError(msg, place, "choose a folder you may write to") from error
+        raise WriteError(msg, place, "choose a folder you may write to") from error
     try:
         with raw:
+            _claim(raw.fileno())
             yield raw
             try:
                 if target.exists() and hasattr(os, "fchmod"):
                     os.fchmod(raw.fileno(), stat.S_IMODE(target.stat().st_mode))
-                os.fsync(raw.fileno())
+                if durable:
+                    os.fsync(raw.fileno())
                 if not named:
                     _name(raw, temporary)
+                if os.name == "posix":
+                    temporary.replace(target)  # while it is claimed: it is no stale file
             except OSError as error:
                 raise _not_written(error, place) from error
         try:
-            temporary.replace(target)
-            _sync_folder(target.parent)
+            if os.name != "posix":  # where open files keep their names
+                temporary.replace(target)
+            if durable:
+                sync_folder(target.parent)
         except OSError as error:
             raise _not_written(error, place) from error
     finally:
@@ -242,8 +262,27 @@ def _name(raw: io.FileIO, path: Path) -> None:
         os.close(folder)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Wait until a new name is on the disk."""
+def _claim(descriptor: int) -> bool:
+    """Mark an open file as in use, until its process closes it or dies; return whether nobody else had."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody else has, or this file system knows no such marks
+        return False
+    return True
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove files that a process began to write in `folder` and, since it died, will not end."""
+    for path in folder.glob(TEMPORARY.format("*")):
+        with suppress(OSError), path.open("rb") as stream:
+            if _claim(stream.fileno()):
+                path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until new names are on the disk."""
     if os.name != "posix":  # only POSIX opens folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -258,28 +297,35 @@ def _not_written(error: BaseException, place: Place) -> BaseException:
     if not isinstance(error, OSError | RuntimeError | ValueError):
         return error
     msg = f"cannot be written ({cause(error)})"
-    return FileError(msg, place, "nothing was written")
+    return WriteError(msg, place, "nothing was written")
 
 
-def _check_target(path: Path, place: Place, sources: Iterable[Path]) -> None:
-    """Refuse a name that cannot or must not be written."""
+def check_target(path: Path, *, kind: str, sources: Iterable[Path] = (), replace: bool = True) -> None:
+    """Refuse a name that cannot or must not be written; parameters and errors are those of `new_hdf5`."""
+    place = Place(path)
+    _check_name(path, place, sources)
+    if not replace:
+        _check_kind(path, kind, place)
+
+
+def _check_name(path: Path, place: Place, sources: Iterable[Path]) -> None:
     try:
         if path.is_dir():
             msg = "is a directory"
-            raise FileError(msg, place, "give the name of a file to write")
+            raise WriteError(msg, place, "give the name of a file to write")
         if not path.parent.is_dir():
             msg = f"the folder '{path.parent}' does not exist"
-            raise FileError(msg, place, "make it first, or choose another name")
+            raise WriteError(msg, place, "make it first, or choose another name")
         if path.exists():
             if not path.is_file():
                 msg = "is not a regular file"
-                raise FileError(msg, place, "choose another name to write to")
+                raise WriteError(msg, place, "choose another name to write to")
             if any(source.exists() and path.samefile(source) for source in sources):
                 msg = "is the file that is being read"
-                raise FileError(msg, place, "choose another name to write to")
+                raise WriteError(msg, place, "choose another name to write to")
     except OSError as error:
         msg = f"cannot be written ({cause(error)})"
-        raise FileError(msg, place, "choose another name to write to") from error
+        raise WriteError(msg, place, "choose another name to write to") from error
 
 
 def _check_kind(path: Path, kind: str, place: Place) -> None:
@@ -293,6 +339,6 @@ def _check_kind(path: Path, kind: str, place: Place) -> None:
         raise _of_another_kind(place, "an inversion" if kind == "spear-inversion" else "a gradient dump")
 
 
-def _of_another_kind(place: Place, what: str) -> FileError:
+def _of_another_kind(place: Place, what: str) -> WriteError:
     msg = f"exists and is not {what}, so it is not replaced"
-    return FileError(msg, place, "choose another name to write to, or say --force")
+    return WriteError(msg, place, "choose another name to write to, or say --force")

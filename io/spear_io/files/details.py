@@ -6,8 +6,8 @@ Written by `write_details`, read back by `read_details` with the distrust that a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, cast
 
 import h5py
@@ -60,12 +60,43 @@ class Details:
     device: str | None
     proposals: int | None
     weight_decay: float | None
+    data_range: tuple[float, float] | None
+    """Of the inputs, if one was given."""
+    decay: spear_np.WeightDecay
+    """What the update held of the parameters besides the gradient."""
+
+    @property
+    def whole_certificate(self) -> spear_np.Certificate:
+        """The certificate with the figures of the inputs and what speaks for each."""
+        figures: dict[str, Any] = {
+            name: tuple(values.astype(FIGURES[name]).tolist()) for name, values in self.figures.items()
+        }
+        facts = [self.evidence.get(fact.name) for fact in fields(spear_np.Evidence)]
+        known = [values for values in facts if values is not None]
+        meanings: dict[int, Any] = {UNKNOWN: None, 0: False, 1: True}
+        rows = zip(*known, strict=True) if len(known) == len(facts) else ()
+        evidence = tuple(spear_np.Evidence(*[meanings.get(int(fact), False) for fact in row]) for row in rows)
+        return replace(self.certificate, **figures, evidence=evidence)
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What the line of a table says of how one layer was inverted."""
+
+    seconds: float
+    proposals: int
+    device: str
+    weight_decay: float
+    agreement: float | None
+    """λ, if it could be looked at."""
+    notes: tuple[str, ...]
 
 
 def write_details(group: h5py.Group, result: spear_np.Inversion, notes: Sequence[str]) -> None:
     """Write what `result` says beside its inputs into the group of its layer."""
     certificate = result.certificate
-    group.attrs.update(
+    write_attributes(
+        group,
         {
             "method": result.method,
             "seed": result.seed,
@@ -76,7 +107,7 @@ def write_details(group: h5py.Group, result: spear_np.Inversion, notes: Sequence
             "caveats": json.dumps(certificate.caveats),
             "rests_on": json.dumps([asdict(premise) for premise in certificate.rests_on]),
             "notes": json.dumps(tuple(notes)),
-        }
+        },
     )
     if np.isfinite(result.relative_noise):
         group.attrs["relative_noise"] = result.relative_noise
@@ -120,17 +151,35 @@ def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> 
             evidence.create_dataset(fact.name, data=np.asarray(numbers, dtype=np.int8))
     checks = group.create_group("certificate", track_order=True)
     for order, check in enumerate(certificate.checks):
-        attributes = checks.create_group(check.name).attrs
-        attributes.update(
-            {
-                "order": order,
-                "relation": check.relation,
-                "threshold": check.threshold,
-                "meaning": check.meaning,
-            }
-        )
+        said: dict[str, Any] = {
+            "order": order,
+            "relation": check.relation,
+            "threshold": check.threshold,
+            "meaning": check.meaning,
+        }
         if check.value is not None:
-            attributes.update({"value": check.value, "passed": bool(check.passed)})
+            said |= {"value": check.value, "passed": bool(check.passed)}
+        write_attributes(checks.create_group(check.name), said)
+
+
+_SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
+_SCALARS = {
+    kind: (np.dtype(dtype), h5py.h5t.py_create(np.dtype(dtype), logical=True))
+    for kind, dtype in ((str, h5py.string_dtype()), (int, np.int64), (float, np.float64), (bool, np.bool_))
+}
+"""How h5py stores one value of a type: the dtype in memory, and the type in the file."""
+
+
+def write_attributes(holder: h5py.Group, values: Mapping[str, Any]) -> None:
+    """Write new attributes; single numbers and texts, of which a layer has a hundred, without the detours of h5py."""
+    for name, value in values.items():
+        kind = _SCALARS.get(type(value))
+        if kind is None:
+            holder.attrs[name] = value
+            continue
+        dtype, stored = kind
+        attribute = h5py.h5a.create(holder.id, name.encode(), stored, _SCALAR)
+        attribute.write(np.asarray(value, dtype=dtype))
 
 
 def read_details(group: h5py.Group, place: Place, found: int) -> Details:
@@ -174,6 +223,32 @@ def read_details(group: h5py.Group, place: Place, found: int) -> Details:
         device=safety.text(group, "device", place),
         proposals=safety.integer(group, "proposals", place),
         weight_decay=safety.number(group, "weight_decay", place),
+        data_range=_data_range(group, place),
+        decay=spear_np.WeightDecay(
+            *(
+                safety.number(group, name, place) or 0.0
+                for name in ("weight_decay", "bias_decay", "weight_decay_deviation")
+            )
+        ),
+    )
+
+
+def _data_range(group: h5py.Group, place: Place) -> tuple[float, float] | None:
+    found = safety.vector(group, "data_range", place)
+    return None if found is None or len(found) != 2 else (found[0], found[1])
+
+
+def read_brief(group: h5py.Group, place: Place) -> Brief:
+    """Read the part of `read_details` that a table of thousands of layers needs; errors as there."""
+    checks = safety.subgroup(group, "certificate", place)
+    check = None if checks is None else safety.subgroup(checks, "sign_agreement", place)
+    return Brief(
+        seconds=safety.number(group, "seconds", place) or 0.0,
+        proposals=safety.integer(group, "proposals", place) or 0,
+        device=safety.text(group, "device", place) or "",
+        weight_decay=safety.number(group, "weight_decay", place) or 0.0,
+        agreement=None if check is None else safety.number(check, "value", place),
+        notes=_sentences(group, "notes", place),
     )
 
 

@@ -183,7 +183,7 @@ class Layer:
         if group is None:
             return None
         inputs = safety.numbers(group, "inputs", self.place, ndim=2)
-        features = self.gradients.shape[1]
+        features = (self.shape or self.gradients.shape)[1]
         if inputs is not None and (inputs.shape[1] != features or 0 in inputs.shape):
             msg = f"has shape {inputs.shape}, but the layer has {features} input features"
             raise FileError(msg, inputs.place, f"store one true input of {features} numbers a row")
@@ -386,6 +386,21 @@ class Dump:
             msg = "the group 'records' is empty"
             raise FileError(msg, self.place, "export at least one record")
         return tuple(records)
+
+    def record(self, name: str) -> Record:
+        """The record of that name, without a look at any other.
+
+        Raises
+        ------
+        FileError
+            If there is none.
+        """
+        place = self.place.at(record=name)
+        member = safety.subgroup(self._group, name, place)
+        if member is None:
+            msg = f"there is no record '{printable(name)}'"
+            raise FileError(msg, self.place, "the dump was changed: start again")
+        return Record(name, member, place, self._visits)
 
     def check_claims(self) -> None:
         """Look at every fully connected layer, before a number of any is read, and refuse a file that multiplies them."""

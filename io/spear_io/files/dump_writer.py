@@ -15,7 +15,7 @@ import numpy as np
 
 import spear_np
 
-from ..problems import FileError, Place, listing, printable
+from ..problems import FileError, Place, WriteError, listing, printable
 from .atomic import NewFile, new_hdf5
 from .chains import Link, check_follows, write_activation
 from .dump import DATASETS, FORMAT, FORMAT_VERSION, RecordInfo
@@ -150,6 +150,26 @@ class DumpWriter:
         """
         place = self.place.at(record=name)
         _check_name(name, place, self._records)
+        try:
+            self._add_record(name, layers, place, info, labels, model_of, follows)
+        except WriteError:
+            raise
+        except FileError:  # what is left of it would be read as a record
+            with self._file.writing(place):
+                if name in self._records:
+                    del self._records[name]
+            raise
+
+    def _add_record(
+        self,
+        name: str,
+        layers: Mapping[str, LayerArrays],
+        place: Place,
+        info: RecordInfo,
+        labels: Any,
+        model_of: str | None,
+        follows: Follows,
+    ) -> None:
         _check_followers(follows, layers, place)
         layers = {key: _on_host(layer, place.at(layer=key)) for key, layer in linked(layers, follows).items()}
         with self._file.writing(place):
@@ -174,7 +194,7 @@ class DumpWriter:
                 array = getattr(layer, dataset)
                 if array is not None:
                     self._write(group, dataset, array, layer_place)
-            if model_of is not None:
+            if model_of is not None and layer.kind == "linear":
                 self._link_model(group, model_of, layer_place)
             if layer.inputs is not None:
                 truth = record.require_group(f"truth/{layer_name}")
@@ -187,11 +207,12 @@ class DumpWriter:
     def stores_model(self, record: str, layers: Mapping[str, LayerArrays]) -> bool:
         """Whether an earlier record holds the weights and biases of all these layers, to the last bit."""
         stored = self._records[record]["layers"]
-        return all(
+        linear = {name: layer for name, layer in layers.items() if layer.kind == "linear"}
+        return bool(linear) and all(
             f"{name}/weight" in stored
             and same_numbers(stored[name]["weight"], layer.weight)
             and same_numbers(stored[name].get("bias"), layer.bias)
-            for name, layer in layers.items()
+            for name, layer in linear.items()
         )
 
     def _link_model(self, group: h5py.Group, model_of: str, place: Place) -> None:

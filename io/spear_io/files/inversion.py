@@ -2,7 +2,9 @@
 
 The layout is `format = "spear-inversion"`, `format_version = 1`::
 
-    /                                  source, created, version
+    /                                  source, created, version, run (which sources and options it came from)
+    /records/<record>/                 in files of many: source, source_record (where it came from), problem (what kept
+                                       it, or some layer of it, from being read)
     /records/<record>/layers/<layer>/  status, claim, reason, batch_size, found, method, seed, seconds, device, proposals,
                                        scale_known, data_range (if one was given), activation, relative_noise, caveats and
                                        notes (JSON lists of sentences), rests_on (JSON list of names and sentences), chain
@@ -10,7 +12,8 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
                                        the update held any); where the dump says so: input_shape, input_mean, input_std,
                                        feature_names, client, round, sees, follows, between
         inputs (k, n), output_grad (m, k)
-        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known
+        zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known,
+        repeats (k,) if some of the inputs are in other records as well
         evidence/<fact> (k,)
         singular_values                of weight_grad over its noise
         history/                       search, proposals, found, seconds of each round
@@ -28,7 +31,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -39,7 +42,16 @@ from spear_np.backend import to_host
 from ..problems import FileError, Place, listing, printable
 from . import safety
 from .atomic import NewFile, new_hdf5
-from .details import AGAIN, Details, figure_of, read_details, write_details
+from .details import (
+    AGAIN,
+    Brief,
+    Details,
+    figure_of,
+    read_brief,
+    read_details,
+    write_attributes,
+    write_details,
+)
 from .display import Display, read_display, write_display
 from .sight import Seen, Sight
 from .storage import StoredArray
@@ -55,10 +67,14 @@ class InversionWriter:
     ----------
     path : path
         Where. Whatever keeps it from being written shows when the block is entered, before any search.
-    source : path
-        The dump that is inverted; it is never replaced.
+    source : path, optional
+        The dump that is inverted; it is never replaced. None if there are several.
     replace : bool
         Whether a file that is no inversion may be replaced.
+    durable : bool
+        Whether to wait, at the end, until the disk has the file.
+    run : str, optional
+        Tells files of the same sources and options from others.
 
     Examples
     --------
@@ -68,11 +84,25 @@ class InversionWriter:
             out.add("client-0", "fc1", spear_np.invert_layer(gradients))
     """
 
-    def __init__(self, path: str | Path, *, source: str | Path, replace: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        source: str | Path | None,
+        replace: bool = True,
+        durable: bool = True,
+        run: str | None = None,
+    ) -> None:
         self.place = Place(Path(path))
-        self._source = Path(source)
+        self._source = None if source is None else Path(source)
+        self._run = run
         self._new = new_hdf5(
-            Path(path), kind=FORMAT, version=FORMAT_VERSION, sources=[self._source], replace=replace
+            Path(path),
+            kind=FORMAT,
+            version=FORMAT_VERSION,
+            sources=[] if self._source is None else [self._source],
+            replace=replace,
+            durable=durable,
         )
 
     def __enter__(self) -> Self:
@@ -81,7 +111,10 @@ class InversionWriter:
             self._file: NewFile = stack.enter_context(self._new)
             root = self._file.root
             with self._file.writing(self.place):
-                root.attrs["source"] = os.fsencode(self._source.name).decode("utf-8", "replace")
+                if self._source is not None:
+                    root.attrs["source"] = stored_name(self._source)
+                if self._run is not None:
+                    root.attrs["run"] = self._run
                 root.attrs["version"] = spear_np.__version__
                 self._records = root.create_group("records", track_order=True)
             self._stack = stack.pop_all()
@@ -126,10 +159,9 @@ class InversionWriter:
         place = self.place.at(record=record, layer=layer)
         k, n = result.found, result.gradients.shape[1]
         with self._file.writing(place):
-            if record not in self._records:
-                self._records.create_group(record).create_group("layers", track_order=True)
-            group = self._records[record]["layers"].create_group(layer)
-            group.attrs.update(
+            group = self._layers(record).create_group(layer)
+            write_attributes(
+                group,
                 {
                     "status": str(result.status),
                     "claim": result.claim,
@@ -137,7 +169,7 @@ class InversionWriter:
                     "batch_size": result.batch_size,
                     "found": k,
                     "scale_known": result.scale_known,
-                }
+                },
             )
             if result.data_range is not None:
                 group.attrs["data_range"] = result.data_range
@@ -158,6 +190,42 @@ class InversionWriter:
             values = to_host(block)
             with self._file.writing(place.at(dataset="inputs")):
                 inputs[:, columns] = values
+
+    def take(self, other: h5py.File, record: str) -> None:
+        """Copy what another inversion, written by this program, holds of one record, byte for byte.
+
+        Raises
+        ------
+        FileError
+            If this file cannot be written.
+        """
+        with self._file.writing(self.place.at(record=record)):
+            layers = other["records"][record]["layers"]
+            for layer in layers:
+                layers.copy(layer, self._layers(record))
+
+    def describe(self, record: str, **said: str) -> None:
+        """Store texts as attributes of a record: `source` and `source_record`, where it came from, or its `problem`."""
+        with self._file.writing(self.place.at(record=record)):
+            self._layers(record)
+            write_attributes(self._records[record], said)
+
+    def mark(self, record: str, layer: str, repeats: Any) -> None:
+        """Store the numbers (k,) of the groups of equal inputs that those of a layer belong to."""
+        with self._file.writing(self.place.at(record=record, layer=layer)):
+            group = self._layers(record)[layer]
+            group.create_dataset("repeats", data=np.asarray(repeats, dtype=np.int64))
+
+    def _layers(self, record: str) -> h5py.Group:
+        """The group of the layers of a record, made if it is not there."""
+        if record not in self._records:
+            self._records.create_group(record).create_group("layers", track_order=True)
+        return self._records[record]["layers"]
+
+
+def stored_name(path: Path) -> str:
+    """The name of a file as a text that can be stored."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -187,6 +255,10 @@ class RecoveredLayer:
     """What the layer sees: the inputs of the network, or what others made of them."""
     units: int | None
     """m, the number of output units, where the file tells it."""
+    source: str | None
+    """File name of the dump that its record came from."""
+    source_record: str | None
+    """What the record is called there, if several dumps were inverted together."""
     _group: h5py.Group = field(repr=False)
 
     @property
@@ -205,6 +277,27 @@ class RecoveredLayer:
         """
         return read_details(self._group, self.place, self.found)
 
+    @cached_property
+    def brief(self) -> Brief:
+        """What the line of a table says of how it was inverted: of thousands, faster than `details`; errors as there."""
+        return read_brief(self._group, self.place)
+
+    @cached_property
+    def repeats(self) -> StoredArray | None:
+        """(k,) whole numbers: which group of equal inputs each belongs to, -1 for none; if some do."""
+        return figure_of(self._group, "repeats", self.found, self.place, kind="integer")
+
+
+@dataclass(frozen=True)
+class UnreadRecord:
+    """A record of which something could not be read."""
+
+    record: str
+    problem: str
+    """One line."""
+    source: str | None
+    """File name of the dump."""
+
 
 @dataclass(frozen=True)
 class InversionFile:
@@ -213,12 +306,15 @@ class InversionFile:
     path: Path
     place: Place
     source: str | None
-    """File name of the dump it came from."""
+    """File name of the dump it came from; None if it came from several."""
     version: str | None
     """Of the spear-np that wrote it."""
     created: str | None
     """When, as the file says it."""
     layers: tuple[RecoveredLayer, ...]
+    unread: tuple[UnreadRecord, ...] = ()
+    run: str | None = None
+    """Equal in complete files of the same sources and options."""
 
 
 @contextmanager
@@ -235,28 +331,38 @@ def open_inversion(path: str | Path) -> Iterator[InversionFile]:
     with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
         records = safety.required_subgroup(file, "records", place)
         visits = safety.Visits(place)
-        layers = [
-            _read_layer(group, where, visits)
-            for record in safety.member_names(records, place)
-            for group, where in _layer_groups(records, record, place.at(record=record))
-        ]
-        if not layers:
+        source = safety.text(file, "source", place)
+        layers: list[RecoveredLayer] = []
+        unread: list[UnreadRecord] = []
+        for name in safety.member_names(records, place):
+            where = place.at(record=name)
+            record = safety.subgroup(records, name, where)
+            if record is None:
+                continue
+            origin = (
+                safety.text(record, "source", where) or source,
+                safety.text(record, "source_record", where),
+            )
+            problem = safety.text(record, "problem", where)
+            if problem is not None:
+                unread.append(UnreadRecord(name, problem, origin[0]))
+            layers += [_read_layer(group, at, visits, *origin) for group, at in _layer_groups(record, where)]
+        if not layers and not unread:
             msg = "holds no layers"
             raise FileError(msg, place, AGAIN)
         yield InversionFile(
             path,
             place,
-            source=safety.text(file, "source", place),
+            source=source,
             version=safety.text(file, "version", place),
             created=safety.text(file, "created", place),
             layers=tuple(layers),
+            unread=tuple(unread),
+            run=safety.text(file, "run", place),
         )
 
 
-def _layer_groups(records: h5py.Group, name: str, place: Place) -> Iterator[tuple[h5py.Group, Place]]:
-    record = safety.subgroup(records, name, place)
-    if record is None:
-        return
+def _layer_groups(record: h5py.Group, place: Place) -> Iterator[tuple[h5py.Group, Place]]:
     layers = safety.required_subgroup(record, "layers", place)
     for layer in safety.member_names(layers, place):
         where = place.at(layer=layer)
@@ -265,7 +371,9 @@ def _layer_groups(records: h5py.Group, name: str, place: Place) -> Iterator[tupl
             yield group, where
 
 
-def _read_layer(group: h5py.Group, place: Place, visits: safety.Visits) -> RecoveredLayer:
+def _read_layer(
+    group: h5py.Group, place: Place, visits: safety.Visits, source: str | None, source_record: str | None
+) -> RecoveredLayer:
     """Read everything but the arrays."""
     visits.count(group)
     status = safety.text(group, "status", place) or ""
@@ -297,6 +405,8 @@ def _read_layer(group: h5py.Group, place: Place, visits: safety.Visits) -> Recov
         display=display,
         seen=_read_seen(group, place, display, inputs.shape[1]),
         units=None if columns is None else columns.shape[0],
+        source=source,
+        source_record=source_record,
         _group=group,
     )
 

@@ -117,6 +117,15 @@ def open_untrusted(path: Path, *, kind: str, version: int) -> Iterator[h5py.File
         yield file
 
 
+def format_of(path: Path) -> str | None:
+    """Return what a file says it is; None if it cannot be opened, or says nothing."""
+    try:
+        with open_hdf5(path, advice="") as file:
+            return text(file, "format", Place(path))
+    except FileError:
+        return None
+
+
 @contextmanager
 def open_hdf5(path: Path, *, advice: str, image: BinaryIO | None = None) -> Iterator[h5py.File]:
     """Open any HDF5 file for reading.

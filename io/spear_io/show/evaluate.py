@@ -17,11 +17,11 @@ import spear_np
 
 from ..files.display import Display
 from ..files.dump import Dump, Layer, Record, named
-from ..files.inversion import InversionFile, RecoveredLayer
+from ..files.inversion import InversionFile, RecoveredLayer, stored_name
 from ..files.limits import working
 from ..files.sight import Seen, Sight
 from ..files.storage import Floats, LoadedRows, Rows, check_finite, column_blocks
-from ..problems import FileError, printable
+from ..problems import FileError, listing, printable
 from .normalisation import Normalisation, normalisation_of
 from .similarity import discrete_columns, image_axes, structural_similarity
 
@@ -195,14 +195,27 @@ def evaluate(inversion: InversionFile, dump: Dump) -> tuple[LayerEvaluation, ...
         If the files do not belong together, or no layer has truth.
     """
     results = []
-    for recovered in inversion.layers:
-        record = named(dump.records, recovered.record, dump.place, "record")
+    for recovered in _from(dump, inversion):
+        record = named(dump.records, recovered.source_record or recovered.record, dump.place, "record")
         layer = named(record.layers, recovered.layer, record.place, "layer")
         results.append(evaluate_layer(recovered, record, layer))
     if all(result.truth_inputs is None for result in results):
         msg = "holds no true inputs for the layers of this inversion: there is nothing to compare with"
         raise FileError(msg, dump.place, "export the dump with truth to evaluate")
     return tuple(results)
+
+
+def _from(dump: Dump, inversion: InversionFile) -> tuple[RecoveredLayer, ...]:
+    """The layers that came from this dump; all, if the inversion came from a single one."""
+    if inversion.source is not None:
+        return inversion.layers
+    name = stored_name(dump.path)
+    layers = tuple(layer for layer in inversion.layers if layer.source in (name, None))
+    if not layers:
+        msg = f"holds nothing that came from '{printable(name)}'"
+        there = dict.fromkeys(layer.source for layer in inversion.layers if layer.source is not None)
+        raise FileError(msg, inversion.place, f"give one of these dumps: {listing(there)}")
+    return layers
 
 
 def evaluate_layer(recovered: RecoveredLayer, record: Record, layer: Layer) -> LayerEvaluation:

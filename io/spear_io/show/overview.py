@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import spear_np
@@ -10,8 +12,11 @@ import spear_np
 from ..files.dump import Dump, Layer, Record, RecordInfo
 from ..files.limits import working
 from ..files.storage import StoredArray
-from ..problems import FileError
+from ..problems import FileError, listing, printable
 from .forecast import Outlook, outlook
+
+FEW_RECORDS = 12
+"""Records that are all looked at."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,49 @@ class RecordOverview:
     """Names of layers that feed each other with nothing in between, in forward order."""
 
 
-def record_overview(record: Record, *, device: str | None = None) -> RecordOverview:
-    """Look at every layer of `record`; reads the gradient of each that is fully connected.
+@dataclass(frozen=True)
+class Group:
+    """Records that are alike but for whose they are, and how large their batches are said to be."""
+
+    first: RecordOverview
+    """The one whose gradients were looked at."""
+    records: tuple[RecordOverview, ...]
+    """All of them; of many, without a look at their gradients."""
+
+
+def overviews(dump: Dump, records: Sequence[str] = (), *, device: str | None = None) -> tuple[Group, ...]:
+    """Look at the records of a dump, or at those of some names and patterns; at very many, at one of each kind.
+
+    Raises
+    ------
+    FileError
+        As `record_overview`, or if nothing has such a name.
+    """
+    chosen = [record for record in dump.records if not records or _any_fits(record.name, records)]
+    for name in records:
+        if not any(_any_fits(record.name, [name]) for record in chosen):
+            msg = f"there is no record '{printable(name)}'"
+            raise FileError(msg, dump.place, f"there is: {listing(record.name for record in dump.records)}")
+    if len(chosen) <= FEW_RECORDS:
+        looked_at = [record_overview(record, device=device) for record in chosen]
+        return tuple(Group(record, (record,)) for record in looked_at)
+    kinds: dict[RecordOverview, list[tuple[Record, RecordOverview]]] = {}
+    for record in chosen:
+        seen = record_overview(record, look=False)
+        info = replace(seen.info, client=None, round=None, batch_size=None)
+        kinds.setdefault(replace(seen, record="", info=info), []).append((record, seen))
+    return tuple(
+        Group(record_overview(members[0][0], device=device), tuple(seen for _, seen in members))
+        for members in kinds.values()
+    )
+
+
+def _any_fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def record_overview(record: Record, *, device: str | None = None, look: bool = True) -> RecordOverview:
+    """Look at every layer of `record`; with `look`, reads the gradient of each that is fully connected.
 
     Raises
     ------
@@ -69,7 +115,7 @@ def record_overview(record: Record, *, device: str | None = None) -> RecordOverv
     layers: list[LayerOverview] = []
     decay = spear_np.WeightDecay()
     for layer in record.layers:
-        layers.append(_layer_overview(record, layer, decay, device))
+        layers.append(_layer_overview(record, layer, decay, device, look=look))
         seen = layers[-1].survey
         decay = seen.decay if seen is not None and seen.decay.present else decay
     return RecordOverview(
@@ -83,7 +129,7 @@ def record_overview(record: Record, *, device: str | None = None) -> RecordOverv
 
 
 def _layer_overview(
-    record: Record, layer: Layer, decay: spear_np.WeightDecay, device: str | None
+    record: Record, layer: Layer, decay: spear_np.WeightDecay, device: str | None, *, look: bool
 ) -> LayerOverview:
     """`decay` is that of the layers before this one."""
     arrays: dict[str, StoredArray] = {}
@@ -91,7 +137,9 @@ def _layer_overview(
     alone = layer.unsuitable is None
     survey = truth = None
     if layer.kind == "linear":
-        arrays, truth, gradients = layer.arrays, layer.truth, layer.gradients
+        arrays, truth = layer.arrays, layer.truth
+    if layer.kind == "linear" and look:
+        gradients = layer.gradients
         # What is found while looking is no reason to stop, as it is for an inversion.
         try:
             layer.check_affordable()
@@ -137,13 +185,14 @@ def _outlook(record: Record, layer: Layer, survey: spear_np.Survey | None, *, al
     return outlook(survey.shape[0] if alone else 0, survey.batch_size, chain_reach=reach)
 
 
-def dump_document(dump: Dump, records: list[RecordOverview]) -> dict[str, Any]:
-    """Plain data for JSON."""
+def dump_document(dump: Dump, groups: Sequence[Group]) -> dict[str, Any]:
+    """Plain data for JSON; of records in a group of several, only the first was looked at."""
     return {
         "command": "inspect",
         "version": spear_np.__version__,
         "file": str(dump.path),
         "producer": dump.producer,
         "created": dump.created,
-        "records": [asdict(record) for record in records],
+        "records": [asdict(record) for group in groups for record in (group.first, *group.records[1:])],
+        "groups": [[record.record for record in group.records] for group in groups],
     }

@@ -7,7 +7,6 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +15,13 @@ from rich.console import Console
 from rich.text import Text
 
 import spear_np
-from spear_np.backend import to_host
 
 from ..files.dump import Dump, RecordInfo
 from ..problems import listing, printable
-from .advice import Findings, advice
 from .evaluate import LayerEvaluation
 from .grid import Grid, Heading
-from .overview import LayerOverview, RecordOverview
-from .progress import count, duration
+from .overview import Group, LayerOverview, RecordOverview
+from .progress import duration
 
 if TYPE_CHECKING:
     from ..convert import Conversion
@@ -32,49 +29,8 @@ if TYPE_CHECKING:
 
 STATUS_STYLE = {"exact": "green", "approximate": "yellow", "partial": "red", "failed": "red"}
 
-MOST_CERTIFICATES = 4
-"""Layers whose certificates are printed whole; of more, what they have in common."""
-MOST_IN_COMMON = 20
-"""Sentences of many certificates that are printed."""
-ALL_OF_THEM = "the file and in --json"
 PIPE_WIDTH = 160
 """Columns where there is no terminal to ask."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of one layer of the dump."""
-
-    record: str
-    layer: str
-    result: spear_np.Inversion
-    notes: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: everything but the arrays."""
-        result = self.result
-        return {
-            "record": self.record,
-            "layer": self.layer,
-            "shape": list(result.gradients.shape),
-            "status": str(result.status),
-            "claim": result.claim,
-            "reason": result.reason,
-            "batch_size": result.batch_size,
-            "found": result.found,
-            "scale_known": result.scale_known,
-            "data_range": result.data_range,
-            "method": result.method,
-            "seed": result.seed,
-            "seconds": result.seconds,
-            "device": result.device,
-            "proposals": result.proposals,
-            "labels": None if result.labels is None else to_host(result.labels).tolist(),
-            "chain": list(result.chain),
-            "decay": asdict(result.gradients.decay),
-            "certificate": result.certificate.as_dict(),
-            "notes": list(self.notes),
-        }
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -105,106 +61,28 @@ def new_table(*headings: str) -> Grid:
     return Grid([Heading.of(heading) for heading in headings])
 
 
-def _status(claim: str) -> Text:
+def status_text(claim: str) -> Text:
     """A status with what it rests on, which no line may leave out: "exact if plain gradient"."""
     return Text(printable(claim, 1000), style=STATUS_STYLE.get(claim.partition(" ")[0], ""))
 
 
-def _figure(value: float | None, form: str = ".3g", missing: str = "–") -> str:
+def figure(value: float | None, form: str = ".3g", missing: str = "–") -> str:
+    """A number, or what stands for none."""
     return missing if value is None or math.isnan(value) else format(value, form)
 
 
-def print_outcomes(outcomes: Sequence[Outcome], output: str, seconds: float | None = None) -> None:
-    """Print the table that ends `spear-np invert`, which took `seconds` in all."""
-    console = console_for([outcome.result.claim for outcome in outcomes])
-    decayed = any(outcome.result.gradients.decay.present for outcome in outcomes)
-    more = [">?weight decay"] if decayed else []
-    table = new_table("record", "layer", "status", ">inputs", ">?λ", ">?proposals", ">time", "?device", *more)
-    for outcome in outcomes:
-        result = outcome.result
-        agreement = {check.name: check.value for check in result.certificate.checks}.get("sign_agreement")
-        table.add_row(
-            printable(outcome.record),
-            printable(outcome.layer),
-            _status(result.claim),
-            f"{result.found}/{result.batch_size}",
-            _figure(agreement, ".6g"),
-            count(result.proposals),
-            _seconds(result.seconds),
-            result.device,
-            *([_figure(result.gradients.decay.weight or None, ".6g")] if decayed else []),
-        )
-    console.print(table)
-    for outcome in outcomes:
-        where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
-        result = outcome.result
-        if len(outcomes) <= MOST_CERTIFICATES and result.certificate.checks:
-            if len(outcomes) > 1:
-                console.print(Text(where, style="bold"), soft_wrap=True)
-            console.print(str(result.certificate), soft_wrap=True)
-        if result.reason and (result.status != spear_np.Status.EXACT or len(outcomes) == 1):
-            console.print(f"{where}: {result.reason}", soft_wrap=True)
-        for one in advice(_findings(result)):
-            console.print(f"{where}: perhaps {one.cause}; {one.attempt}", soft_wrap=True)
-        if result.chain:
-            used = " → ".join(printable(name) for name in result.chain)
-            console.print(f"{where}: from the layers {used}", soft_wrap=True)
-        for note in outcome.notes:
-            console.print(f"{where}: {note}", soft_wrap=True)
-    if len(outcomes) > MOST_CERTIFICATES:
-        _print_in_common(console, outcomes)
-    took = "" if seconds is None else f" in {_seconds(seconds)}"
-    console.print(f"written to {printable(output, 1000)}{took}", soft_wrap=True)
-
-
-def _findings(result: spear_np.Inversion) -> Findings:
-    decay = result.gradients.decay
-    return Findings(
-        status=str(result.status),
-        reason=result.reason,
-        batch_size=result.batch_size,
-        found=result.found,
-        shape=result.gradients.shape,
-        singular_values=np.asarray(result.singular_values),
-        relative_noise=result.relative_noise,
-        weight_decay=decay.weight if decay.present else None,
-        chain=bool(result.chain),
-        info=None,
-    )
-
-
-def _print_in_common(console: Console, outcomes: Sequence[Outcome]) -> None:
-    """Print what many certificates rest on and leave open, each sentence once, with how many say it."""
-    certificates = [outcome.result.certificate for outcome in outcomes]
-    lines = Counter(
-        line
-        for one in certificates
-        for line in dict.fromkeys(
-            [
-                *(f"not passed: {check.name}" for check in one.checks if check.passed is False),
-                *(f"if {premise.name}: {premise.meaning}" for premise in one.rests_on),
-                *one.caveats,
-            ]
-        )
-    )
-    for line, count_of in lines.most_common(MOST_IN_COMMON):
-        console.print(f"{count_of} of {len(outcomes)}: {line}", soft_wrap=True)
-    if len(lines) > MOST_IN_COMMON:
-        console.print(f"and {len(lines) - MOST_IN_COMMON} more sentences, in {ALL_OF_THEM}", soft_wrap=True)
-
-
-def _seconds(seconds: float) -> str:
-    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
-
-
-def print_overview(dump: Dump, records: Sequence[RecordOverview]) -> None:
+def print_overview(dump: Dump, groups: Sequence[Group]) -> None:
     """Print what `spear-np inspect` found."""
     console = console_for()
+    count = sum(len(group.records) for group in groups)
     by = f", written by {printable(dump.producer)}" if dump.producer else ""
-    console.print(f"{printable(str(dump.path), 1000)}: {len(records)} record(s){by}", soft_wrap=True)
-    for record in records:
+    console.print(f"{printable(str(dump.path), 1000)}: {count} record(s){by}", soft_wrap=True)
+    for group in groups:
+        record = group.first
         console.print()
         console.print(_record_line(record), soft_wrap=True)
+        if len(group.records) > 1:
+            console.print(_alike_line(group), soft_wrap=True)
         console.print(_stored_table(record))
         console.print(_survey_table(record))
         for chain in record.chains:
@@ -235,6 +113,27 @@ def _record_line(record: RecordOverview) -> Text:
         "true labels" if record.labels else "",
     ]
     return Text.assemble((printable(record.record), "bold"), ": ", ", ".join(fact for fact in facts if fact))
+
+
+def _alike_line(group: Group) -> str:
+    """Which other records are alike, whose they are, and that only the first was looked at."""
+    others = group.records[1:]
+    facts = [f"and {len(others)} records alike, to {printable(others[-1].record)}"]
+    for what in ("client", "round"):
+        values = dict.fromkeys(
+            value for record in group.records if (value := getattr(record.info, what)) is not None
+        )
+        if values:
+            facts.append(f"{len(values)} {what}(s): {_ends(list(values))}")
+    sizes = sorted({record.info.batch_size for record in group.records if record.info.batch_size is not None})
+    if len(sizes) > 1:
+        facts.append(f"batches of {sizes[0]} to {sizes[-1]} stated")
+    return f"{', '.join(facts)}; what follows is of the first (--record NAME for others)"
+
+
+def _ends(values: Sequence[str | int]) -> str:
+    shown = [printable(str(value), 40) for value in values]
+    return ", ".join(shown) if len(shown) <= 4 else f"{shown[0]}, {shown[1]}, … {shown[-1]}"
 
 
 def _loss(info: RecordInfo) -> str:
@@ -297,8 +196,8 @@ def _survey_table(record: RecordOverview) -> Grid:
         table.add_row(
             printable(layer.layer),
             _batch_size(survey),
-            _figure(None if survey is None else survey.relative_noise, ".1e"),
-            _figure(None if survey is None else survey.gap, ".2g"),
+            figure(None if survey is None else survey.relative_noise, ".1e"),
+            figure(None if survey is None else survey.gap, ".2g"),
             "–" if forecast is None else "never" if math.isinf(forecast) else _about(forecast),
             "–" if layer.outlook is None else str(layer.outlook),
             verdict,
@@ -353,10 +252,10 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
             table.add_row(
                 str(row.row),
                 "–" if row.truth is None else str(row.truth),
-                _figure(row.psnr, ".1f"),
-                _figure(row.max_error, ".1e"),
+                figure(row.psnr, ".1f"),
+                figure(row.max_error, ".1e"),
                 mark,
-                *(_figure(getattr(row, name), style) for name, style in more.values()),
+                *(figure(getattr(row, name), style) for name, style in more.values()),
             )
         console.print(table)
     summary = new_table(
@@ -367,12 +266,12 @@ def print_evaluation(results: Sequence[LayerEvaluation]) -> None:
         summary.add_row(
             printable(result.record),
             printable(result.layer),
-            _status(result.claim),
+            status_text(result.claim),
             str(result.recovered),
             f"{result.matched}/{result.distinct_truth}" if compared else "no truth",
             f"{result.exact}/{result.distinct_truth}" if compared else "–",
-            _figure(result.mean_psnr, ".1f"),
-            _figure(result.max_error, ".1e"),
+            figure(result.mean_psnr, ".1f"),
+            figure(result.max_error, ".1e"),
         )
     console.print(summary)
 
@@ -386,7 +285,7 @@ def print_exports(done: Sequence[Exported], output: str) -> None:
         table.add_row(
             printable(one.record),
             printable(one.layer),
-            _status(one.claim),
+            status_text(one.claim),
             str(one.inputs),
             one.units,
             ", ".join(f"{number} {kind}" for kind, number in kinds.items()),
@@ -395,9 +294,25 @@ def print_exports(done: Sequence[Exported], output: str) -> None:
     console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
 
 
-def print_conversion(conversion: Conversion, output: str) -> None:
-    """Print what `spear-np convert` found, what it left out, and what it assumed."""
+def print_conversions(conversions: Sequence[Conversion], output: str) -> None:
+    """Print what `spear-np convert` found, what it left out, and what it assumed; of records that are alike the first."""
     console = console_for()
+    alike: dict[Any, list[Conversion]] = {}
+    for conversion in conversions:
+        key = conversion.format, conversion.layers, tuple(conversion.skipped.items())
+        alike.setdefault(key, []).append(conversion)
+    said: set[str] = set()
+    for group in alike.values():
+        _print_conversion(console, group)
+        for note in dict.fromkeys(note for conversion in group for note in conversion.notes):
+            if note not in said:
+                console.print(f"note: {note}", soft_wrap=True)
+            said.add(note)
+    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+
+
+def _print_conversion(console: Console, group: Sequence[Conversion]) -> None:
+    conversion = group[0]
     linked = any(layer.follows or layer.between for layer in conversion.layers)
     more = ["?follows"] if linked else []
     table = new_table("layer", ">m × n", "?type", "followed by", *more, "?holds", "?stored as", "?known by")
@@ -414,13 +329,11 @@ def print_conversion(conversion: Conversion, output: str) -> None:
             {"mn": "(m, n)", "nm": "(n, m)", None: "–"}[layer.orientation],
             layer.known_by or "–",
         )
-    console.print(f"{conversion.format}: record {printable(conversion.record)}", soft_wrap=True)
+    alike = f" and {len(group) - 1} alike, to {printable(group[-1].record)}" if len(group) > 1 else ""
+    console.print(f"{conversion.format}: record {printable(conversion.record)}{alike}", soft_wrap=True)
     console.print(table)
     reasons: dict[str, list[str]] = {}
     for name, reason in conversion.skipped.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         console.print(f"not used, as each {reason}: {listing(names)}", soft_wrap=True)
-    for note in conversion.notes:
-        console.print(f"note: {note}", soft_wrap=True)
-    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
