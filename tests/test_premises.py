@@ -291,6 +291,13 @@ class TestChains:
         assert judged(answer, update)["wrong"]
         assert not judged(answer, update)["unstated"]
 
+    @pytest.mark.parametrize("seed", [8010, 8013])
+    def test_the_noise_of_the_basis_is_in_the_bound_of_a_single_input(self, seed: int) -> None:
+        update = drawn("plain, one input", seed)
+        row = judged(invert(update, chain=True, **LIMIT), update)
+        assert row["rows"] == 1
+        assert not row["beyond"], row["what"]
+
     def test_an_answer_that_it_bears_out_rests_on_the_links(self) -> None:
         update = drawn("plain", 1)
         answer = invert(update, chain=True, **LIMIT)

@@ -178,22 +178,32 @@ def error_bounds(chain: Chain, known: Sequence[Examined], noise: Noise) -> HostA
     Where noise is rounding, its size is an upper estimate: the residuals of an input's equations tell how large it is, over all of
     them and along the direction that they determine least; an input whose own equations happen to fit well is no better known than
     the others. Where none shows in any equation, none is to spare, and nothing is bounded. Units that are the same n times over make
-    their equations count n times, which the bound takes back.
+    their equations count n times, which the bound takes back. Equations tell the coordinates of an input; what noise does to their
+    basis comes on top.
     """
     layers = chain.layers[: chain.depth + 1]
     floor = 0.0 if all(layer.space.spectrum.rounding for layer in layers) else 1.0
     hidden = max(layer.space.hidden_input_factor for layer in layers)
     deviation = np.concatenate([one.deviation for one in known])
+    basis = np.concatenate([_basis_deviation(chain, one.c) for one in known])
     rms = np.concatenate([one.noise_seen for one in known])
     along = np.concatenate([one.along for one in known])
     behind = np.concatenate([np.full(one.c.shape[0], noise.behind if one.refined else 1.0) for one in known])
     with np.errstate(over="ignore", invalid="ignore"):
         excess = np.maximum(noise.excess, behind)
         seen = excess * MARGIN * np.maximum(np.maximum(rms, noise.common), along)
-        bound: HostArray = (
-            math.sqrt(chain.repetition) * ZERO_SIGMAS * hidden * deviation * np.maximum(floor, seen)
-        )
+        own = math.sqrt(chain.repetition) * hidden * deviation * np.maximum(floor, seen)
+        bound: HostArray = ZERO_SIGMAS * np.hypot(own, basis)
     return np.where(rms < UNTESTED, math.inf, np.nan_to_num(bound, nan=math.inf, posinf=math.inf))
+
+
+def _basis_deviation(chain: Chain, c: Array) -> HostArray:
+    """(k,): what noise leaves in an entry of the inputs at `c` (k, b) by way of their basis, 1 / S_i in its vector i.
+
+    That noise is measured, by what lies outside the row space of the first weight_grad.
+    """
+    norms: HostArray = to_host(chain.xp.linalg.vector_norm(c / chain.layers[0].space.S[None, :], axis=1))
+    return norms
 
 
 def data_range(chain: Chain, c: Array) -> float:
