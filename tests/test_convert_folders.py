@@ -195,6 +195,18 @@ def test_files_of_the_system_are_left_out_of_an_archive(spear: Command, tmp_path
     assert_exact(spear, tmp_path, torch_step().images)
 
 
+def test_a_member_without_a_name_is_no_array(spear: Command, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for file in sorted(npy_folder(tmp_path / "step").iterdir()):
+            archive.write(file, file.name)
+        archive.writestr("nameless", b"")
+    content = (tmp_path / "a.npz").read_bytes()
+    renamed = content.replace(b"nameless", b"\0ameless")  # a name that ends where it begins
+    (tmp_path / "a.npz").write_bytes(renamed)
+    converted(spear, tmp_path, tmp_path / "a.npz")
+    assert_exact(spear, tmp_path, torch_step().images)
+
+
 def test_types_that_numpy_has_not_are_left_out(spear: Command, tmp_path: Path) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
     history: dict[str, Any] = {

@@ -716,3 +716,10 @@ def test_a_list_stays_out_where_maps_choose(spear: Command, tmp_path: Path) -> N
     document = converted(spear, tmp_path, path, *options)
     assert [layer["layer"] for layer in document["layers"]] == ["fc"]
     assert "no --map says what it is" in document["skipped"]["arr_2"]
+
+
+def test_columns_of_a_table_have_names(spear: Command, tmp_path: Path) -> None:
+    path = write(tmp_path, dW=ones(5, 3), db=ones(5))
+    converted(spear, tmp_path, path, "--feature-names", "age,income,<b>")
+    with open_dump(tmp_path / "dump.h5") as dump:
+        assert dump.records[0].info.feature_names == ("age", "income", "<b>")

@@ -184,3 +184,11 @@ def test_nothing_recovered_is_one_line(spear: Command, tmp_path: Path) -> None:
         "holds no recovered inputs: something is missing" in spear("export", path, "-o", tmp_path / "x").error
     )
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="there is no folder that takes no files from anybody"
+)
+def test_where_nobody_may_write_is_one_line(spear: Command, tmp_path: Path) -> None:
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(pictures(2)))])
+    assert "cannot be written" in spear("export", path, "-o", "/proc/export").error

@@ -55,8 +55,8 @@ def test_tables_fit_and_break_at_words(width: int) -> None:
 
 def test_columns_are_left_out_from_the_right_and_named() -> None:
     assert "device" in printed(grid(), 160)[1]
-    text = "\n".join(printed(grid(), 100))
-    assert "left out for want of room: λ, proposals, device" in " ".join(text.split())
+    text = "\n".join(printed(grid(), 70))
+    assert "left out for want of room: proposals, device" in " ".join(text.split())
     assert "client-2" in text
 
 

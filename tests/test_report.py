@@ -57,7 +57,7 @@ class Page(HTMLParser):
                     assert (value or "").startswith(("data:image/png;base64,", "data:,", "#")), (tag, value)
                 if name == "style":
                     assert "url(" not in (value or "").replace("url(#", ""), value
-            identity = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+        identity = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
         assert len(identity) == len(set(identity))
 
 
@@ -398,3 +398,11 @@ def test_an_older_file_makes_a_page(spear: Command, tmp_path: Path) -> None:
     change(path, LAYER, forget)
     assert spear("report", path, "-o", tmp_path / "out.html").status == 0
     assert "written by an earlier version" in read(tmp_path / "out.html").text
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="there is no folder that takes no files from anybody"
+)
+def test_where_nobody_may_write_is_one_line(spear: Command, tmp_path: Path) -> None:
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(pictures(2)))])
+    assert "cannot be written" in spear("report", path, "-o", "/proc/report").error

@@ -100,11 +100,12 @@ class Rows:
     glanced: HostArray
     """(g,) int: the rows that are looked at before all others."""
     noise: Array
-    """(r, r) float32, upper triangular: the noise of ``unit · x`` has the standard deviation ``amplification * |noise · x|``."""
+    """(r, r) float32, upper triangular: ``|noise · x|`` is the standard deviation of the noise in ``unit · x``, but for a factor."""
     amplification: float
+    """Multiple of ``|noise · x|`` below which a product counts as zero."""
     narrowest: float
     widest: float
-    """Products below which count as zero, at least and at most."""
+    """The same, at least and at most."""
 
     @property
     def chance(self) -> float:

@@ -86,6 +86,8 @@ class Audit:
         if curve is None:
             return f"{self.baseline.recovered} of {self.batch} inputs are recovered without a defence."
         leaks, enough = curve.break_even
+        if enough is None and not curve.complete:
+            return f"Noise of {text(leaks or 0)} of the size of the gradient still gives inputs away; stronger noise was not tried."
         if enough is None:
             return f"Noise of {text(leaks or 0)} of the size of the gradient was not enough: inputs are still recovered."
         return f"Noise of {text(enough)} of the size of the gradient would have been enough here; {text(leaks or 0)} would not."
@@ -416,8 +418,10 @@ def verdict_of(curve: Curve) -> tuple[str, bool]:
     leaks, enough = curve.break_even
     if leaks is None:
         return "nothing is recovered at any strength", True
+    most = curve.points[-1]
+    if enough is None and not curve.complete:
+        return f"{text(most.strength)} still gives inputs away; nothing stronger was tried", False
     if enough is None:
-        most = curve.points[-1]
         return f"not enough at any strength: {most.share:.0%} still recovered at {text(most.strength)}", False
     return f"enough from {text(enough)} on; {text(leaks)} still gives inputs away", True
 

@@ -107,6 +107,12 @@ def convert(
     input_std: Annotated[
         str | None, typer.Option("--input-std", metavar="0.5,…", help="… and divided by.")
     ] = None,
+    feature_names: Annotated[
+        str | None,
+        typer.Option(
+            "--feature-names", metavar="AGE,INCOME,…", help="Of the columns of a table, one a feature."
+        ),
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -156,6 +162,7 @@ def convert(
         weight_decay=weight_decay,
         local_steps=local_steps,
         loss=loss,
+        feature_names=None if feature_names is None else tuple(feature_names.split(",")),
     )
     if before is not None:
         origins = {record or "record-0": Origin(before=before, after=after)}

@@ -38,7 +38,7 @@ def open_npz(path: Path) -> Iterator[Source]:
         load = lru_cache(maxsize=1)(partial(_load_member, archive, place))
         for member in archive.infolist():
             name = member.filename.removesuffix(SUFFIX)
-            if member.is_dir():
+            if member.filename.endswith("/"):  # a folder; `is_dir` fails for a member without a name
                 continue
             if foreign := foreign_member(member.filename):
                 skipped[member.filename] = foreign

@@ -16,6 +16,12 @@ NUMBER, OPTIONAL = ">", "?"
 """What a heading begins with if its column holds numbers, or may be left out; in this order."""
 
 
+LONGEST_WORD = 16
+"""Characters up to which a word stays whole; longer ones, as `leaky_relu(negative_slope=0.2)`, may be broken."""
+EDGES, GAP = 2, 3
+"""Columns that a table takes beside its cells."""
+
+
 @dataclass(frozen=True)
 class Heading:
     """One column."""
@@ -51,31 +57,45 @@ class Grid:
         self.rows.append(cells)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        """Yield the widest table that fits; where not even its longest words do, a block for each row."""
+        """Yield the widest table that fits with its texts wrapped at words; where not even its longest words do, a block for each row."""
         shown = list(range(len(self.headings)))
         dropped: list[int] = []
-        while True:
-            table = self._table(shown)
-            needed = Measurement.get(console, options.update(max_width=10_000), table)
+        while self._needed(console, shown) > options.max_width:
             left = [place for place in shown if self.headings[place].optional]
-            if needed.maximum <= options.max_width or not left:
+            if not left:
                 break
             dropped.insert(0, left[-1])
             shown.remove(left[-1])
-        if needed.minimum <= options.max_width:
-            yield table
-            if dropped:
-                names = ", ".join(self.headings[place].title for place in dropped)
-                yield Text(f"left out for want of room: {names}", style="dim")
-        else:
+        if self._needed(console, shown) > options.max_width:
             yield from self._blocks()
+            return
+        yield self._table(shown)
+        if dropped:
+            names = ", ".join(self.headings[place].title for place in dropped)
+            yield Text(f"left out for want of room: {names}", style="dim")
+
+    def _needed(self, console: Console, shown: Iterable[int]) -> int:
+        """Columns of the terminal that a table of these takes at least: numbers whole, texts broken at words."""
+        total = EDGES
+        for place in shown:
+            heading = self.headings[place]
+            cells = [heading.title, *(row[place] for row in self.rows)]
+            sizes = [Measurement.get(console, console.options, cell) for cell in cells]
+            widest = max(size.maximum if heading.numeric else size.minimum for size in sizes)
+            total += GAP + (widest if heading.numeric else min(widest, LONGEST_WORD))
+        return total
 
     def _table(self, shown: Iterable[int]) -> Table:
         places = list(shown)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for place in places:
             heading = self.headings[place]
-            table.add_column(heading.title, justify="right" if heading.numeric else "left", overflow="fold")
+            table.add_column(
+                heading.title,
+                justify="right" if heading.numeric else "left",
+                overflow="fold",
+                no_wrap=heading.numeric,  # "12.3 M" stays in one line; texts wrap at words
+            )
         for row in self.rows:
             table.add_row(*(row[place] for place in places))
         return table

@@ -13,6 +13,7 @@ from ..files.dump import Dump, Layer, Record, RecordInfo
 from ..files.limits import working
 from ..files.storage import StoredArray
 from ..problems import FileError, listing, printable
+from .forecast import Outlook, outlook
 
 FEW_RECORDS = 12
 """Records that are all looked at."""
@@ -43,6 +44,8 @@ class LayerOverview:
     """Why the layer cannot be inverted by itself."""
     survey: spear_np.Survey | None
     """Rank and noise, whatever the activation, and a forecast behind a ReLU; None where there is nothing to survey."""
+    outlook: Outlook | None = None
+    """What to expect of the default search; None where the layer cannot be inverted."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def _layer_overview(
             elif survey.batch_size is None or alone:  # else it says the same of the activation
                 problems.append(survey.problem)
     gradient = arrays.get("weight_grad")
+    problem = "; ".join(problem for problem in problems if problem) or None
     return LayerOverview(
         layer=layer.name,
         kind=layer.kind,
@@ -164,9 +168,21 @@ def _layer_overview(
         datasets=tuple(arrays),
         truth_inputs=None if truth is None else truth.shape[0],
         alone=alone,
-        problem="; ".join(problem for problem in problems if problem) or None,
+        problem=problem,
         survey=survey,
+        outlook=None if problem else _outlook(record, layer, survey, alone=alone),
     )
+
+
+def _outlook(record: Record, layer: Layer, survey: spear_np.Survey | None, *, alone: bool) -> Outlook | None:
+    """What to expect of the search of `layer`, alone or with those that follow it."""
+    if survey is None or survey.batch_size is None:
+        return None
+    reach = None
+    if record.has_chain(layer):
+        units = [shape[0] for member in record.chain_from(layer) if (shape := member.shape) is not None]
+        reach = spear_np.theory.largest_chain_batch(units[:-1], units[-1]) if len(units) > 1 else None
+    return outlook(survey.shape[0] if alone else 0, survey.batch_size, chain_reach=reach)
 
 
 def dump_document(dump: Dump, groups: Sequence[Group]) -> dict[str, Any]:

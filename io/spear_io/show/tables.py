@@ -183,7 +183,9 @@ def _input_from(layer: LayerOverview) -> str:
 
 def _survey_table(record: RecordOverview) -> Grid:
     """What the gradient of each layer tells."""
-    table = new_table("layer", ">batch", ">?noise", ">?gap", ">?published search", "can be inverted")
+    table = new_table(
+        "layer", ">batch", ">?noise", ">?gap", ">?published search", "?default search", "can be inverted"
+    )
     for layer in record.layers:
         survey = layer.survey
         forecast = None if survey is None else survey.forecast_seconds
@@ -197,6 +199,7 @@ def _survey_table(record: RecordOverview) -> Grid:
             figure(None if survey is None else survey.relative_noise, ".1e"),
             figure(None if survey is None else survey.gap, ".2g"),
             "–" if forecast is None else "never" if math.isinf(forecast) else _about(forecast),
+            "–" if layer.outlook is None else str(layer.outlook),
             verdict,
         )
     return table
