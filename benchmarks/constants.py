@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -110,21 +112,17 @@ def literals() -> Iterator[tuple[str, int, Any]]:
 def page() -> str:
     """Return docs/thresholds.md."""
     lines = [HEAD]
-    module = ""
-    for one in thresholds():
-        if one.module != module:
-            module = one.module
-            lines += [
-                f"## `{module}`",
-                "",
-                "| constant | value | decides | kind | source |",
-                "| --- | --- | --- | --- | --- |",
-            ]
-        cells = (f"`{one.name}`", f"`{one.text}`", one.meaning, one.kind.lower(), one.source)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        following = [other for other in thresholds() if other.module == module][-1]
-        if one == following:
-            lines.append("")
+    for module, members in groupby(thresholds(), key=attrgetter("module")):
+        lines += [
+            f"## `{module}`",
+            "",
+            "| constant | value | decides | kind | source |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for one in members:
+            cells = (f"`{one.name}`", f"`{one.text}`", one.meaning, one.kind.lower(), one.source)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -112,17 +112,31 @@ def orthonormalised(xp: Any, columns: Array) -> Array:
 
 
 def by_gram_schmidt(xp: Any, columns: Array) -> Array:
-    """As `orthonormalised`; zero where a column is zero outside those before it."""
-    basis = _unit(xp, columns[:, :, :1])
+    """As `orthonormalised`; what is zero outside the columns before it becomes a unit vector orthogonal to these."""
+    none = columns[:, :, :0]
+    basis = _unit(xp, columns[:, :, :1], _outside(xp, none))
     for number in range(1, columns.shape[2]):
+        outside = _outside(xp, basis)
         rest = columns[:, :, number : number + 1]
         for _ in range(2):
-            rest = _unit(xp, rest - basis @ (xp.matrix_transpose(basis) @ rest))
+            rest = _unit(xp, rest - basis @ (xp.matrix_transpose(basis) @ rest), outside)
         basis = xp.concat([basis, rest], axis=2)
     return basis
 
 
-def _unit(xp: Any, columns: Array) -> Array:
-    """`columns` (k, r, 1) of length one, or zero."""
+def _outside(xp: Any, basis: Array) -> Array:
+    """(k, r, 1): a unit vector orthogonal to the orthonormal columns of `basis` (k, r, p), p < r."""
+    axes = xp.arange(basis.shape[1], device=array_api_compat.device(basis))
+    least = xp.argmin(xp.sum(basis**2, axis=2), axis=1)
+    axis = xp.astype(axes[None, :] == least[:, None], basis.dtype)[:, :, None]
+    rest = axis - basis @ (xp.matrix_transpose(basis) @ axis)
+    return rest / xp.linalg.vector_norm(rest, axis=1, keepdims=True)
+
+
+def _unit(xp: Any, columns: Array, otherwise: Array) -> Array:
+    """`columns` (k, r, 1) of length one, those of none replaced by `otherwise` (k, r, 1)."""
+    largest = xp.max(xp.abs(columns), axis=1, keepdims=True)  # squares of huge entries would overflow
+    there = largest > 0
+    columns = columns / xp.where(there, largest, xp.ones_like(largest))
     length = xp.linalg.vector_norm(columns, axis=1, keepdims=True)
-    return columns / xp.where(length > 0, length, xp.ones_like(length))
+    return xp.where(there, columns / xp.where(there, length, xp.ones_like(length)), otherwise)

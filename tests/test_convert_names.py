@@ -416,7 +416,7 @@ def test_the_table_says_what_was_found_and_assumed(spear: Command, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (["a.npz"], "SOURCE DUMP.h5"),
+        (["a.npz"], "SOURCE… DUMP.h5"),
         (["--before", "a.npz", "d.h5"], "--before A --after B"),
         (["--before", "a.npz", "--after", "b.npz", "a.npz", "d.h5"], "--before A --after B DUMP.h5"),
         (["--before", "a.npz", "--after", "b.npz", "d.h5", "--gradients"], "cannot be combined"),

@@ -410,7 +410,7 @@ def test_invert_answers_in_one_line_and_writes_nothing(
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in FILES if case not in ("unknown activation", "unknown kind")]
+    "case", [case for case in FILES if case not in ("unknown activation", "unknown kind", "other format")]
 )
 def test_inspect_answers_the_same(tmp_path: Path, spear: Command, case: str) -> None:
     breaker, fragments = FILES[case]
@@ -424,6 +424,13 @@ def test_inspect_answers_the_same(tmp_path: Path, spear: Command, case: str) -> 
     assert run.out == ""
     for fragment in fragments:
         assert fragment in run.error
+
+
+def test_inspect_knows_an_inversion_that_holds_nothing(tmp_path: Path, spear: Command) -> None:
+    an_inversion(tmp_path / "out.h5")
+    run = spear("inspect", tmp_path / "out.h5")
+    assert (run.status, run.out) == (2, "")
+    assert "holds no layers" in run.error
 
 
 @pytest.mark.parametrize("case", VALUES)

@@ -85,10 +85,8 @@ def test_nearly_dependent_columns_become_orthonormal(backend: Backend, make: obj
     assert np.max(np.abs(rest)) < 1e-13
 
 
-def test_a_column_of_zeros_stays_one(backend: Backend) -> None:
+def test_a_column_of_zeros_becomes_another_one(backend: Backend) -> None:
     columns = np.random.default_rng(4).standard_normal((2, 9, 3))
     columns[:, :, 1] = 0
     made = backend.host(by_gram_schmidt(backend.xp, backend.array(columns)))
-    np.testing.assert_allclose(
-        np.matrix_transpose(made) @ made, np.diag([1.0, 0.0, 1.0])[None].repeat(2, 0), atol=1e-13
-    )
+    np.testing.assert_allclose(np.matrix_transpose(made) @ made, np.eye(3)[None].repeat(2, 0), atol=1e-13)

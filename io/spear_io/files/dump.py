@@ -183,7 +183,9 @@ class Layer:
         if group is None:
             return None
         inputs = safety.numbers(group, "inputs", self.place, ndim=2)
-        features = (self.shape or self.gradients.shape)[1]
+        shape = self.shape
+        # Whoever has no size is refused by name, with its gradients.
+        features = (shape if shape is not None and 0 not in shape else self.gradients.shape)[1]
         if inputs is not None and (inputs.shape[1] != features or 0 in inputs.shape):
             msg = f"has shape {inputs.shape}, but the layer has {features} input features"
             raise FileError(msg, inputs.place, f"store one true input of {features} numbers a row")

@@ -29,5 +29,5 @@ def forecast(shape: tuple[int, int], batch_size: int | None) -> float:
     """Return about how much work a layer (m, n) is, in no unit: its decomposition, and the search."""
     m, n = shape
     b = max(1.0, USUAL_SHARE * m) if batch_size is None else float(batch_size)
-    share = min(b / m, 1.0)
+    share = min(b / max(1, m), 1.0)  # a layer without units is refused later, by name
     return m * n * float(min(m, n)) + m * b * b * math.exp2(share / SHARE_DOUBLES)

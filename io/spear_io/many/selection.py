@@ -135,6 +135,8 @@ def _choose_records(dump: Dump, label: str | None, choosing: _Choosing) -> None:
                 for offset, layer in enumerate(layers)
             ]
         except FileError as error:
+            if error.record is None:  # it is the file as a whole that is no good
+                raise
             choosing.unread.append(Unread(name, dump.path, record.name, error))
 
 
