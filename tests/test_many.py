@@ -446,6 +446,15 @@ def test_what_a_kill_leaves_is_taken_up_again(dump: Path, undisturbed: bytes, ou
     assert beside(out, []) == []
 
 
+@pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """What `nohup` has a test run ignore, the processes that it starts would ignore as well."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("jobs", [(), ("--jobs", "2")], ids=["here", "jobs"])
 def test_what_schedulers_send_ends_it_in_order(
