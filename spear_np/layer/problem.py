@@ -283,31 +283,21 @@ def read_layer(
             factors = factorize(gradients, device, options.batch_size, reading=reading)
     spectrum = factors if isinstance(factors, Spectrum) else factors.space.spectrum
     left = spectrum.alternatives if options.batch_size is None else 0
-    if isinstance(factors, Spectrum):
-        reason = no_rank_reason(factors, gradients, device)
-        answer = inversion(
-            gradients,
-            device,
-            Status.FAILED,
-            reason,
-            0,
-            options.data_range,
-            singular_values=spectrum.singular_values,
+
+    def refused(reason: str) -> Reading:
+        values = spectrum.singular_values
+        return Reading(
+            inversion(
+                gradients, device, Status.FAILED, reason, 0, options.data_range, singular_values=values
+            ),
+            left,
         )
-        return Reading(answer, left)
+
+    if isinstance(factors, Spectrum):
+        return refused(no_rank_reason(factors, gradients, device))
     crowded = factors.space.batch_size > CROWDED * factors.space.live.shape[0]
     if crowded and holds_signs(gradients, device):
-        reason = other_causes(gradients, device)
-        answer = inversion(
-            gradients,
-            device,
-            Status.FAILED,
-            reason,
-            0,
-            options.data_range,
-            singular_values=spectrum.singular_values,
-        )
-        return Reading(answer, left)
+        return refused(other_causes(gradients, device))
     factors = replace(factors, space=with_layer_behind(factors.space, behind))
     with suitable_threads(device, gradients.shape[0] * factors.space.batch_size):
         model = sign_model(factors)

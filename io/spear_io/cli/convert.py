@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import typer
 
 from .notes import say
-from .options import Force, Json
+from .options import Force, InputMean, InputShape, InputStd, Json
 from .streams import complete_already
 
 Number = TypeVar("Number", int, float)
@@ -98,15 +98,9 @@ def convert(
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="If it is known.")] = None,
-    input_shape: Annotated[
-        str | None, typer.Option("--input-shape", metavar="1,28,28", help="Shape of one input.")
-    ] = None,
-    input_mean: Annotated[
-        str | None, typer.Option("--input-mean", metavar="0.5,…", help="What normalising subtracted …")
-    ] = None,
-    input_std: Annotated[
-        str | None, typer.Option("--input-std", metavar="0.5,…", help="… and divided by.")
-    ] = None,
+    input_shape: InputShape = None,
+    input_mean: InputMean = None,
+    input_std: InputStd = None,
     feature_names: Annotated[
         str | None,
         typer.Option(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .convert import numbers
-from .options import InversionPath, Json
+from .options import InputMean, InputShape, InputStd, InversionPath, Json
 from .streams import complete_already
 
 
@@ -32,15 +32,9 @@ def export(
         list[Format] | None,
         typer.Option("--format", help="Repeatable. Default: what suits the data."),
     ] = None,
-    input_shape: Annotated[
-        str | None, typer.Option("--input-shape", metavar="1,28,28", help="Shape of one input.")
-    ] = None,
-    input_mean: Annotated[
-        str | None, typer.Option("--input-mean", metavar="0.5,…", help="What normalising subtracted …")
-    ] = None,
-    input_std: Annotated[
-        str | None, typer.Option("--input-std", metavar="0.5,…", help="… and divided by.")
-    ] = None,
+    input_shape: InputShape = None,
+    input_mean: InputMean = None,
+    input_std: InputStd = None,
     as_seen: Annotated[
         bool, typer.Option("--as-seen", help="As the layer sees them: do not undo normalisation.")
     ] = False,

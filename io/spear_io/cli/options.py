@@ -23,6 +23,13 @@ Force = Annotated[
     bool, typer.Option("--force", help="Replace an existing file that this command did not write.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+InputShape = Annotated[
+    str | None, typer.Option("--input-shape", metavar="1,28,28", help="Shape of one input.")
+]
+InputMean = Annotated[
+    str | None, typer.Option("--input-mean", metavar="0.5,…", help="What normalising subtracted …")
+]
+InputStd = Annotated[str | None, typer.Option("--input-std", metavar="0.5,…", help="… and divided by.")]
 
 
 def of_data(units: str) -> bool | None:
