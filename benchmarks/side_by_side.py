@@ -1,9 +1,9 @@
 """Two checkouts of this repository on the same batches, turn by turn in one run: how much faster one is, and as exact.
 
     git worktree add /tmp/before v1.0
-    python -m benchmarks.side_by_side /tmp/before 400,100 1000,200 chain:200,80 --save side_by_side
+    python -m benchmarks.side_by_side /tmp/before 400,100 sampling:200,16 relu:200,80 --save side_by_side
 
-A cell is M,B, or ACTIVATION:M,B for a chain (`benchmarks/chain.py`). Each checkout has one process for the whole run, and each batch
+A cell is M,B, or sampling:M,B with that method, or ACTIVATION:M,B for a chain (`benchmarks/chain.py`). Each checkout has one process for the whole run, and each batch
 is inverted by both before the next, the first of them in turn. Ratios are those of the batches, before over after, of which the
 median counts: what else the machine does then meets both alike. CPU time tells what work was saved, the time passed what a
 caller gains.
@@ -28,25 +28,27 @@ SIDES = ("before", "after")
 
 @dataclass(frozen=True)
 class Cell:
-    """What is inverted: a layer, or the chain that starts with it where `activation` is given."""
+    """What is inverted: a layer, by `method`, or the chain that starts with it where `activation` is given."""
 
     m: int
     b: int
     activation: str | None = None
+    method: str = "auto"
 
     @classmethod
     def read(cls, text: str) -> Cell:
-        """Read "400,100" or "relu:200,80"."""
-        activation, _, numbers = text.rpartition(":")
-        m, b = numbers.split(",")
-        return cls(int(m), int(b), activation or None)
+        """Read "400,100", "sampling:200,16" or "relu:200,80"."""
+        prefix, _, numbers = text.rpartition(":")
+        m, b = (int(number) for number in numbers.split(","))
+        if prefix == "sampling":
+            return cls(m, b, method=prefix)
+        return cls(m, b, prefix or None)
 
     @property
     def title(self) -> str:
         """For the table."""
-        return (
-            f"{self.m}/{self.b}" if self.activation is None else f"chain {self.activation} {self.m}/{self.b}"
-        )
+        kind = f"chain {self.activation} " if self.activation else f"{self.method} " * (self.method != "auto")
+        return f"{kind}{self.m}/{self.b}"
 
 
 def main() -> int:
@@ -82,7 +84,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("before", type=Path, help="the other checkout")
-    parser.add_argument("cells", nargs="+", type=Cell.read, metavar="[ACTIVATION:]M,B")
+    parser.add_argument("cells", nargs="+", type=Cell.read, metavar="[ACTIVATION:|sampling:]M,B")
     parser.add_argument("--after", type=Path, default=HERE, help="this one, unless another is given")
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=81001)
@@ -150,7 +152,7 @@ def invert(cell: Cell, seed: int, time_limit: float) -> dict[str, Any]:
 
         problem = make_problem(cell.m, cell.b, seed)
         started = time.perf_counter(), time.process_time()
-        result = spear_np.invert(**problem.arguments, seed=seed, time_limit=time_limit)
+        result = spear_np.invert(**problem.arguments, method=cell.method, seed=seed, time_limit=time_limit)
         seconds, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
         error, all_visible = problem.error(np.asarray(result.inputs)), bool(np.all(problem.visible))
     else:

@@ -140,6 +140,15 @@ ten times as long (556 s for 34). Blocks of work for several cores are `mapped`:
 """
 
 
+SHARED_FROM = 30_000
+"""Entries of a matrix from which cores share steps that pass over it: many small ones, each a few calls of the library.
+
+Measured: two cores take 1.6 steps of the descent at m = 400, b = 100 while one takes one, and 1.8 at m = 1000, b = 200; at m = 200,
+b = 65 they gain nothing. Inputs of a chain are examined by two cores 1.2 times faster at m = 400, b = 160, 1.1 at m = 300, b = 120
+and a little slower at m = 200, b = 80: what a step does besides its products waits for the interpreter.
+"""
+
+
 @contextmanager
 def suitable_threads(device: Device, entries: int) -> Iterator[None]:
     """Keep BLAS to one thread while matrices have at most `SMALL_MATRIX` entries; a no-op on a GPU.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spear_np.directions.disaggregate import contradicting, disaggregate, doubtful, exchange_directions
+from spear_np.directions.disaggregate import contradicting, disaggregate, doubtful
+from spear_np.directions.exchange import exchange_directions
 from spear_np.inputs.reconstruct import reconstruct
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, true_directions

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +19,6 @@ from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 from .pool import Pool
 
-SWAP_WORK = 2_000_000
-"""Alternatives tried in the second stage, times the m·b entries each of them costs.
-
-Heuristic: it bounds the time of the stage to about a second.
-"""
-LEAST_SWAPS = 4
-"""Alternatives tried whatever they cost.
-
-Heuristic: as `SWAP_WORK`.
-"""
 MAX_BIAS_RESIDUAL = 100.0
 """Relative residual of bias_grad, in units of the relative noise, up to which the batch explains it.
 
@@ -90,35 +81,6 @@ def disaggregate(factors: Factors, q: Array, *, lenient: bool = False) -> Disagg
     if factors.layer is not None and factors.signs_known:
         agreement = _agreement(factors.space, factors.layer, scaled, dual, lenient=lenient)
     return Disaggregation(scaled, variance, residual, dual, agreement, lenient)
-
-
-def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> tuple[Disaggregation, Pool]:
-    """Second stage of the published algorithm: exchange directions for others of the pool while λ grows.
-
-    The columns with the lowest λ are exchanged first. Returns the best choice and the pool with that basis.
-    """
-    best, basis = start, list(pool.basis)
-    if best.sign_agreement is None or best.mean_agreement() == 1.0 or len(pool.q) == len(basis):
-        return best, pool
-    limit = max(LEAST_SWAPS, SWAP_WORK // (factors.space.shape[0] * len(basis)))
-    tried, improving = 0, True
-    while improving and tried < limit and best.mean_agreement() != 1.0:
-        improving = False
-        for index in sorted(set(range(len(pool.q))) - set(basis)):
-            # A wrong direction spoils the λ of its own column and of those it mixes in: try each it could replace.
-            # An exchange may have left directions that are hardly independent: no plain solve.
-            share = np.abs(np.linalg.lstsq(pool.q[basis].T, pool.q[index], rcond=None)[0])
-            agreement = to_host(best.sign_agreement)
-            places = np.flatnonzero((share > pool.angle[index]) & (agreement < 1))
-            for place in places[np.argsort(agreement[places], kind="stable")][: limit - tried]:
-                tried += 1
-                trial = [*basis[:place], index, *basis[place + 1 :]]
-                trial_q = factors.space.device.float64(pool.q[trial])
-                candidate = disaggregate(factors, trial_q, lenient=start.lenient)
-                if (candidate.mean_agreement() or 0) > (best.mean_agreement() or 0):
-                    best, basis, improving = candidate, trial, True
-                    break
-    return best, pool.with_basis(tuple(basis)) if best is not start else pool
 
 
 def doubtful(choice: Disaggregation, pool: Pool) -> list[int]:
@@ -202,13 +164,17 @@ def _signs(factors: Factors, q: Array) -> Array:
     if factors.layer is None:
         return ones
     dual = inverse_or_pseudoinverse(xp, q / space.S).T
-    active = _has_gradient(space, q)
     z = space.live_of(factors.layer.weight_in_basis @ dual.T)
-    votes = xp.sum(2 * xp.astype(active == (z > 0), xp.float64) - 1, axis=0)
-    return xp.where(votes < 0, -ones, ones)
+    return signs_asked(xp, has_gradient(space, q), z)
 
 
-def _has_gradient(space: RowSpace, q: Array) -> Array:
+def signs_asked(xp: Any, passing: Array, z: Array) -> Array:
+    """(…, k) ±1: the sign that pre-activations `z` (…, ℓ, k) must have for most units to be on exactly if `passing` (…, ℓ, k) bool."""
+    votes = xp.sum(2 * xp.astype(passing == (z > 0), xp.float64) - 1, axis=-2)
+    return xp.where(votes < 0, -xp.ones_like(votes), xp.ones_like(votes))
+
+
+def has_gradient(space: RowSpace, q: Array) -> Array:
     """(ℓ, k) bool: live units whose gradient in the directions `q` (k, b) is not zero."""
     return space.xp.abs(space.live_of(space.columns(q))) > ZERO_SIGMAS * space.live_of(space.deviation(q))
 
@@ -219,7 +185,7 @@ def _agreement(space: RowSpace, layer: Layer, q: Array, dual: Array, *, lenient:
     Or, if `lenient`, only if it does.
     """
     xp = space.xp
-    active = _has_gradient(space, q)
+    active = has_gradient(space, q)
     on = layer.states(space.live_of(layer.preactivations(dual)))[0]
     agree = on | ~active if lenient else active == on
     return xp.sum(xp.astype(agree, xp.float64), axis=0) / agree.shape[0]

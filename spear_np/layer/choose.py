@@ -6,13 +6,8 @@ import numpy as np
 
 from ..backend import Array, HostArray, to_host
 from ..checks.certify import Verdict, certify
-from ..directions.disaggregate import (
-    Disaggregation,
-    contradicting,
-    disaggregate,
-    doubtful,
-    exchange_directions,
-)
+from ..directions.disaggregate import Disaggregation, contradicting, disaggregate, doubtful
+from ..directions.exchange import exchange_directions
 from ..directions.polish import Directions, collect, polish
 from ..directions.pool import Candidates, Pool
 from ..directions.reduction import reduce_pairs

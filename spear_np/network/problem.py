@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..answer.result import Inversion
-from ..backend import Array, mapped, suitable_threads, to_host
+from ..backend import SHARED_FROM, Array, mapped, suitable_threads, to_host
 from ..chain.examine import CONSISTENT, Examined, Known, examine, known_of, reexamine
 from ..chain.layers import Chain
 from ..chain.sets import Open, open_sets
@@ -210,7 +210,10 @@ class ChainProblem:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # each thread has its own
                 return one, None if self.chain.straight and self._few_slopes(one) else self._judged(one, None)
 
-        rows = [slice(row, row + 1) for row in range(candidates.shape[0])]
+        count, b = candidates.shape
+        rows = [slice(row, row + 1) for row in range(count)]
+        if self.chain.layers[0].units * b < SHARED_FROM:
+            return [judged(row) for row in rows]
         return mapped(self.chain.device, judged, rows)
 
     def _judged(self, candidate: Array, known: Known | None) -> _Judged:

@@ -22,13 +22,17 @@ References
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ..backend import (
+    SHARED_FROM,
     Array,
+    Device,
     HostArray,
     contiguous,
     inverse_or_pseudoinverse,
@@ -143,14 +147,9 @@ FEWEST_STARTS = 64
 Heuristic: fewer leave the processor idle.
 """
 STARTS_TOGETHER = 128
-"""Starts that a core of the host takes down together; those of different groups are not merged on the way.
+"""Starts that a core of the host takes down together, at most.
 
 Heuristic: half of a block, so that two cores share it, whatever their number: it changes no answer.
-"""
-SHARED_FROM = 10_000
-"""Entries of the rows from which it does so.
-
-Measured: at m = 200, b = 20 a step of half as many starts takes two thirds of the time, at m = 400, b = 100 little more than half.
 """
 FEW_LEFT = (4, 0.1)
 """Missing directions, and share of the batch, below which the last few are sought with sharp signs.
@@ -256,16 +255,7 @@ class Descent:
         if self.model is not None and self.settings.sign_weights and not mistrusted:
             signs = smoother(space, self.model, complement, prior=self.settings.prior)
 
-        def ends(part: slice) -> Array:
-            some = start[part, :]
-            return descend(
-                space, self.weighting.rows, some, tempering, self.settings, signs=signs, known=known
-            )
-
-        small = self.weighting.rows.shape[0] * b < SHARED_FROM
-        step = count if small or space.device.name != "cpu" else STARTS_TOGETHER
-        parts = [slice(first, min(first + step, count)) for first in range(0, count, step)]
-        found = xp.concat(mapped(space.device, ends, parts), axis=0)
+        found = descend(space, self.weighting.rows, start, tempering, self.settings, signs=signs, known=known)
         return Proposals(self._distinct(space, found) @ self.weighting.to_q.T, count, self.name)
 
     def starts(self, space: RowSpace) -> int:
@@ -354,30 +344,76 @@ def descend(
     if known is not None and known.shape[1] < rows.shape[1]:
         free = device.float32(orthogonal_complement(xp, known))
         q, current = q @ free, rows @ free
-    transposed = current.T
     q = contiguous(xp, q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY))
+    prediction = None
     if signs is not None:
         spread, shrink = device.float32(signs[0]), device.float32(signs[1])
-        gather, scatter = spread * shrink, spread.T
-    merges = {round(share * tempering.steps) for share in THIN_AT} if settings.thinning else set()
-    weights = values = gradient = None
-    for step in range(tempering.steps):
-        done = step / tempering.steps
-        if free is not None and done >= tempering.confined:
-            q, current, transposed, free = contiguous(xp, q @ free.T), rows, rows.T, None
-        if step in merges:
+        prediction = spread * shrink, spread.T
+    steps = tempering.steps
+    merges = {round(share * steps) for share in THIN_AT} if settings.thinning else set()
+    released = set() if free is None else {math.ceil(tempering.confined * steps)}
+    weights = None
+    for first, stop in pairwise(sorted({0, steps, *(merges | released) & set(range(steps))})):
+        if free is not None and first in released:
+            q, current, free = contiguous(xp, q @ free.T), rows, None
+        if first in merges:
             kept = _apart(xp, q, tempering.thin_cosine)
             q = xp.take(q, kept, axis=0)
             weights = None if weights is None else xp.take(weights, kept, axis=0)
-        values = product(xp, q, transposed, values)
-        if signs is not None and done >= settings.warm_up and step % settings.sign_interval == 0:
-            kappa = tempering.kappa[0] + (tempering.kappa[1] - tempering.kappa[0]) * done
-            pattern = soft_pattern(device, values, tempering.tau)
-            weights = sign_weights(device, (pattern @ gather) @ scatter, kappa)
-        width = WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done if settings.concave else None
-        gradient = product(xp, pull(device, values, weights, width), current, gradient)
-        q = move(device, q, gradient, _step_length(tempering.first_step, settings, done))
+        leg = _Leg(device, current, tempering, settings, prediction, first, stop)
+        q, weights = leg.all_down(q, weights)
     return q if free is None else q @ free.T
+
+
+@dataclass(frozen=True, eq=False)
+class _Leg:
+    """The steps `first` to `stop` of a descent, between which no start ends or is released."""
+
+    device: Device
+    rows: Array
+    """(ℓ, b') float32."""
+    tempering: Tempering
+    settings: Settings
+    prediction: tuple[Array, Array] | None
+    """(ℓ, r) and (r, ℓ): their product takes soft patterns to pre-activations."""
+    first: int
+    stop: int
+
+    def all_down(self, q: Array, weights: Array | None) -> tuple[Array, Array | None]:
+        """Return where the starts `q` (k, b') come to, and the `weights` (k, ℓ) of their rows; a CPU shares them out."""
+        k = q.shape[0]
+        shared = self.device.name == "cpu" and math.prod(self.rows.shape) >= SHARED_FROM
+        shares = math.ceil(k / STARTS_TOGETHER) if shared else 1
+        if shares < 2:
+            return self._down(q, weights)
+        edges = [share * k // shares for share in range(shares + 1)]
+        parts = [slice(*pair) for pair in pairwise(edges)]
+        found = mapped(
+            self.device,
+            lambda part: self._down(q[part, :], None if weights is None else weights[part, :]),
+            parts,
+        )
+        ends, of_rows = zip(*found, strict=True)
+        xp = self.device.xp
+        return xp.concat(ends, axis=0), None if of_rows[0] is None else xp.concat(of_rows, axis=0)
+
+    def _down(self, q: Array, weights: Array | None) -> tuple[Array, Array | None]:
+        """As `all_down`, by one core."""
+        device, steps, transposed = self.device, self.tempering.steps, self.rows.T
+        kappa, values, gradient = self.tempering.kappa, None, None
+        for step in range(self.first, self.stop):
+            done = step / steps
+            values = product(device.xp, q, transposed, values)
+            due = done >= self.settings.warm_up and step % self.settings.sign_interval == 0
+            if self.prediction is not None and due:
+                gather, scatter = self.prediction
+                pattern = soft_pattern(device, values, self.tempering.tau)
+                sharpness = kappa[0] + (kappa[1] - kappa[0]) * done
+                weights = sign_weights(device, (pattern @ gather) @ scatter, sharpness)
+            width = WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done if self.settings.concave else None
+            gradient = product(device.xp, pull(device, values, weights, width), self.rows, gradient)
+            q = move(device, q, gradient, _step_length(self.tempering.first_step, self.settings, done))
+        return q, weights
 
 
 def _apart(xp: Any, q: Array, cosine: float) -> Array:
