@@ -66,11 +66,10 @@ def _swaps(pool: Pool, choice: Disaggregation, basis: list[int], outside: list[i
     # An exchange may have left directions that are hardly independent: no plain solve.
     shares = np.abs(np.linalg.lstsq(pool.q[basis].T, pool.q[outside].T, rcond=None)[0])
     agreement = to_host(choice.sign_agreement)
-    swaps = []
-    for index, share in zip(outside, shares.T, strict=True):
-        places = np.flatnonzero((share > pool.angle[index]) & (agreement < 1))
-        swaps += [(index, place) for place in places[np.argsort(agreement[places], kind="stable")].tolist()]
-    return swaps
+    order = np.argsort(agreement, kind="stable")
+    possible = (shares > pool.angle[outside]) & (agreement < 1)[:, None]
+    which, place = np.nonzero(possible[order].T)
+    return list(zip(np.asarray(outside)[which].tolist(), order[place].tolist(), strict=True))
 
 
 class _Trials:

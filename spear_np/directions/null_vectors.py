@@ -26,18 +26,18 @@ def nearest_rows(b: int) -> int:
     return int(NEAREST_ROWS * b) + 2
 
 
-def draw_subsets(log_weights: HostArray, size: int, count: int, rng: np.random.Generator) -> HostArray:
-    """Draw `count` subsets (count, size) of distinct indices, index i with weight ``exp(log_weights[i])``.
+def draw_subsets(total: int, size: int, count: int, rng: np.random.Generator) -> HostArray:
+    """Draw `count` subsets (count, size) of the indices below `total`, all subsets alike.
 
-    Exponential clocks: the `size` that ring first are a weighted sample without replacement (Efraimidis and
-    Spirakis 2006). Drawn on the host, so that every device sees the same subsets.
+    Floyd's algorithm (Bentley and Floyd, "A sample of brilliance", 1987), for all of them at once. Drawn on the host, so that every
+    device sees the same subsets.
     """
-    clocks = rng.standard_exponential((count, len(log_weights)), dtype=np.float32)
-    with np.errstate(over="ignore"):
-        clocks *= np.exp(np.float32(np.max(log_weights)) - log_weights).astype(np.float32)
-    return (
-        np.argpartition(clocks, size - 1, axis=1)[:, :size] if size else np.empty((count, 0), dtype=np.int64)
-    )
+    subsets = np.empty((count, size), dtype=np.int64)
+    for place, last in enumerate(range(total - size, total)):
+        picked = rng.integers(0, last + 1, count)
+        repeated = np.any(subsets[:, :place] == picked[:, None], axis=1)
+        subsets[:, place] = np.where(repeated, last, picked)
+    return subsets
 
 
 def null_vectors(xp: Any, submatrices: Array) -> Array:

@@ -319,9 +319,7 @@ def _resolve(space: RowSpace, null: Array, rng: np.random.Generator) -> Array:
         return nothing
     rows = xp.take(rows, active, axis=0) / xp.take(length, active)[:, None]
     subsets = (
-        np.arange(count)[:, None]
-        if r == 2
-        else draw_subsets(np.zeros(count), r - 1, DRAWS_PER_DIMENSION * r, rng)
+        np.arange(count)[:, None] if r == 2 else draw_subsets(count, r - 1, DRAWS_PER_DIMENSION * r, rng)
     )
     vectors = null_vectors(xp, gather(xp, rows, device.integers(subsets)))
     vectors = xp.take(vectors, solved(xp, vectors), axis=0)

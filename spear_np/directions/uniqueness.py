@@ -412,9 +412,13 @@ def single_row_support(space: RowSpace, q: Array, zero_mask: HostArray) -> HostA
     """(k,) bool: which directions `q` (k, b) with zeros `zero_mask` (k, ℓ) may rest on a single row."""
     if not len(zero_mask) or space.batch_size == 1:
         return np.zeros(len(zero_mask), dtype=bool)
-    none = space.device.zeros((1, space.batch_size))
-    off = space.expand(space.device.booleans(zero_mask))
     # Among thousands of null vectors one further row agrees by chance.
-    few: HostArray = zero_mask.sum(axis=1) < space.batch_size - 1 + SPARE
-    held = uniqueness(space, q, none, off)
-    return (few | (held.redundancy < 1)) & ~held.with_layer_behind
+    lone: HostArray = zero_mask.sum(axis=1) < space.batch_size - 1 + SPARE
+    asked = np.flatnonzero(~lone) if space.passed is None else np.arange(len(lone))
+    if not len(asked):
+        return lone
+    none = space.device.zeros((1, space.batch_size))
+    off = space.expand(space.device.booleans(zero_mask[asked]))
+    held = uniqueness(space, space.xp.take(q, space.device.integers(asked), axis=0), none, off)
+    lone[asked] = (lone[asked] | (held.redundancy < 1)) & ~held.with_layer_behind
+    return lone
