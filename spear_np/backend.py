@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -159,7 +160,7 @@ def suitable_threads(device: Device, entries: int) -> Iterator[None]:
     if device.name != "cpu" or entries > SMALL_MATRIX:
         yield
         return
-    pools = ThreadpoolController()
+    pools = _pools(len(sys.modules))
     before = _WORKERS.set(_WORKERS.get() or _threads_of(pools))
     try:
         with pools.limit(limits=1, user_api="blas"):
@@ -170,6 +171,12 @@ def suitable_threads(device: Device, entries: int) -> Iterator[None]:
 
 _WORKERS: ContextVar[int | None] = ContextVar("workers", default=None)
 """How many threads BLAS was allowed before `suitable_threads` took all but one."""
+
+
+@lru_cache(maxsize=1)
+def _pools(_modules: int) -> ThreadpoolController:
+    """The libraries with threads; they are looked for anew, which takes milliseconds, when modules have come that may bring others."""
+    return ThreadpoolController()
 
 
 def _threads_of(pools: ThreadpoolController) -> int:
@@ -189,7 +196,7 @@ def mapped(device: Device, function: Callable[[slice], T], parts: Sequence[slice
         If memory does not do for a single item.
     """
     serial = device.name != "cpu" or len(parts) < 2  # threads would share the stream of a GPU
-    pools = None if serial else ThreadpoolController()
+    pools = None if serial else _pools(len(sys.modules))
     workers = 1 if pools is None else min(len(parts), _WORKERS.get() or _threads_of(pools))
     if pools is None or workers == 1:
         return [result for part in parts for result in _halved(device, function, part)]

@@ -180,9 +180,11 @@ class TestPropose:
         factors, _ = problem(Backend.NUMPY)
         descent, pool = descent_for(factors, Settings(starts=900, steps=1)), nothing_known(factors)
         # After a single step hardly any two starts have met.
-        proposals = descent.propose(factors.space, pool, np.random.default_rng(5))
+        proposals = descent.propose(factors.space, replace(pool, effort=1), np.random.default_rng(5))
         assert proposals.examined == 900
         assert proposals.candidates.shape == (DESCENDED_CANDIDATES, B)
+        # None has come near a minimum, which matters as long as others do.
+        assert not len(descent.propose(factors.space, pool, np.random.default_rng(5)).candidates)
 
     def test_there_is_no_forecast(self) -> None:
         factors, _ = problem(Backend.NUMPY)
