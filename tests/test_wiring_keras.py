@@ -150,7 +150,7 @@ def gelu(x: Any) -> Any:
         (gelu, "tanh"),
         (twice, "twice"),
     ],
-    ids=str,
+    ids=["leaky_relu", "gelu", "relu", "layer", "lambda", "misnamed", "new"],
 )
 def test_a_function_of_your_own_is_known_by_its_values(function: Any, name: str, tmp_path: Path) -> None:
     x = keras.Input((WIDTH,))
