@@ -73,5 +73,5 @@ def test_every_attribute_and_dataset_of_an_inversion_is_there(tmp_path: Path) ->
     with h5py.File(tmp_path / "out.h5") as file:
         names = everything_in(file)
     assert {"repeats", "source_record", "problem"} <= names
-    assert {"labels", "chain", "between", "input_std", "status", "threshold"} <= names
+    assert {"labels", "chain", "between", "input_std", "status", "checks"} <= names
     assert names <= code_of(INVERSION)

@@ -48,6 +48,7 @@ def test_everything_is_in_the_file(path: Path, gradients: spear_np.LayerGradient
         attributes = dict(layer.attrs)
         assert json.loads(attributes.pop("caveats")) == ["identical inputs count once"]
         assert json.loads(attributes.pop("notes")) == ["the scale is a guess"]
+        made, missing = json.loads(attributes.pop("checks"))
         assert json.loads(attributes.pop("rests_on")) == [{"name": "plain", "meaning": "nobody changed it"}]
         assert attributes == {
             "status": "exact",
@@ -69,13 +70,18 @@ def test_everything_is_in_the_file(path: Path, gradients: spear_np.LayerGradient
         assert layer["redundancy"][:].tolist() == [27] * B
         assert layer["sign_agreement"][:].tolist() == [1.0] * B
         assert layer["error_bound"][:].tolist() == [1e-6] * B
-        assert layer["evidence/within_bound"][:].tolist() == [1] * B
-        assert layer["evidence/signs_agree"][:].tolist() == [-1] * B
-        made = dict(layer["certificate/sign_agreement"].attrs)
-        assert (made["value"], made["relation"], made["threshold"], made["order"]) == (1.0, ">=", 1.0, 0)
-        assert made["passed"]
-        assert made["meaning"].startswith("gradient and layer agree")
-        missing = layer["certificate/bias_residual"].attrs
+        evidence = dict(zip(layer["evidence"].attrs["facts"], layer["evidence"][:].T.tolist(), strict=True))
+        assert evidence["within_bound"] == [1] * B
+        assert evidence["signs_agree"] == [-1] * B
+        assert made.pop("meaning").startswith("gradient and layer agree")
+        assert made == {
+            "name": "sign_agreement",
+            "relation": ">=",
+            "threshold": 1.0,
+            "value": 1.0,
+            "passed": True,
+        }
+        assert missing["name"] == "bias_residual"
         assert "value" not in missing
         assert "passed" not in missing
     assert leftovers(path.parent) == []

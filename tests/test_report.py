@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 from collections.abc import Callable
@@ -226,7 +227,12 @@ def dataset(name: str, value: Any) -> Callable[[h5py.Group], None]:
 
 
 def of_check(name: str, value: Any) -> Callable[[h5py.Group], None]:
-    return lambda group: group["certificate/sign_agreement"].attrs.__setitem__(name, value)
+    def edit(group: h5py.Group) -> None:
+        checks = json.loads(group.attrs["checks"])
+        checks[0][name] = value
+        group.attrs["checks"] = json.dumps(checks)
+
+    return edit
 
 
 HOLE = np.where(np.arange(4 * 64).reshape(4, 64) == 70, np.nan, 0.5)
@@ -274,7 +280,13 @@ ODD: dict[str, Callable[[h5py.Group], None]] = {
     "seconds that are NaN": attribute("seconds", float("nan")),
     "status that is none": attribute("status", SCRIPT),
     "names of features with tags": attribute("feature_names", [SCRIPT] * 64),
-    "no certificate": dataset("certificate", None),
+    "no certificate": attribute("checks", "[]"),
+    "checks that are no list": attribute("checks", "{}"),
+    "checks that are texts": attribute("checks", '["a"]'),
+    "thousands of checks": attribute("checks", json.dumps([{"name": "a"}] * 5000)),
+    "check of huge threshold": of_check("threshold", 10**400),
+    "evidence of another shape": dataset("evidence", np.zeros((3, 2))),
+    "evidence without names": dataset("evidence", np.zeros((4, 6))),
     "history of another length": lambda group: dataset("found", np.zeros(9))(group["history"]),
     "history that is NaN": lambda group: dataset("seconds", np.full(3, np.nan))(group["history"]),
 }

@@ -104,6 +104,7 @@ def write_details(group: h5py.Group, result: spear_np.Inversion, notes: Sequence
             "device": result.device,
             "proposals": result.proposals,
             "activation": str(result.gradients.sigma),
+            "checks": json.dumps([_told(check) for check in certificate.checks]),
             "caveats": json.dumps(certificate.caveats),
             "rests_on": json.dumps([asdict(premise) for premise in certificate.rests_on]),
             "notes": json.dumps(tuple(notes)),
@@ -144,22 +145,21 @@ def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> 
         if values:
             group.create_dataset(name, data=np.asarray(values, dtype=dtype))
     if certificate.evidence:
-        evidence = group.create_group("evidence", track_order=True)
-        for fact in fields(spear_np.Evidence):
-            values = [getattr(row, fact.name) for row in certificate.evidence]
-            numbers = [UNKNOWN if value is None else int(value) for value in values]
-            evidence.create_dataset(fact.name, data=np.asarray(numbers, dtype=np.int8))
-    checks = group.create_group("certificate", track_order=True)
-    for order, check in enumerate(certificate.checks):
-        said: dict[str, Any] = {
-            "order": order,
-            "relation": check.relation,
-            "threshold": check.threshold,
-            "meaning": check.meaning,
-        }
-        if check.value is not None:
-            said |= {"value": check.value, "passed": bool(check.passed)}
-        write_attributes(checks.create_group(check.name), said)
+        names = [fact.name for fact in fields(spear_np.Evidence)]
+        rows = [[getattr(row, name) for name in names] for row in certificate.evidence]
+        numbers = [[UNKNOWN if value is None else int(value) for value in row] for row in rows]
+        evidence = group.create_dataset("evidence", data=np.asarray(numbers, dtype=np.int8))
+        evidence.attrs["facts"] = names
+
+
+def _told(check: spear_np.Check) -> dict[str, Any]:
+    """A check as JSON; the figure is left out where it is missing, and one that is not finite is a text."""
+    figures = {"threshold": check.threshold} | ({} if check.value is None else {"value": check.value})
+    said: dict[str, Any] = {"name": check.name, "relation": check.relation, "meaning": check.meaning}
+    said |= {
+        name: float(figure) if np.isfinite(figure) else str(float(figure)) for name, figure in figures.items()
+    }
+    return said if check.value is None else said | {"passed": bool(check.passed)}
 
 
 _SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
@@ -195,13 +195,6 @@ def read_details(group: h5py.Group, place: Place, found: int) -> Details:
         for name in FIGURES
         if (array := figure_of(group, name, found, place, kind="any")) is not None
     }
-    evidence_group = safety.subgroup(group, "evidence", place)
-    evidence = {}
-    if evidence_group is not None:
-        for fact in fields(spear_np.Evidence):
-            array = figure_of(evidence_group, fact.name, found, place, kind="any")
-            if array is not None:
-                evidence[fact.name] = array[:].astype(np.float64)
     certificate = spear_np.Certificate(
         checks=_read_checks(group, place),
         caveats=_sentences(group, "caveats", place),
@@ -211,7 +204,7 @@ def read_details(group: h5py.Group, place: Place, found: int) -> Details:
     return Details(
         certificate=certificate,
         figures=figures,
-        evidence=evidence,
+        evidence=_read_evidence(group, place, found),
         notes=_sentences(group, "notes", place),
         singular_values=np.zeros(0) if values is None else values[:].astype(np.float64),
         history=_read_history(group, place),
@@ -240,14 +233,13 @@ def _data_range(group: h5py.Group, place: Place) -> tuple[float, float] | None:
 
 def read_brief(group: h5py.Group, place: Place) -> Brief:
     """Read the part of `read_details` that a table of thousands of layers needs; errors as there."""
-    checks = safety.subgroup(group, "certificate", place)
-    check = None if checks is None else safety.subgroup(checks, "sign_agreement", place)
+    agreement = [check.value for check in _read_checks(group, place) if check.name == "sign_agreement"]
     return Brief(
         seconds=safety.number(group, "seconds", place) or 0.0,
         proposals=safety.integer(group, "proposals", place) or 0,
         device=safety.text(group, "device", place) or "",
         weight_decay=safety.number(group, "weight_decay", place) or 0.0,
-        agreement=None if check is None else safety.number(check, "value", place),
+        agreement=agreement[0] if agreement else None,
         notes=_sentences(group, "notes", place),
     )
 
@@ -263,35 +255,56 @@ def figure_of(
     return array
 
 
+def _read_evidence(group: h5py.Group, place: Place, found: int) -> dict[str, Floats]:
+    array = safety.numbers(group, "evidence", place, ndim=2, kind="any")
+    if array is None:
+        return {}
+    names = safety.texts(group["evidence"], "facts", array.place) or ()
+    if array.shape != (found, len(names)):
+        msg = f"has shape {array.shape}, but there are {found} inputs and the names of {len(names)} facts"
+        raise FileError(msg, array.place, AGAIN)
+    known = [fact.name for fact in fields(spear_np.Evidence)]
+    values = array[:].astype(np.float64)
+    return {name: values[:, column] for column, name in enumerate(names) if name in known}
+
+
 def _read_checks(group: h5py.Group, place: Place) -> tuple[spear_np.Check, ...]:
-    checks = safety.subgroup(group, "certificate", place)
-    if checks is None:
-        return ()
-    names = safety.member_names(checks, place)
-    if len(names) > MOST_CHECKS:
-        msg = f"the certificate holds {len(names)} checks, and no more than {MOST_CHECKS} are read"
+    told = _json(group, "checks", place)
+    if not isinstance(told, list) or not all(isinstance(item, dict) for item in told):
+        what = "checks"
+        raise _not_a_list(what, "checks of the certificate", place)
+    if len(told) > MOST_CHECKS:
+        msg = f"the certificate holds {len(told)} checks, and no more than {MOST_CHECKS} are read"
         raise FileError(msg, place, AGAIN)
     found = []
-    for name in names:
-        check = safety.required_subgroup(checks, name, place)
-        relation = safety.text(check, "relation", place)
-        threshold = safety.number(check, "threshold", place)
-        if relation not in RELATIONS or threshold is None:
-            msg = "a check of the certificate has no threshold, or none that it could be held against"
+    for check in told:
+        name, relation, meaning = (check.get(key) for key in ("name", "relation", "meaning"))
+        threshold = _figure(check.get("threshold"))
+        if not isinstance(name, str) or relation not in RELATIONS or threshold is None:
+            msg = (
+                "a check of the certificate has no name, no threshold, or none that it could be held against"
+            )
             raise FileError(msg, place, AGAIN)
         found.append(
-            (
-                safety.number(check, "order", place) or 0,
-                spear_np.Check(
-                    name=name,
-                    value=safety.number(check, "value", place),
-                    relation=cast(Any, relation),
-                    threshold=threshold,
-                    meaning=safety.text(check, "meaning", place) or "",
-                ),
+            spear_np.Check(
+                name=name,
+                value=_figure(check.get("value")),
+                relation=cast(Any, relation),
+                threshold=threshold,
+                meaning=meaning if isinstance(meaning, str) else "",
             )
         )
-    return tuple(check for _, check in sorted(found, key=lambda pair: pair[0]))
+    return tuple(found)
+
+
+def _figure(told: Any) -> float | None:
+    """A number of a check as `_told` wrote it; None for anything else."""
+    if isinstance(told, bool) or not isinstance(told, int | float | str):
+        return None
+    try:
+        return float(told)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _read_history(group: h5py.Group, place: Place) -> tuple[spear_np.Round, ...]:

@@ -6,19 +6,17 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
     /records/<record>/                 in files of many: source, source_record (where it came from), problem (what kept
                                        it, or some layer of it, from being read)
     /records/<record>/layers/<layer>/  status, claim, reason, batch_size, found, method, seed, seconds, device, proposals,
-                                       scale_known, data_range (if one was given), activation, relative_noise, caveats and
-                                       notes (JSON lists of sentences), rests_on (JSON list of names and sentences), chain
+                                       scale_known, data_range (if one was given), activation, relative_noise, checks (JSON list),
+                                       caveats and notes (JSON lists of sentences), rests_on (JSON list of names and sentences), chain
                                        (if several layers were used), weight_decay, bias_decay and weight_decay_deviation (if
                                        the update held any); where the dump says so: input_shape, input_mean, input_std,
                                        feature_names, client, round, sees, follows, between
         inputs (k, n), output_grad (m, k)
         zero_count, redundancy, sign_agreement, false_probability, error_bound (k,), labels (k,) if they are known,
         repeats (k,) if some of the inputs are in other records as well
-        evidence/<fact> (k,)
+        evidence (k, f)                facts (their names)
         singular_values                of weight_grad over its noise
         history/                       search, proposals, found, seconds of each round
-        certificate/<check>            attributes: value (absent if the check could not be made), relation,
-                                       threshold, passed (likewise), meaning, order (position when printed)
 """
 
 from __future__ import annotations
