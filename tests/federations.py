@@ -51,7 +51,7 @@ def timeless(path: Path) -> bytes:
             for layer in record["layers"].values():
                 times.append(struct.pack("<d", layer.attrs["seconds"]))
                 if "history" in layer:
-                    times.append(layer["history/seconds"][:].tobytes())
+                    times += [struct.pack("<d", seconds) for seconds in layer["history"][:, 3]]
     for stamp in times:
         if stamp.strip(b"\0"):
             assert stamp in data

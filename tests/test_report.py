@@ -287,8 +287,9 @@ ODD: dict[str, Callable[[h5py.Group], None]] = {
     "check of huge threshold": of_check("threshold", 10**400),
     "evidence of another shape": dataset("evidence", np.zeros((3, 2))),
     "evidence without names": dataset("evidence", np.zeros((4, 6))),
-    "history of another length": lambda group: dataset("found", np.zeros(9))(group["history"]),
-    "history that is NaN": lambda group: dataset("seconds", np.full(3, np.nan))(group["history"]),
+    "history of another width": dataset("history", np.zeros((2, 9))),
+    "history without end": dataset("history", np.zeros((5000, 4))),
+    "history that is NaN": dataset("history", np.full((3, 4), np.nan)),
 }
 
 

@@ -31,6 +31,8 @@ UNKNOWN = -1
 """What stands for a fact of an input that could not be looked at; true is 1, false 0."""
 MOST_ROUNDS = 1000
 """Rounds of a search that are kept: of more, every second, third, … and the last."""
+ROUND_FIGURES = 4
+"""Columns of the history: search, proposals, found, seconds."""
 MOST_CHECKS = 100
 """Checks of a certificate that are read: there are some twenty."""
 RELATIONS = ("<=", ">=")
@@ -127,16 +129,16 @@ def _write_history(group: h5py.Group, history: Sequence[spear_np.Round]) -> None
         return
     step = -(-len(history) // MOST_ROUNDS)
     kept = [*history[: len(history) - 1 : step], history[-1]]
-    rounds = group.create_group("history", track_order=True)
     searches = list(dict.fromkeys(one.search for one in kept))
-    rounds.attrs["searches"] = searches
     # Proposals are those of a round: of the rounds left out as well.
     total = np.cumsum([one.proposals for one in history])
-    counts = [*total[: len(history) - 1 : step], total[-1]]
-    rounds.create_dataset("search", data=np.asarray([searches.index(one.search) for one in kept], np.int64))
-    rounds.create_dataset("proposals", data=np.diff(np.asarray(counts, np.int64), prepend=0))
-    rounds.create_dataset("found", data=np.asarray([one.found for one in kept], np.int64))
-    rounds.create_dataset("seconds", data=np.asarray([one.seconds for one in kept], np.float64))
+    proposals = np.diff([*total[: len(history) - 1 : step], total[-1]], prepend=0)
+    rounds = [
+        (searches.index(one.search), count, one.found, one.seconds)
+        for one, count in zip(kept, proposals.tolist(), strict=True)
+    ]
+    stored = group.create_dataset("history", data=np.asarray(rounds, dtype=np.float64))
+    stored.attrs["searches"] = searches
 
 
 def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> None:
@@ -308,26 +310,19 @@ def _figure(told: Any) -> float | None:
 
 
 def _read_history(group: h5py.Group, place: Place) -> tuple[spear_np.Round, ...]:
-    rounds = safety.subgroup(group, "history", place)
+    rounds = safety.numbers(group, "history", place, ndim=2)
     if rounds is None:
         return ()
-    columns = {
-        name: safety.numbers(rounds, name, place, ndim=1, kind="any")
-        for name in ("search", "proposals", "found", "seconds")
-    }
-    sizes = {None if array is None else array.shape[0] for array in columns.values()}
-    names = safety.texts(rounds, "searches", place) or ()
-    if None in sizes or len(sizes) != 1 or max(size or 0 for size in sizes) > 2 * MOST_ROUNDS:
-        msg = "the history of the search has columns of different lengths, or is too long"
-        raise FileError(msg, place, AGAIN)
-    search, proposals, found, seconds = (
-        np.nan_to_num(cast(StoredArray, array)[:].astype(np.float64)) for array in columns.values()
-    )
+    names = safety.texts(group["history"], "searches", rounds.place) or ()
+    if rounds.shape[1] != ROUND_FIGURES or rounds.shape[0] > 2 * MOST_ROUNDS:
+        msg = f"has shape {rounds.shape}, but the history of a search has {ROUND_FIGURES} figures a round and is shorter"
+        raise FileError(msg, rounds.place, AGAIN)
+    figures = np.nan_to_num(rounds[:].astype(np.float64)).tolist()
     return tuple(
         spear_np.Round(
-            names[int(which)] if 0 <= which < len(names) else "", int(count), int(number), None, float(when)
+            names[int(which)] if 0 <= which < len(names) else "", int(count), int(found), None, when
         )
-        for which, count, number, when in zip(search, proposals, found, seconds, strict=True)
+        for which, count, found, when in figures
     )
 
 

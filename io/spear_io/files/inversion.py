@@ -16,7 +16,7 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
         repeats (k,) if some of the inputs are in other records as well
         evidence (k, f)                facts (their names)
         singular_values                of weight_grad over its noise
-        history/                       search, proposals, found, seconds of each round
+        history (t, 4)                 search (in the attribute searches), proposals, found, seconds of each round
 """
 
 from __future__ import annotations

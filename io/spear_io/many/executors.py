@@ -86,7 +86,7 @@ def hired(jobs: int | None, dask: str | None) -> Iterator[Crew]:
     elif jobs is not None:
         workers = Workers(jobs)
         try:
-            yield Crew(workers, jobs)
+            yield Crew(workers, 2 * jobs)
         except BaseException:
             workers.shutdown(wait=False, cancel_futures=True)
             raise
