@@ -374,6 +374,7 @@ class Dump:
         self.created = safety.text(file, "created", self.place)
         self._group = safety.required_subgroup(file, "records", self.place)
         self._visits = safety.Visits(self.place)
+        self._made: list[Record] = []
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -383,7 +384,7 @@ class Dump:
             place = self.place.at(record=name)
             member = safety.subgroup(self._group, name, place)
             if member is not None:
-                records.append(Record(name, member, place, self._visits))
+                records.append(self._kept(Record(name, member, place, self._visits)))
         if not records:
             msg = "the group 'records' is empty"
             raise FileError(msg, self.place, "export at least one record")
@@ -402,7 +403,19 @@ class Dump:
         if member is None:
             msg = f"there is no record '{printable(name)}'"
             raise FileError(msg, self.place, "the dump was changed: start again")
-        return Record(name, member, place, self._visits)
+        return self._kept(Record(name, member, place, self._visits))
+
+    def forget(self) -> None:
+        """Let go of what was read: layers know their record, so its handles on the file would wait for the collector.
+
+        While they wait every closing of a file, anywhere, takes longer: HDF5 goes through all of them.
+        """
+        for record in self._made:
+            vars(record).pop("layers", None)
+
+    def _kept(self, record: Record) -> Record:
+        self._made.append(record)
+        return record
 
     def check_claims(self) -> None:
         """Look at every fully connected layer, before a number of any is read, and refuse a file that multiplies them."""
@@ -431,7 +444,11 @@ def open_dump(path: str | Path) -> Iterator[Dump]:
     """
     path = Path(path)
     with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
-        yield Dump(file, path)
+        dump = Dump(file, path)
+        try:
+            yield dump
+        finally:
+            dump.forget()
 
 
 def _decay_of_steps(decay: float, rate: float, steps: int) -> float:
