@@ -83,6 +83,8 @@ class Layer:
         self.follows = safety.text(group, "follows", place)
         self.between = safety.text(group, "between", place)
         self.order = safety.number(group, "order", place)
+        self.first = False
+        """Whether no layer comes before it in the record."""
 
     def _required_text(self, name: str, advice: str) -> str:
         value = safety.text(self._group, name, self.place)
@@ -94,7 +96,7 @@ class Layer:
     @property
     def seen(self) -> Seen:
         """What the layer sees: the inputs of the network, or what others made of them."""
-        return seen_by(first=self is self._record.layers[0], follows=self.follows, between=self.between)
+        return seen_by(first=self.first, follows=self.follows, between=self.between)
 
     @property
     def unsuitable(self) -> str | None:
@@ -303,6 +305,7 @@ class Record:
                 msg, self.place, "number the layers as they come in the forward pass: order = 0, 1, …"
             )
         layers.sort(key=lambda layer: layer.order or 0)
+        layers[0].first = True
         linked = any(layer.follows is not None for layer in layers)
         check_follows(
             {
