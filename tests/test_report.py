@@ -20,6 +20,7 @@ import spear_np
 from spear_io import Display, LayerArrays, RecordInfo, write_dump
 from spear_io.files.sight import Seen, Sight
 from spear_io.show.report import gather as gathering
+from spear_io.show.report.inputs import CARDS
 from spear_io.show.report.page import LARGEST_PAGE
 from tests.io_files import Command, command, leftovers
 from tests.pages import HOSTILE, SCRIPT, answer, change, pictures, write_inversion
@@ -184,7 +185,7 @@ def test_thousands_of_inputs_fit(spear: Command, tmp_path: Path) -> None:
     path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(rows))], display=Display((1, 8, 8)))
     assert spear("report", path, "-o", tmp_path / "out.html").status == 0
     page = read(tmp_path / "out.html")
-    assert sum(tag == "img" for tag, _ in page.tags) == gathering.CARDS + 30
+    assert sum(tag == "img" for tag, _ in page.tags) == CARDS + 30
     assert "Inputs 2949 to 3000" in page.text
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,177 +16,28 @@ from ...files.storage import Floats, check_finite
 from ...problems import printable
 from ..advice import advice, findings
 from ..beside import Beside, Comparison
-from ..evaluate import distinct_rows
-from ..looks import Kind, Look, look_of, own_range, pixel_range, read_rows
-from ..progress import duration, power_of_ten
+from ..looks import Look, look_of
 from . import plots
-from .pictures import Inline, curve, fitted, inline, largest_side, sheet
-from .words import EVIDENCE, VERDICTS, headline, premise_words
+from .content import CheckRow, Fact, Line, Plot, Premise, Report, Section
+from .inputs import Room, unit_of, with_inputs
+from .words import (
+    EVIDENCE,
+    VERDICTS,
+    date_text,
+    decibels,
+    headline,
+    label_text,
+    number_text,
+    premise_words,
+    seconds_text,
+)
 
-CARDS = 48
-"""Inputs of a layer that have a card of their own; those after them are on sheets."""
-SHEET = 100
-"""Inputs on one sheet."""
-ACROSS = 10
-"""Pictures in a row of a sheet."""
-MOST_LISTED = 20_000
-"""Rows of figures on a page, over all layers; the rest is for `spear-np export`."""
 MOST_SECTIONS = 200
 """Layers that have a section of their own."""
 MOST_PLOTTED = 24
 """Layers whose figures are plotted."""
 MOST_SUMMARISED = 5_000
 """Layers in the table at the top."""
-MOST_CURVES = 600
-"""Curves on a page, over all layers."""
-MOST_TABLE_ROWS = 200
-"""Rows of a table of recovered records."""
-MISSED = 24
-"""True inputs that were not recovered and are shown."""
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A name and what it is."""
-
-    name: str
-    value: str
-
-
-@dataclass(frozen=True)
-class Card:
-    """One recovered input, beside the true one if there is one."""
-
-    row: int
-    picture: Inline | None = None
-    original: Inline | None = None
-    lines: tuple[str, ...] = ()
-    """Points of the curve, then of the true one."""
-    label: str | None = None
-    true_label: str | None = None
-    bound: str | None = None
-    psnr: str | None = None
-    error: str | None = None
-    good: bool | None = None
-    """Whether it is as near to the truth as it says; None without a truth."""
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Many recovered inputs in one picture."""
-
-    first: int
-    last: int
-    """Positions, from 1."""
-    picture: Inline
-    original: Inline | None
-    rows: str
-    """Which they are, for those who cannot see it."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One row of a table of recovered records."""
-
-    name: str
-    cells: tuple[str, ...]
-    true: bool
-    """Whether it is the original."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot with what it says."""
-
-    title: str
-    svg: str
-    words: str
-
-
-@dataclass(frozen=True)
-class CheckRow:
-    """One check of the certificate."""
-
-    name: str
-    value: str
-    demand: str
-    passed: bool | None
-    meaning: str
-
-
-@dataclass(frozen=True)
-class Premise:
-    """What the answer takes for granted."""
-
-    short: str
-    long: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """One layer."""
-
-    anchor: str
-    title: str
-    status: str
-    claim: str
-    verdict: str
-    explanation: str
-    shared: tuple[Fact, ...]
-    seen: str | None
-    kind: str
-    units: str
-    truth: bool
-    cards: tuple[Card, ...] = ()
-    sheets: tuple[Sheet, ...] = ()
-    missed: tuple[Inline, ...] = ()
-    missed_count: int = 0
-    columns: tuple[str, ...] = ()
-    records: tuple[Record, ...] = ()
-    omitted: str | None = None
-    """What was left out for want of room."""
-    premises: tuple[Premise, ...] = ()
-    checks: tuple[CheckRow, ...] = ()
-    caveats: tuple[str, ...] = ()
-    figure_names: tuple[str, ...] = ()
-    figures: tuple[tuple[str, ...], ...] = ()
-    missing: str | None = None
-    reason: str = ""
-    notes: tuple[str, ...] = ()
-    plots: tuple[Plot, ...] = ()
-    advice: tuple[Fact, ...] = ()
-    """Likely causes of what is missing, and what to try."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One layer in the table at the top."""
-
-    anchor: str | None
-    record: str
-    layer: str
-    client: str
-    round: str
-    status: str
-    claim: str
-    found: str
-    bound: str
-    psnr: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """A whole page."""
-
-    title: str
-    headline: str
-    source: str
-    facts: tuple[Fact, ...]
-    lines: tuple[Line, ...]
-    more_lines: int
-    clients: bool
-    truth: bool
-    sections: tuple[Section, ...]
 
 
 def gather(inversion: InversionFile, beside: Beside, *, title: str | None = None) -> Report:
@@ -202,7 +51,7 @@ def gather(inversion: InversionFile, beside: Beside, *, title: str | None = None
     layers = inversion.layers
     shown = layers[:MOST_SECTIONS]
     counted = sum(layer.found for layer in shown)
-    room = _Room(counted * (2 if beside.dump or beside.truth else 1))
+    room = Room(counted * (2 if beside.dump or beside.truth else 1))
     sections, lines = [], []
     for number, layer in enumerate(layers[:MOST_SUMMARISED]):
         comparison = beside.compare(layer) if number < MOST_SECTIONS else None
@@ -231,37 +80,12 @@ def gather(inversion: InversionFile, beside: Beside, *, title: str | None = None
     )
 
 
-class _Room:
-    """What of a page is left: pictures, rows of figures and curves."""
-
-    def __init__(self, pictures: int) -> None:
-        self._pictures = pictures
-        self._rows = MOST_LISTED
-        self._curves = MOST_CURVES
-
-    def side(self, channels: int) -> int:
-        """Largest side of a picture; 0 if there is no room for any."""
-        return largest_side(self._pictures, channels)
-
-    def rows(self, wanted: int) -> int:
-        """How many of `wanted` rows of figures there is room for; they are taken."""
-        taken = min(wanted, self._rows)
-        self._rows -= taken
-        return taken
-
-    def curves(self, wanted: int) -> int:
-        """Likewise of curves."""
-        taken = min(wanted, self._curves)
-        self._curves -= taken
-        return taken
-
-
 def _facts_of_file(inversion: InversionFile, beside: Beside) -> tuple[Fact, ...]:
     facts = [
         Fact("Source", printable(inversion.source or "not stated", 200)),
         Fact("Result file", printable(inversion.path.name, 200)),
         Fact("Inverted by", f"spear-np {printable(inversion.version or 'of an unknown version')}"),
-        Fact("Inverted on", _date(inversion.created)),
+        Fact("Inverted on", date_text(inversion.created)),
     ]
     if beside.dump is not None and beside.dump.producer:
         facts.append(Fact("Written by", printable(beside.dump.producer)))
@@ -283,20 +107,14 @@ def _line(layer: RecoveredLayer, comparison: Comparison | None, anchor: str | No
         claim=printable(layer.claim, 300),
         found=f"{layer.found} of {layer.batch_size or '?'}",
         bound=_worst_bound(layer),
-        psnr=_decibel(min(psnr)) if psnr else "–",
+        psnr=decibels(min(psnr)) if psnr else "–",
     )
 
 
 def _worst_bound(layer: RecoveredLayer) -> str:
     if layer.error_bound is None or not layer.found:
         return "–"
-    return _number(float(np.max(layer.error_bound[:])) * _unit(layer))
-
-
-def _unit(layer: RecoveredLayer) -> float:
-    """What a bound on the error of an input is multiplied by to hold in the units that are shown."""
-    normalisation = look_of(layer).normalisation
-    return 1.0 if normalisation is None else float(np.max(normalisation.std))
+    return number_text(float(np.max(layer.error_bound[:])) * unit_of(layer))
 
 
 def _section(
@@ -304,7 +122,7 @@ def _section(
     beside: Beside,
     comparison: Comparison | None,
     anchor: str,
-    room: _Room,
+    room: Room,
     *,
     plotted: bool,
 ) -> Section:
@@ -343,11 +161,7 @@ def _section(
     )
     if not layer.found:
         return section
-    if look.kind is Kind.PICTURE:
-        return _with_pictures(section, layer, look, comparison, order, room)
-    if look.kind is Kind.TABLE:
-        return _with_table(section, layer, look, comparison, order)
-    return _with_curves(section, layer, look, comparison, order, room)
+    return with_inputs(section, layer, look, comparison, order, room)
 
 
 def _order(layer: RecoveredLayer, comparison: Comparison | None) -> list[int]:
@@ -372,10 +186,8 @@ def _units(layer: RecoveredLayer, look: Look) -> str:
 def _shared(layer: RecoveredLayer, beside: Beside) -> tuple[Fact, ...]:
     details, display = layer.details, layer.display
     m, n = layer.units, layer.inputs.shape[1]
-    facts = [Fact("Gradient", f"{m} × {n} numbers" if m else f"of {n} features")]
-    facts[0] = replace(
-        facts[0], value=f"{facts[0].value}, from {m} units and {n} features" if m else facts[0].value
-    )
+    size = f"{m} × {n} numbers, from {m} units and {n} features" if m else f"of {n} features"
+    facts = [Fact("Gradient", size)]
     if details.activation:
         facts.append(Fact("Activation", printable(details.activation)))
     if layer.chain:
@@ -383,9 +195,9 @@ def _shared(layer: RecoveredLayer, beside: Beside) -> tuple[Fact, ...]:
     if layer.batch_size:
         facts.append(Fact("Inputs that show (rank)", str(layer.batch_size)))
     if details.relative_noise is not None and math.isfinite(details.relative_noise):
-        facts.append(Fact("Noise of an entry", f"{_number(details.relative_noise)} of its row"))
+        facts.append(Fact("Noise of an entry", f"{number_text(details.relative_noise)} of its row"))
     if details.weight_decay is not None:
-        facts.append(Fact("Weight decay taken out", _number(details.weight_decay)))
+        facts.append(Fact("Weight decay taken out", number_text(details.weight_decay)))
     if display.input_shape:
         facts.append(Fact("Shape of an input", " × ".join(map(str, display.input_shape[:8]))))
     for name, value in (("Client", display.client), ("Round", display.round)):
@@ -397,7 +209,7 @@ def _shared(layer: RecoveredLayer, beside: Beside) -> tuple[Fact, ...]:
         facts.append(Fact("Method", printable(how)))
     if details.seconds is not None and math.isfinite(details.seconds):
         on = f" on {printable(details.device)}" if details.device else ""
-        facts.append(Fact("Search took", f"{_seconds(details.seconds)}{on}"))
+        facts.append(Fact("Search took", f"{seconds_text(details.seconds)}{on}"))
     return tuple(facts)
 
 
@@ -458,8 +270,8 @@ def _advice(layer: RecoveredLayer, beside: Beside) -> tuple[Fact, ...]:
 def _check(check: spear_np.Check) -> CheckRow:
     return CheckRow(
         name=printable(check.name.replace("_", " ")),
-        value="missing" if check.value is None else _number(check.value),
-        demand=f"{'at most' if check.relation == '<=' else 'at least'} {_number(check.threshold)}",
+        value="missing" if check.value is None else number_text(check.value),
+        demand=f"{'at most' if check.relation == '<=' else 'at least'} {number_text(check.threshold)}",
         passed=check.passed,
         meaning=printable(check.meaning, 1000),
     )
@@ -484,12 +296,12 @@ def _figures(
     }
     if layer.labels is not None:
         labels = layer.labels[:]
-        add("Label", (_label(labels[row]) or "–" for row in order))
+        add("Label", (label_text(labels[row]) or "–" for row in order))
     for name, title in titles.items():
         values = details.figures.get(name)
         if values is not None and not np.all(np.isnan(values)):
-            unit = _unit(layer) if name == "error_bound" else 1.0
-            add(title, (_number(values[row] * unit) for row in order))
+            unit = unit_of(layer) if name == "error_bound" else 1.0
+            add(title, (number_text(values[row] * unit) for row in order))
     marks = {1.0: "yes", 0.0: "no"}
     for fact, words in EVIDENCE.items():
         evidence = details.evidence.get(fact)
@@ -498,10 +310,10 @@ def _figures(
     if comparison is not None:
         rows = {row.row: row for row in comparison.evaluation.rows}
         span = comparison.evaluation.data_range or 1.0
-        add("PSNR", ("–" if (p := rows[row].psnr) is None else _decibel(p) for row in order))
+        add("PSNR", ("–" if (p := rows[row].psnr) is None else decibels(p) for row in order))
         add(
             "Largest error",
-            ("–" if (e := rows[row].max_error) is None else _number(e * span) for row in order),
+            ("–" if (e := rows[row].max_error) is None else number_text(e * span) for row in order),
         )
     return tuple(name for name, _ in columns), tuple(zip(*(values for _, values in columns), strict=True))
 
@@ -520,7 +332,7 @@ def _plots(layer: RecoveredLayer, comparison: Comparison | None, anchor: str) ->
         drawn.append(Plot("How many inputs show", plots.spectrum(f"{anchor}-spectrum", values, rank), words))
     if details.history:
         last = details.history[-1]
-        words = f"{len(details.history)} rounds in {_seconds(last.seconds)}; {last.found} of {layer.batch_size} candidates found at the end."
+        words = f"{len(details.history)} rounds in {seconds_text(last.seconds)}; {last.found} of {layer.batch_size} candidates found at the end."
         drawn.append(
             Plot("The search", plots.timeline(f"{anchor}-search", details.history, layer.batch_size), words)
         )
@@ -533,9 +345,9 @@ def _plots(layer: RecoveredLayer, comparison: Comparison | None, anchor: str) ->
         drawn.append(Plot("What tells each input", plots.residuals(f"{anchor}-zeros", zeros, spare), words))
     bound = details.figures.get("error_bound")
     if bound is not None and 0 < len(bound) <= plots.MOST_MARKS and np.any(np.isfinite(bound) & (bound > 0)):
-        bound = bound * _unit(layer)
+        bound = bound * unit_of(layer)
         error = _errors(layer, comparison)
-        words = f"Bounds on the largest error of each input: up to {_number(float(np.max(bound)))}."
+        words = f"Bounds on the largest error of each input: up to {number_text(float(np.max(bound)))}."
         drawn.append(Plot("How far off it may be", plots.bounds(f"{anchor}-bounds", bound, error), words))
     return tuple(drawn)
 
@@ -549,212 +361,3 @@ def _errors(layer: RecoveredLayer, comparison: Comparison | None) -> Floats | No
     for row in comparison.evaluation.rows:
         errors[row.row] = np.nan if row.max_error is None else row.max_error * span
     return errors
-
-
-def _cards(layer: RecoveredLayer, comparison: Comparison | None, order: Sequence[int]) -> list[Card]:
-    """Everything of the cards but what is drawn."""
-    labels = None if layer.labels is None else layer.labels[:]
-    bound, unit = layer.details.figures.get("error_bound"), _unit(layer)
-    span = (comparison.evaluation.data_range or 1.0) if comparison else 1.0
-    rows = {row.row: row for row in comparison.evaluation.rows} if comparison else {}
-    cards = []
-    for row in order:
-        card = Card(
-            row=row,
-            label=None if labels is None else _label(labels[row]),
-            bound=None if bound is None else _number(float(bound[row]) * unit),
-        )
-        match = rows.get(row)
-        if comparison is not None and match is not None:
-            true = (
-                None if match.truth is None or comparison.labels is None else comparison.labels[match.truth]
-            )
-            card = replace(
-                card,
-                true_label=None if true is None else _label(true),
-                psnr="no counterpart" if match.psnr is None else _decibel(match.psnr),
-                error=None if match.max_error is None else _number(match.max_error * span),
-                good=match.exact or bool(match.within_bound),
-            )
-        cards.append(card)
-    return cards
-
-
-def _partners(comparison: Comparison | None, order: Sequence[int]) -> list[int | None]:
-    if comparison is None:
-        return [None] * len(order)
-    rows = {row.row: row.truth for row in comparison.evaluation.rows}
-    return [rows[row] for row in order]
-
-
-def _scaled(layer: RecoveredLayer, comparison: Comparison | None, order: Sequence[int], look: Look) -> Floats:
-    """Rows in the units of the data, at the scale at which they were compared."""
-    values = read_rows(layer.inputs, order, replace(look, normalisation=None))
-    if comparison is not None:
-        scales = {row.row: row.scale for row in comparison.evaluation.rows}
-        values = values * np.asarray([scales[row] for row in order])[:, None]
-    return look.in_units(values)
-
-
-def _with_pictures(
-    section: Section,
-    layer: RecoveredLayer,
-    look: Look,
-    comparison: Comparison | None,
-    order: list[int],
-    room: _Room,
-) -> Section:
-    side = room.side(look.shape[look.channel_axis])
-    if not side:
-        return replace(
-            section,
-            omitted="There are too many inputs on this page to draw them: spear-np export writes all of them.",
-        )
-    sample = _scaled(layer, comparison, order[:CARDS], look)
-    span = pixel_range(sample)
-    cards = _cards(layer, comparison, order[:CARDS])
-    partners = _partners(comparison, order)
-
-    def drawn(values: Floats) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        if span is not None:
-            return fitted(look.pictures(values, *span), side)
-        own = [look.pictures(one[None], *own_range(one)) for one in values]
-        return fitted(np.concatenate(own), side) if own else look.pictures(values, 0.0, 1.0)
-
-    def originals(places: Sequence[int | None]) -> dict[int, np.ndarray[Any, np.dtype[np.uint8]]]:
-        there = [place for place in places if place is not None]
-        if comparison is None or not there:
-            return {}
-        return dict(zip(there, drawn(read_rows(comparison.truth, there, look)), strict=True))
-
-    true = originals(partners[:CARDS])
-    cards = [
-        replace(
-            card,
-            picture=inline(pixels),
-            original=inline(true[partner]) if partner is not None and partner in true else None,
-        )
-        for card, pixels, partner in zip(cards, drawn(sample), partners, strict=False)
-    ]
-    sheets = []
-    for start in range(CARDS, len(order), SHEET):
-        rows = order[start : start + SHEET]
-        pixels = drawn(_scaled(layer, comparison, rows, look))
-        others = originals(partners[start : start + SHEET])
-        blank = np.full_like(pixels[0], 128)
-        beside = [blank if place is None else others[place] for place in partners[start : start + SHEET]]
-        sheets.append(
-            Sheet(
-                first=start + 1,
-                last=start + len(rows),
-                picture=inline(sheet(pixels, ACROSS)),
-                original=inline(sheet(np.stack(beside), ACROSS)) if comparison else None,
-                rows=f"inputs {', '.join(map(str, rows[:8]))}{' …' if len(rows) > 8 else ''}",
-            )
-        )
-    section = replace(
-        section,
-        cards=tuple(cards),
-        sheets=tuple(sheets),
-        omitted=None
-        if span
-        else "The range of the pixels is not known: each picture is stretched to its own, darkest to brightest.",
-    )
-    return _with_missed(section, layer, look, comparison, drawn)
-
-
-def _with_missed(
-    section: Section, layer: RecoveredLayer, look: Look, comparison: Comparison | None, drawn: Any
-) -> Section:
-    """Add the true inputs that nothing was matched to."""
-    if comparison is None or (comparison.evaluation.distinct_truth or 0) <= comparison.evaluation.matched:
-        return section
-    matched = {row.truth for row in comparison.evaluation.rows}
-    left = [place for place in distinct_rows(comparison.truth) if place not in matched]
-    values = read_rows(comparison.truth, left[:MISSED], look)
-    return replace(section, missed=tuple(inline(one) for one in drawn(values)), missed_count=len(left))
-
-
-def _with_table(
-    section: Section, layer: RecoveredLayer, look: Look, comparison: Comparison | None, order: list[int]
-) -> Section:
-    shown = order[:MOST_TABLE_ROWS]
-    values = _scaled(layer, comparison, shown, look)[:, : 2 * MOST_TABLE_ROWS]
-    partners = _partners(comparison, shown)
-    records = []
-    for row, cells, partner in zip(shown, values, partners, strict=True):
-        records.append(Record(f"input {row}", tuple(map(_number, cells)), true=False))
-        if comparison is not None and partner is not None:
-            (original,) = read_rows(comparison.truth, [partner], look)
-            records.append(Record("original", tuple(map(_number, original[: len(cells)])), true=True))
-    left = len(order) - len(shown)
-    return replace(
-        section,
-        columns=tuple(printable(name, 60) for name in look.names[: values.shape[1]]),
-        records=tuple(records),
-        cards=(),
-        omitted=f"{left} more inputs are not on this page: spear-np export writes all of them."
-        if left
-        else None,
-    )
-
-
-def _with_curves(
-    section: Section,
-    layer: RecoveredLayer,
-    look: Look,
-    comparison: Comparison | None,
-    order: list[int],
-    room: _Room,
-) -> Section:
-    shown = order[: room.curves(min(len(order), 2 * CARDS))]
-    values = _scaled(layer, comparison, shown, look)
-    cards = []
-    for card, one, partner in zip(
-        _cards(layer, comparison, shown), values, _partners(comparison, shown), strict=True
-    ):
-        both = [one]
-        if comparison is not None and partner is not None:
-            both.append(read_rows(comparison.truth, [partner], look)[0])
-        cards.append(replace(card, lines=tuple(curve(both))))
-    left = len(order) - len(shown)
-    return replace(
-        section,
-        cards=tuple(cards),
-        omitted=f"{left} more inputs are not on this page: spear-np export writes all of them."
-        if left
-        else None,
-    )
-
-
-def _label(value: Any) -> str | None:
-    number = float(value)
-    if not math.isfinite(number) or number < 0:
-        return None
-    return str(int(number)) if number == int(number) else _number(number)
-
-
-def _number(value: float) -> str:
-    number = float(value)
-    if math.isnan(number):
-        return "–"
-    if math.isinf(number):
-        return "unbounded" if number > 0 else "−∞"
-    if number == int(number) and abs(number) < 1e6:
-        return str(int(number))
-    if 1e3 <= abs(number) < 1e6:
-        return f"{number:.0f}"
-    return power_of_ten(f"{number:.3g}")
-
-
-def _decibel(value: float) -> str:
-    return "identical" if math.isinf(value) else f"{value:.1f} dB"
-
-
-def _date(text: str | None) -> str:
-    """A date as the file has it, in the form that people read."""
-    return printable((text or "not stated").replace("T", " ").replace("+00:00", " UTC"))
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.2g} s" if 0 <= seconds < 60 else duration(seconds)

@@ -10,7 +10,8 @@ from ...files.inversion import open_inversion
 from ...files.limits import working
 from ...problems import FileError, Place
 from ..beside import beside
-from .gather import Report, gather
+from .content import Report
+from .gather import gather
 from .words import GLOSSARY
 
 MARK = b'<meta name="generator" content="spear-np">'

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import spear_np
+
+from ...problems import printable
+from ..progress import duration, power_of_ten
 
 VERDICTS = {
     spear_np.Status.EXACT: (
@@ -184,3 +189,40 @@ def headline(statuses: Sequence[spear_np.Status], found: int, of: int) -> str:
         lead = f"The one {what}" if found == 1 else f"All {found} {what}"
         return f"{lead} could be read out of what was shared{', ' + how if how else ''}."
     return f"{found} of {of} private inputs could be read out of what was shared."
+
+
+def label_text(value: Any) -> str | None:
+    """A class as people name it; None where it is not known."""
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        return None
+    return str(int(number)) if number == int(number) else number_text(number)
+
+
+def number_text(value: float) -> str:
+    """A number with three digits, or a word."""
+    number = float(value)
+    if math.isnan(number):
+        return "–"
+    if math.isinf(number):
+        return "unbounded" if number > 0 else "−∞"
+    if number == int(number) and abs(number) < 1e6:
+        return str(int(number))
+    if 1e3 <= abs(number) < 1e6:
+        return f"{number:.0f}"
+    return power_of_ten(f"{number:.3g}")
+
+
+def decibels(value: float) -> str:
+    """A PSNR."""
+    return "identical" if math.isinf(value) else f"{value:.1f} dB"
+
+
+def date_text(text: str | None) -> str:
+    """A date as the file has it, in the form that people read."""
+    return printable((text or "not stated").replace("T", " ").replace("+00:00", " UTC"))
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration."""
+    return f"{seconds:.2g} s" if 0 <= seconds < 60 else duration(seconds)

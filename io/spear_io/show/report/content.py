@@ -1,0 +1,151 @@
+"""What a page shows, as plain data for its template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .pictures import Inline
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and what it is."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One recovered input, beside the true one if there is one."""
+
+    row: int
+    picture: Inline | None = None
+    original: Inline | None = None
+    lines: tuple[str, ...] = ()
+    """Points of the curve, then of the true one."""
+    label: str | None = None
+    true_label: str | None = None
+    bound: str | None = None
+    psnr: str | None = None
+    error: str | None = None
+    good: bool | None = None
+    """Whether it is as near to the truth as it says; None without a truth."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Many recovered inputs in one picture."""
+
+    first: int
+    last: int
+    """Positions, from 1."""
+    picture: Inline
+    original: Inline | None
+    rows: str
+    """Which they are, for those who cannot see it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a table of recovered records."""
+
+    name: str
+    cells: tuple[str, ...]
+    true: bool
+    """Whether it is the original."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot with what it says."""
+
+    title: str
+    svg: str
+    words: str
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One check of the certificate."""
+
+    name: str
+    value: str
+    demand: str
+    passed: bool | None
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Premise:
+    """What the answer takes for granted."""
+
+    short: str
+    long: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One layer."""
+
+    anchor: str
+    title: str
+    status: str
+    claim: str
+    verdict: str
+    explanation: str
+    shared: tuple[Fact, ...]
+    seen: str | None
+    kind: str
+    units: str
+    truth: bool
+    cards: tuple[Card, ...] = ()
+    sheets: tuple[Sheet, ...] = ()
+    missed: tuple[Inline, ...] = ()
+    missed_count: int = 0
+    columns: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
+    omitted: str | None = None
+    """What was left out for want of room."""
+    premises: tuple[Premise, ...] = ()
+    checks: tuple[CheckRow, ...] = ()
+    caveats: tuple[str, ...] = ()
+    figure_names: tuple[str, ...] = ()
+    figures: tuple[tuple[str, ...], ...] = ()
+    missing: str | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    advice: tuple[Fact, ...] = ()
+    """Likely causes of what is missing, and what to try."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One layer in the table at the top."""
+
+    anchor: str | None
+    record: str
+    layer: str
+    client: str
+    round: str
+    status: str
+    claim: str
+    found: str
+    bound: str
+    psnr: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole page."""
+
+    title: str
+    headline: str
+    source: str
+    facts: tuple[Fact, ...]
+    lines: tuple[Line, ...]
+    more_lines: int
+    clients: bool
+    truth: bool
+    sections: tuple[Section, ...]
