@@ -35,6 +35,8 @@ class Defence:
     """Whether what is shared is of the same number of inputs: an attacker may know it."""
     graded: bool = True
     """Whether there are strengths between those of the sweep."""
+    switch: bool = False
+    """Whether it is there or not, and nothing between: strengths 0 and 1."""
 
 
 NOISE = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
@@ -233,6 +235,7 @@ def usual_defences(update: Shared) -> list[Defence]:
                 without_bias,
                 "Only the scale of each input is lost: what a picture shows does not depend on it.",
                 graded=False,
+                switch=True,
             )
         )
     if len(update.layers) > 1:

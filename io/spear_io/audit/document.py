@@ -419,6 +419,10 @@ def verdict_of(curve: Curve) -> tuple[str, bool]:
     if leaks is None:
         return "nothing is recovered at any strength", True
     most = curve.points[-1]
+    if curve.defence.switch and curve.complete:
+        return (
+            "not enough" if enough is None else "enough"
+        ) + f": {most.share:.0%} still recovered", enough is not None
     if enough is None and not curve.complete:
         return f"{text(most.strength)} still gives inputs away; nothing stronger was tried", False
     if enough is None:
