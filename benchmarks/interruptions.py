@@ -6,7 +6,7 @@
 *Kills*: `spear-np invert` on a dump of many records is killed (SIGKILL) at a random moment and taken up with `--resume`;
 the file must equal that of an undisturbed run to the last byte, but for times, and nothing may lie beside it. *Signals*:
 SIGTERM at a random moment; everything that was finished must be in the file, `--resume` must lead to the same one.
-*Full disk*: the output on a file system of a megabyte (tmpfs; needs the right to mount): one line, whole entries, and
+*Full disk*: the output on a file system of half its size (tmpfs; needs the right to mount): one line, whole entries, and
 the same file once there is room. The exit status is 1 if anything of this is not so.
 """
 
@@ -33,7 +33,6 @@ EARLIEST = 0.2
 UNITS, INPUTS = 60, 3
 
 ENOUGH = "size=200m"
-LITTLE = "size=1m"
 
 
 class Bench:
@@ -139,8 +138,9 @@ def full_disk(bench: Bench) -> dict[str, Any]:
     """Let the disk fill up in the middle; then make room."""
     out = bench.place("disk")
     disk = str(out.parent)
+    little = f"size={len(bench.answer) // 2}"  # half of what the output takes
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", LITTLE, "none", disk], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", little, "none", disk], capture_output=True, check=False
     )
     if mounted.returncode:
         return {"skipped": "no right to mount a tmpfs"}

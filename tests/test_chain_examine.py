@@ -246,7 +246,7 @@ class TestRefine:
 class TestEveryLibrary:
     @pytest.mark.parametrize("activation", ["relu", "gelu", "elu"])
     def test_examine_and_refine(self, backend: Backend, activation: str) -> None:
-        data, _ = case(activation, touching=1)
+        data, _ = case(activation)
         chain = chain_on(data, backend)
         c = backend.array(near(chain, data, 1e-6))
         seen = examine(chain, c, 2)

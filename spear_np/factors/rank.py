@@ -62,10 +62,11 @@ SPREAD_TOLERANCE = (0.25, 0.02)
 
 Heuristic: well above the fluctuation at some hundred rows; spectra that merely decay miss it by far.
 """
-OWN_ERROR = 10 * float(np.finfo(np.float64).eps)
+OWN_ERROR = 64 * float(np.finfo(np.float64).eps)
 """Error of a computed singular value, as a share of the largest.
 
-Derived: backward stability of the SVD, with a small factor for its dimension.
+Derived: divide and conquer (LAPACK's gesdd) drops parts of some tens of eps. Measured: of a float64 matrix of rank 200 the next value is 16
+eps with OpenBLAS 0.3.34, 2 with 0.3.31, and passed for two inputs more.
 """
 
 
