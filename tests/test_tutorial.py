@@ -26,7 +26,9 @@ def test_it_leads_to_a_report(
     (code,) = code_blocks(PAGE, "python")
     run_code(code)
     lines = [
-        shlex.split(line, comments=True) for block in code_blocks(PAGE, "sh") for line in block.splitlines()
+        shlex.split(line, comments=True)
+        for block in code_blocks(PAGE, "sh")
+        for line in block.replace("\\\n", " ").splitlines()
     ]
     told = [words[1:] for words in lines if words[0] == "spear-np" and words[1] in STEPS]
     assert [arguments[0] for arguments in told] == list(STEPS)
