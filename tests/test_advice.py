@@ -13,6 +13,7 @@ import spear_np
 from spear_io import InversionWriter, RecordInfo, open_inversion
 from spear_io.show.advice import advice, findings
 from tests.io_files import layer_data
+from tests.pages import answer, pictures
 
 
 def advised(tmp_path: Path, result: spear_np.Inversion, info: RecordInfo | None = None) -> list[str]:
@@ -55,6 +56,14 @@ def test_another_activation_comes_first(tmp_path: Path) -> None:
     result = spear_np.invert(columns.T @ x, columns.sum(axis=0), weight=weight, time_limit=5)
     assert result.status == "failed"
     assert advised(tmp_path, result)[0].startswith("another activation than a ReLU")
+
+
+def test_signs_that_contradict_the_layer_speak_of_its_activation(tmp_path: Path) -> None:
+    reason = "all 4 inputs seem found, but its activation signs contradict the layer (λ = 0.6): something else than a ReLU follows it"
+    result = replace(answer(pictures(2), status="failed"), reason=reason)
+    assert advised(tmp_path, result)[0].startswith(
+        "the layer is followed by another activation than is stated"
+    )
 
 
 def test_local_steps_that_are_stated_come_first(tmp_path: Path) -> None:

@@ -236,6 +236,18 @@ def of_check(name: str, value: Any) -> Callable[[h5py.Group], None]:
     return edit
 
 
+@pytest.mark.parametrize("factor", [1.0, 16.0])
+def test_a_truth_beyond_the_bounds_is_said_beside_the_verdict(
+    spear: Command, tmp_path: Path, factor: float
+) -> None:
+    truth = pictures(5)
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(truth))], display=Display((1, 8, 8)))
+    np.save(tmp_path / "truth.npy", factor * truth)
+    assert spear("report", path, tmp_path / "truth.npy", "-o", tmp_path / "out.html").status == 0
+    said = "5 of these inputs differ from the truth beside them by more than their bounds allow"
+    assert (said in (tmp_path / "out.html").read_text()) == (factor != 1)
+
+
 HOLE = np.where(np.arange(4 * 64).reshape(4, 64) == 70, np.nan, 0.5)
 ODD: dict[str, Callable[[h5py.Group], None]] = {
     **{f"client {name[:30]!r}": attribute("client", name) for name in HOSTILE},

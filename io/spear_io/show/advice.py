@@ -25,6 +25,7 @@ OUT_OF_TIME = ("time limit", "stopped")
 """What reasons begin with or hold where a search was cut short."""
 NO_ZEROS = ("none of", "something else than a ReLU")
 SIGNS = "signs of a gradient"
+OTHER_LAYER = "activation signs contradict the layer"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ def _certain(seen: Findings) -> Iterator[Advice]:
         yield Advice(
             "another activation than a ReLU follows the layer, or a normalisation stands in between",
             "say which: convert --activation, and record the layer that follows as well, which decides inputs whatever the activation",
+        )
+    elif OTHER_LAYER in seen.reason:
+        yield Advice(
+            "the layer is followed by another activation than is stated, or its weights are not those of the gradient",
+            "say which activation: convert --activation (it takes a ReLU for granted), and with --follows that layers feed each other",
         )
 
 

@@ -113,6 +113,8 @@ class Section:
     figure_names: tuple[str, ...] = ()
     figures: tuple[tuple[str, ...], ...] = ()
     missing: str | None = None
+    contradiction: str | None = None
+    """What is to be said of the truth beside the inputs before anything else."""
     reason: str = ""
     notes: tuple[str, ...] = ()
     plots: tuple[Plot, ...] = ()

@@ -154,6 +154,7 @@ def _section(
         figure_names=names,
         figures=figures,
         missing=_missing(layer, comparison),
+        contradiction=_contradiction(comparison),
         reason=printable(layer.reason, 3000),
         notes=tuple(printable(note, 2000) for note in details.notes),
         plots=_plots(layer, comparison, anchor) if plotted else (),
@@ -162,6 +163,18 @@ def _section(
     if not layer.found:
         return section
     return with_inputs(section, layer, look, comparison, order, room)
+
+
+def _contradiction(comparison: Comparison | None) -> str | None:
+    """What to say if the truth beside the inputs is not what they are claimed to be."""
+    rows = comparison.evaluation.rows if comparison else ()
+    off = sum(row.within_bound is False and not row.exact for row in rows)
+    if not off:
+        return None
+    return (
+        f"{off} of these inputs differ from the truth beside them by more than their bounds allow. Either that truth is of other "
+        "inputs or in other units (is the normalisation known?), or a premise of the certificate does not hold."
+    )
 
 
 def _order(layer: RecoveredLayer, comparison: Comparison | None) -> list[int]:
