@@ -187,5 +187,10 @@ def _agreement(space: RowSpace, layer: Layer, q: Array, dual: Array, *, lenient:
     xp = space.xp
     active = has_gradient(space, q)
     on = layer.states(space.live_of(layer.preactivations(dual)))[0]
-    agree = on | ~active if lenient else active == on
+    agree = agreeing(on, active, lenient=lenient)
     return xp.sum(xp.astype(agree, xp.float64), axis=0) / agree.shape[0]
+
+
+def agreeing(on: Array, passing: Array, *, lenient: bool) -> Array:
+    """Where units that are `on` and those `passing` a gradient on, bool arrays, agree; `lenient` passes over those that are on without one."""
+    return on | ~passing if lenient else passing == on

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import CACHED_NUMBERS, TINIEST, HostArray, block_length, inverse_or_pseudoinverse, to_host
 from ..factors.factorize import Factors
-from .disaggregate import Disaggregation, disaggregate, has_gradient, signs_asked
+from .disaggregate import Disaggregation, agreeing, disaggregate, has_gradient, signs_asked
 from .pool import Pool
 
 SWAP_WORK = 2_000_000
@@ -78,7 +78,7 @@ class _Trials:
     def __init__(self, factors: Factors, pool: Pool, *, lenient: bool) -> None:
         space, xp = factors.space, factors.space.xp
         assert factors.layer is not None  # there is no λ without it
-        self._factors, self._pool, self._lenient = factors, pool, lenient
+        self._factors, self._lenient = factors, lenient
         self._directions = space.device.float64(pool.q)
         self._passing = xp.matrix_transpose(has_gradient(space, self._directions))
         self._length = xp.linalg.vector_norm(space.columns(self._directions), axis=0)
@@ -92,7 +92,7 @@ class _Trials:
         self, best: Disaggregation, basis: list[int], swaps: list[tuple[int, int]]
     ) -> tuple[int, Disaggregation | None]:
         """Return how many of the `swaps` in `basis` were tried, and the choice by the last of them if its λ exceeds that of `best`."""
-        device = self._factors.space.device
+        space = self._factors.space
         least = best.mean_agreement() or 0.0
         most = block_length(self._passing.shape[1] * len(basis), CACHED_NUMBERS)
         first, count = 0, TRIED_FIRST
@@ -102,7 +102,7 @@ class _Trials:
             for choice, (index, place) in zip(choices, part, strict=True):
                 choice[place] = index
             for row in np.flatnonzero(self._agreement(choices) > least).tolist():
-                chosen = device.float64(self._pool.q[choices[row]])
+                chosen = space.xp.take(self._directions, space.device.integers(choices[row]), axis=0)
                 candidate = disaggregate(self._factors, chosen, lenient=self._lenient)
                 if (candidate.mean_agreement() or 0.0) > least:
                     return first + row + 1, candidate
@@ -131,5 +131,5 @@ class _Trials:
         if self._along is None:
             z = z * signs_asked(xp, passing, z)[:, None, :]
         on = layer.states(z + self._bias[:, None])[0]
-        agree = on | ~passing if self._lenient else passing == on
+        agree = agreeing(on, passing, lenient=self._lenient)
         return to_host(xp.mean(xp.astype(agree, xp.float64), axis=(1, 2)))

@@ -60,7 +60,7 @@ def crew_of(executor: Executor | None) -> Crew:
     if executor is None:
         return Crew(Here(), 1, here=True)
     if isinstance(executor, Workers):
-        return Crew(executor, executor.count)
+        return Crew(executor, 2 * executor.count)
     return Crew(executor, 2 * processors())
 
 
@@ -86,7 +86,7 @@ def hired(jobs: int | None, dask: str | None) -> Iterator[Crew]:
     elif jobs is not None:
         workers = Workers(jobs)
         try:
-            yield Crew(workers, 2 * jobs)
+            yield crew_of(workers)
         except BaseException:
             workers.shutdown(wait=False, cancel_futures=True)
             raise
