@@ -337,3 +337,25 @@ def test_not_a_number_is_never_written(path: Path, monkeypatch: pytest.MonkeyPat
         write_dump(path, {"fc1": layer})
     assert path.read_bytes() == b"an earlier dump"
     assert leftovers(path.parent) == []
+
+
+def test_small_layers_stay_in_memory_from_the_first_look_on(path: Path) -> None:
+    data = write_good_dump(path)
+    with open_dump(path) as dump:
+        layer = dump.records[0].layers[0]
+        layer.check_finite()
+        read = layer.gradients.weight_grad
+    np.testing.assert_array_equal(read[:, 1:3], data.weight_grad[:, 1:3])  # of a file that is closed
+    with pytest.raises(ValueError, match="read-only"):
+        read[:, :1][...] = 0
+
+
+def test_large_layers_are_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spear_io.files.storage.BLOCK_BYTES", 8 * M * 10)
+    write_good_dump(path)
+    with open_dump(path) as dump:
+        layer = dump.records[0].layers[0]
+        layer.check_finite()
+        read = layer.gradients.weight_grad
+    with pytest.raises(FileError, match="cannot be read"):
+        read[:, 1:3]

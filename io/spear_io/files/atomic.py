@@ -18,6 +18,7 @@ import h5py
 
 from ..problems import FileError, Place, WriteError, cause
 from . import safety
+from .attributes import write_attributes
 
 try:
     import fcntl
@@ -142,9 +143,8 @@ def new_hdf5(
         new = NewFile(h5py.File(spool, "w"), spool)
         with new.root:
             with new.writing(place):
-                new.root.attrs["format"] = kind
-                new.root.attrs["format_version"] = version
-                new.root.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+                created = datetime.now(UTC).isoformat(timespec="seconds")
+                write_attributes(new.root, {"format": kind, "format_version": version, "created": created})
             yield new
         with new.writing(place):
             pass  # what closing the file wrote

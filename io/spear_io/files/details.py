@@ -6,7 +6,7 @@ Written by `write_details`, read back by `read_details` with the distrust that a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ import spear_np
 
 from ..problems import FileError, Place
 from . import safety
+from .attributes import write_attributes
 from .storage import Floats, StoredArray
 
 FIGURES = {
@@ -110,14 +111,12 @@ def write_details(group: h5py.Group, result: spear_np.Inversion, notes: Sequence
             "caveats": json.dumps(certificate.caveats),
             "rests_on": json.dumps([asdict(premise) for premise in certificate.rests_on]),
             "notes": json.dumps(tuple(notes)),
+            "relative_noise": result.relative_noise if np.isfinite(result.relative_noise) else None,
         },
     )
-    if np.isfinite(result.relative_noise):
-        group.attrs["relative_noise"] = result.relative_noise
     if (decay := result.gradients.decay).present:
-        group.attrs["weight_decay"] = decay.weight
-        group.attrs["bias_decay"] = decay.bias
-        group.attrs["weight_decay_deviation"] = decay.deviation
+        said = {"weight_decay": decay.weight, "bias_decay": decay.bias}
+        write_attributes(group, said | {"weight_decay_deviation": decay.deviation})
     if result.singular_values:
         group.create_dataset("singular_values", data=np.asarray(result.singular_values, dtype=np.float64))
     _write_history(group, result.history)
@@ -162,26 +161,6 @@ def _told(check: spear_np.Check) -> dict[str, Any]:
         name: float(figure) if np.isfinite(figure) else str(float(figure)) for name, figure in figures.items()
     }
     return said if check.value is None else said | {"passed": bool(check.passed)}
-
-
-_SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
-_SCALARS = {
-    kind: (np.dtype(dtype), h5py.h5t.py_create(np.dtype(dtype), logical=True))
-    for kind, dtype in ((str, h5py.string_dtype()), (int, np.int64), (float, np.float64), (bool, np.bool_))
-}
-"""How h5py stores one value of a type: the dtype in memory, and the type in the file."""
-
-
-def write_attributes(holder: h5py.Group, values: Mapping[str, Any]) -> None:
-    """Write new attributes; single numbers and texts, of which a layer has a hundred, without the detours of h5py."""
-    for name, value in values.items():
-        kind = _SCALARS.get(type(value))
-        if kind is None:
-            holder.attrs[name] = value
-            continue
-        dtype, stored = kind
-        attribute = h5py.h5a.create(holder.id, name.encode(), stored, _SCALAR)
-        attribute.write(np.asarray(value, dtype=dtype))
 
 
 def read_details(group: h5py.Group, place: Place, found: int) -> Details:

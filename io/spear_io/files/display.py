@@ -8,6 +8,7 @@ import h5py
 
 from ..problems import FileError, Place, printable
 from . import safety
+from .attributes import write_attributes
 
 LARGEST_SIZE = 2**63 - 1
 """Of one axis: what int64 holds, as which a shape is stored."""
@@ -49,10 +50,7 @@ def read_display(group: h5py.Group, place: Place) -> Display:
 
 def write_display(group: h5py.Group, display: Display) -> None:
     """Store what is known, and of a subclass no more than a `Display` has."""
-    for field in fields(Display):
-        value = getattr(display, field.name)
-        if value is not None:
-            group.attrs[field.name] = list(value) if isinstance(value, tuple) else value
+    write_attributes(group, {field.name: getattr(display, field.name) for field in fields(Display)})
 
 
 def _sizes(group: h5py.Group, name: str, place: Place) -> tuple[int, ...] | None:

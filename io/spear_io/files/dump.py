@@ -173,8 +173,9 @@ class Layer:
             raise FileError(msg, self.place, "if it is yours and means it, store it without packing")
 
     def check_finite(self) -> None:
-        """Read every dataset of the layer once, by blocks, and refuse NaN and infinity."""
+        """Read every dataset of the layer once, by blocks, and refuse NaN and infinity; small ones stay in memory."""
         for array in self.arrays.values():
+            array.load()
             check_finite(array, FINITE)
 
     @cached_property

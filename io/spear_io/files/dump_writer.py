@@ -17,6 +17,7 @@ import spear_np
 
 from ..problems import FileError, Place, WriteError, listing, printable
 from .atomic import NewFile, new_hdf5
+from .attributes import write_attributes
 from .chains import Link, check_follows, write_activation
 from .dump import DATASETS, FORMAT, FORMAT_VERSION, RecordInfo
 from .frameworks import handed_over
@@ -185,11 +186,9 @@ class DumpWriter:
             _check_shapes(layer, layer_place)
             with self._file.writing(layer_place):
                 group = groups.create_group(layer_name)
-                group.attrs.update({"kind": layer.kind, "order": order})
+                said = {"kind": layer.kind, "order": order}
+                write_attributes(group, said | {"follows": layer.follows, "between": layer.between})
                 write_activation(group, layer.activation)
-                for attribute in ("follows", "between"):
-                    if (value := getattr(layer, attribute)) is not None:
-                        group.attrs[attribute] = value
             for dataset in DATASETS:
                 array = getattr(layer, dataset)
                 if array is not None:
@@ -349,7 +348,4 @@ def _check_shapes(layer: LayerArrays, place: Place) -> None:
 
 def _write_info(record: h5py.Group, info: RecordInfo) -> None:
     """Store what is known as attributes."""
-    for field in fields(info):
-        value = getattr(info, field.name)
-        if value is not None:
-            record.attrs[field.name] = list(value) if isinstance(value, tuple) else value
+    write_attributes(record, {field.name: getattr(info, field.name) for field in fields(info)})

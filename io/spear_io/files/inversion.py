@@ -40,6 +40,7 @@ from spear_np.backend import to_host
 from ..problems import FileError, Place, listing, printable
 from . import safety
 from .atomic import NewFile, new_hdf5
+from .attributes import write_attributes
 from .details import (
     AGAIN,
     Brief,
@@ -47,7 +48,6 @@ from .details import (
     figure_of,
     read_brief,
     read_details,
-    write_attributes,
     write_details,
 )
 from .display import Display, read_display, write_display
@@ -109,11 +109,8 @@ class InversionWriter:
             self._file: NewFile = stack.enter_context(self._new)
             root = self._file.root
             with self._file.writing(self.place):
-                if self._source is not None:
-                    root.attrs["source"] = stored_name(self._source)
-                if self._run is not None:
-                    root.attrs["run"] = self._run
-                root.attrs["version"] = spear_np.__version__
+                source = None if self._source is None else stored_name(self._source)
+                write_attributes(root, {"source": source, "run": self._run, "version": spear_np.__version__})
                 self._records = root.create_group("records", track_order=True)
             self._stack = stack.pop_all()
         return self
@@ -167,12 +164,10 @@ class InversionWriter:
                     "batch_size": result.batch_size,
                     "found": k,
                     "scale_known": result.scale_known,
+                    "data_range": result.data_range,
+                    "chain": result.chain or None,
                 },
             )
-            if result.data_range is not None:
-                group.attrs["data_range"] = result.data_range
-            if result.chain:
-                group.attrs["chain"] = list(result.chain)
             if seen is not None:
                 _write_seen(group, seen)
             if display is not None:
@@ -198,9 +193,9 @@ class InversionWriter:
             If this file cannot be written.
         """
         with self._file.writing(self.place.at(record=record)):
-            layers = other["records"][record]["layers"]
+            layers, own = other["records"][record]["layers"], self._layers(record)
             for layer in layers:
-                layers.copy(layer, self._layers(record))
+                layers.copy(layer, own)
 
     def describe(self, record: str, **said: str) -> None:
         """Store texts as attributes of a record: `source` and `source_record`, where it came from, or its `problem`."""
@@ -217,7 +212,7 @@ class InversionWriter:
     def _layers(self, record: str) -> h5py.Group:
         """The group of the layers of a record, made if it is not there."""
         if record not in self._records:
-            self._records.create_group(record).create_group("layers", track_order=True)
+            return self._records.create_group(record).create_group("layers", track_order=True)
         return self._records[record]["layers"]
 
 
@@ -410,10 +405,7 @@ def _read_layer(
 
 
 def _write_seen(group: h5py.Group, seen: Seen) -> None:
-    group.attrs["sees"] = str(seen.sight)
-    for name in ("follows", "between"):
-        if (value := getattr(seen, name)) is not None:
-            group.attrs[name] = value
+    write_attributes(group, {"sees": str(seen.sight), "follows": seen.follows, "between": seen.between})
 
 
 def _read_seen(group: h5py.Group, place: Place, display: Display, features: int) -> Seen:

@@ -545,6 +545,10 @@ def label(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> str | i
     raise _wrong_attribute(name, "text or a number", value, place)
 
 
+_PLAIN = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
+"""Types of which an attribute may be."""
+
+
 def attribute(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> Any:
     """Return an attribute as plain Python data (str, bool, int, float or a list of them), or None.
 
@@ -552,25 +556,25 @@ def attribute(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> Any
     can be stored again.
     """
     with _damage(place):
-        if name not in holder.attrs:
+        # Opened once: `holder.attrs` would open it for each of these questions, and a record asks twenty.
+        if not h5py.h5a.exists(holder.id, name.encode()):
             return None
-        identity = holder.attrs.get_id(name)
-        count = math.prod(identity.shape or ())
-        size = count * identity.get_type().get_size()
-        readable = identity.get_type().get_class() in (
-            h5py.h5t.STRING,
-            h5py.h5t.INTEGER,
-            h5py.h5t.FLOAT,
-            h5py.h5t.ENUM,
-        )
-        flat = len(identity.shape or ()) <= 1
-        if not readable or not flat or size > LARGEST_ATTRIBUTE or count > LONGEST_LIST:
+        identity = h5py.h5a.open(holder.id, name.encode())
+        stored, shape = identity.get_type(), identity.shape or ()
+        count = math.prod(shape)
+        size = count * stored.get_size()
+        if (
+            stored.get_class() not in _PLAIN
+            or len(shape) > 1
+            or size > LARGEST_ATTRIBUTE
+            or count > LONGEST_LIST
+        ):
             raise _unwanted_attribute(name, size, place)
-        value = holder.attrs[name]
-    if isinstance(value, h5py.Empty):
-        return None
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
+        if identity.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+            return None
+        held = np.zeros(shape, dtype=identity.dtype)
+        identity.read(held)
+    value = held.tolist()
     if isinstance(value, list):
         value = [_clean(item) for item in value]
         length = sum(len(item) for item in value if isinstance(item, str))

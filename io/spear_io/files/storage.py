@@ -95,6 +95,7 @@ class StoredArray:
         self._encoded = encoded
         self._kept = kept
         self._divisor = divisor
+        self._loaded: Floats | None = None
         self.place = place
         self.precision = precision
 
@@ -131,6 +132,8 @@ class StoredArray:
         FileError
             If the bytes cannot be read: damaged, cut off, or packed with a filter that fails.
         """
+        if self._loaded is not None:
+            return np.asarray(self._loaded[key])
         try:
             with reading_block(self.place.file, self._unpacked(key)):
                 block = self._dataset[key]
@@ -146,6 +149,19 @@ class StoredArray:
             return block
         with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused as such
             return block / self._divisor
+
+    def load(self) -> None:
+        """Keep the numbers in memory from now on, if they fit into one block: nothing is read twice.
+
+        Raises
+        ------
+        FileError
+            As if all were sliced.
+        """
+        if 8 * math.prod(self.shape) <= BLOCK_BYTES and self._loaded is None:
+            loaded = self[...]
+            loaded.setflags(write=False)  # every slice is a view of them
+            self._loaded = loaded
 
     def _unpacked(self, key: Any) -> int:
         """Return how many bytes are unpacked, at most, to read a slice: at least one chunk."""
