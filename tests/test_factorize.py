@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear_np import InputError, LayerGradients
+from spear_np import InputError, LayerGradients, invert_layer
 from spear_np.backend import CPU, to_host
 from spear_np.factors import gradients
 from spear_np.factors.factorize import Factors, factorize, spectrum_of
@@ -481,3 +481,31 @@ class TestRanksFromGaps:
         assert whole.space.hidden_input_factor == 1
         # What is left out is no noise at all: many millions of its standard deviations.
         assert less.space.hidden_input_factor > 1
+
+
+@pytest.mark.parametrize("left", [0.0, 1e-13, 1e-11])
+@pytest.mark.parametrize("right", [0.0, 1e-13, 1e-11])
+def test_zeros_do_not_rest_on_the_accuracy_of_a_decomposition(
+    left: float, right: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Singular vectors of some libraries are off by far more than a rounding, which is all that hides float64 zeros."""
+    rng, exact_svd = np.random.default_rng(0), CPU.xp.linalg.svd
+
+    def tilted(size: int, angle: float) -> Any:
+        skew = rng.standard_normal((size, size)) * angle / np.sqrt(size)
+        turn, R = np.linalg.qr(np.eye(size) + skew - skew.T)
+        return turn * np.sign(np.diag(R))
+
+    def loose_svd(matrix: Any, *, full_matrices: bool = True) -> Any:
+        svd = exact_svd(matrix, full_matrices=full_matrices)
+        if matrix.ndim != 2 or full_matrices:
+            return svd
+        size = len(svd.S)
+        return type(svd)(svd.U @ tilted(size, left), svd.S, tilted(size, right).T @ svd.Vh)
+
+    monkeypatch.setattr(CPU.xp.linalg, "svd", loose_svd)
+    data = digit_layer(8, width=M, seed=3, dtype=np.float64)
+    result = invert_layer(LayerGradients(data.weight_grad, data.bias_grad, data.weight, data.bias))
+    assert result.status == "exact"
+    distances = np.linalg.norm(np.asarray(result.inputs)[:, None] - data.inputs, axis=2)
+    assert np.max(np.min(distances, axis=0)) < 1e-13 * np.linalg.norm(data.inputs)

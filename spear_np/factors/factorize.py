@@ -14,6 +14,7 @@ import numpy as np
 
 from ..backend import TINIEST, Array, Device, to_host, triangular_factor
 from ..errors import InputError
+from .decompose import sharp_row_space, sharp_svd
 from .gradients import LayerGradients, fits_precision, narrower_precisions, spacing_of
 from .layer import Layer
 from .memory import check_memory
@@ -266,7 +267,7 @@ def _row_space(
     if not b or spectrum.rank == 0:
         return spectrum
     b = min(b, int(xp.sum(xp.astype(svd.S > 0, xp.int64))))
-    left, values, right = svd.U[:, :b], svd.S[:b], svd.Vh[:b, :].T
+    to_right, right = sharp_row_space(xp, chosen.rows, svd.U[:, :b], svd.S[:b])
     whitened = chosen.rows @ right
     residual = xp.linalg.vector_norm(chosen.rows - whitened @ right.T, axis=1)
     row_norm = accumulated.row_norm
@@ -275,13 +276,13 @@ def _row_space(
         # What a decay that is not quite right leaves of W may lie along any direction.
         noise = xp.sqrt(noise**2 + gradients.decay.deviation**2 * accumulated.weight_squares)
     coordinates = whitened * model[:, None]
-    to_basis = left / (values * model[:, None])
+    to_basis = to_right / model[:, None]
     # The rows in units of their measured noise; those that hold nothing but noise are left out.
     rows = coordinates / noise[:, None]
     live = xp.nonzero(xp.linalg.vector_norm(rows, axis=1) > LIVE_SIGMAS * math.sqrt(b))[0]
     if live.shape[0] < b:
         return replace(spectrum, rank=None)
-    U, S, rotation = xp.linalg.svd(xp.take(rows, live, axis=0), full_matrices=False)
+    U, S, rotation = sharp_svd(xp, xp.take(rows, live, axis=0))
     # A batch size beyond the numerical rank leaves singular values of zero: nothing may be divided by them.
     S = xp.maximum(S, LEAST_VALUE * S[0] * xp.ones_like(S))
     relative = xp.take(noise, live) / (xp.take(row_norm, live) / math.sqrt(n))
