@@ -118,7 +118,7 @@ def likeliest(problem: Problem) -> Array:
         stepped = gauss_newton_step(factors.space, rows, Y, off.astype(np.float64))
         if stepped is None:
             break
-        Y = stepped
+        Y = to_host(stepped)
     recovery = to_host(reconstruct(factors, disaggregate(factors, Y.T * factors.space.S)).recovery)
     difference = recovery @ problem.weight_grad.astype(np.float64) - problem.images.inputs
     return np.asarray(10 * np.log10(np.ptp(problem.images.inputs) ** 2 / np.mean(difference**2, axis=1)))

@@ -66,7 +66,8 @@ def main() -> None:
     optimizer.step()
 
     for name, layer in recorder.layers.items():
-        print(f"{name}: {layer.weight_grad.shape[0]} units, followed by {layer.activation}")
+        units = model.get_submodule(name).out_features
+        print(f"{name}: {units} units, followed by {layer.activation}")
     print("Now see what this update gives away:")
     print("    spear-np invert client_update.h5 -o inverted.h5")
     print("    spear-np evaluate inverted.h5 client_update.h5")

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .answer.certificate import Certificate, Check, Evidence, Premise
 from .answer.result import Inversion, Progress, Round, Status
+from .arrays import Array, Sliceable
 from .check import check
 from .errors import DeviceError, InputError
 from .factors.activation import ACTIVATIONS, Activation
@@ -26,6 +27,7 @@ __all__ = [
     "ACTIVATIONS",
     "METHODS",
     "Activation",
+    "Array",
     "Certificate",
     "Check",
     "DeviceError",
@@ -37,6 +39,7 @@ __all__ = [
     "Premise",
     "Progress",
     "Round",
+    "Sliceable",
     "Status",
     "Survey",
     "WeightDecay",

@@ -15,7 +15,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import array_api_compat
@@ -23,14 +22,11 @@ import array_api_compat.numpy as np_compat
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from .arrays import Array, HostArray, Namespace
 from .errors import DeviceError, InputError
 
 T = TypeVar("T")
 
-Array = Any
-"""An array of the namespace in use, see `Device.xp`; the array API standard has no type for it that checkers know."""
-HostArray = np.ndarray[Any, Any]
-"""A NumPy array, on the host."""
 Launch = Callable[[str, str, int, int, tuple[Any, ...], int], None]
 """Run a CUDA kernel: source text, name, blocks, threads of a block, arguments, bytes of dynamic shared memory."""
 
@@ -39,7 +35,7 @@ Launch = Callable[[str, str, int, int, tuple[Any, ...], int], None]
 class Device:
     """Where arrays live and which namespace works on them."""
 
-    xp: ModuleType
+    xp: Namespace
     """Array-API namespace."""
     handle: Any = None
     """What `xp` takes as `device=`."""
@@ -421,56 +417,19 @@ def to_host(array: Any) -> HostArray:
     return np.asarray(array)
 
 
-def adopted(name: str, values: Any) -> tuple[Any, str | None]:
-    """Return `values` as the solver computes with them, and what they were rounded to if their dtype hides that.
-
-    Tensors of PyTorch and arrays of JAX become NumPy arrays on the host, without a copy where they lie there: both
-    compute in float32 unless told otherwise, and a tensor may carry a graph. What was bfloat16, for which NumPy has no
-    type, is float32 then. Masked arrays and `numpy.matrix`, which compute in ways of their own, become plain ones.
-    Everything else is handed back as it is.
-
-    Raises
-    ------
-    InputError
-        If a tensor is sparse or quantised, an array has masked entries, or a JAX array is being traced.
-    """
-    if array_api_compat.is_torch_array(values):
-        if str(values.layout) != "torch.strided" or values.is_quantized:
-            msg = f"`{name}` is a sparse or quantised tensor: pass a dense one, e.g. .to_dense() or .dequantize()"
-            raise InputError(msg)
-        dtype = str(values.dtype).removeprefix("torch.")
-        if dtype not in ("float16", "bfloat16", "float32", "float64"):
-            return values, None  # refused by its dtype
-        host = values.detach().cpu()
-        return (host.float().numpy(), "bfloat16") if dtype == "bfloat16" else (host.numpy(), None)
-    if array_api_compat.is_jax_array(values):
-        try:
-            return np.asarray(values), None
-        except Exception as error:  # whatever JAX raises for what has no numbers yet
-            msg = f"`{name}` is a traced JAX array: call the inversion outside jit, grad and vmap"
-            raise InputError(msg) from error
-    if isinstance(values, np.ma.MaskedArray):
-        if np.ma.is_masked(values):
-            msg = f"`{name}` has masked entries: every number must be there"
-            raise InputError(msg)
-        return values.data, None
-    if isinstance(values, np.matrix):
-        return np.asarray(values), None
-    return values, None
-
-
-def contiguous(xp: ModuleType, array: Array) -> Array:
+def contiguous(xp: Namespace, array: Array) -> Array:
     """`array` with its last axis next to each other in memory, as kernels read it; a copy only if it is not yet."""
     if array_api_compat.is_cupy_namespace(xp):
         import cupy
 
-        return cupy.ascontiguousarray(array)
+        made: Array = cupy.ascontiguousarray(array)
+        return made
     if array_api_compat.is_numpy_namespace(xp):
         return np.ascontiguousarray(array)
     return array
 
 
-def product(xp: ModuleType, left: Array, right: Array, out: Array | None) -> Array:
+def product(xp: Namespace, left: Array, right: Array, out: Array | None) -> Array:
     """Matrix product, written into `out` if that has its shape and the library can: no memory is asked for in a loop."""
     if out is None or out.shape != (left.shape[0], right.shape[1]):
         return xp.matmul(left, right)
@@ -479,31 +438,34 @@ def product(xp: ModuleType, left: Array, right: Array, out: Array | None) -> Arr
     return xp.matmul(left, right)
 
 
-def erf(xp: ModuleType, values: Array) -> Array:
+def erf(xp: Namespace, values: Array) -> Array:
     """Error function of `values`, in their dtype; through the host where the library has none."""
     if array_api_compat.is_cupy_namespace(xp):
         from cupyx.scipy.special import erf as cupy_erf
 
-        return cupy_erf(values)
+        made: Array = cupy_erf(values)
+        return made
     from scipy.special import erf as scipy_erf  # slow to import, needed for one activation
 
     if array_api_compat.is_numpy_namespace(xp):
-        return scipy_erf(values)
+        host: HostArray = scipy_erf(to_host(values))
+        return host
     return xp.asarray(scipy_erf(to_host(values)), device=array_api_compat.device(values))
 
 
-def triangular_factor(xp: ModuleType, matrix: Array) -> Array:
+def triangular_factor(xp: Namespace, matrix: Array) -> Array:
     """R of the QR decomposition of (rows, columns) `matrix`, without forming Q where the library can."""
     if array_api_compat.is_numpy_namespace(xp):
-        return np.linalg.qr(matrix, mode="r")
+        return np.asarray(np.linalg.qr(matrix, mode="r"))
     if array_api_compat.is_cupy_namespace(xp):
         import cupy
 
-        return cupy.linalg.qr(matrix, mode="r")
+        factor: Array = cupy.linalg.qr(matrix, mode="r")
+        return factor
     return xp.linalg.qr(matrix).R
 
 
-def solve_or_nan(xp: ModuleType, matrices: Array, right: Array) -> Array:
+def solve_or_nan(xp: Namespace, matrices: Array, right: Array) -> Array:
     """Solve a stack of square systems; where the library refuses a singular one, its answer is NaN.
 
     `matrices` (..., r, r), `right` (..., r, p); returns (..., r, p). LAPACK's callers raise for the whole stack
@@ -522,7 +484,7 @@ def solve_or_nan(xp: ModuleType, matrices: Array, right: Array) -> Array:
     return xp.where(singular, xp.full_like(solution, float("nan")), solution)
 
 
-def reported_failures(xp: ModuleType) -> AbstractContextManager[Any]:
+def reported_failures(xp: Namespace) -> AbstractContextManager[Any]:
     """Make a decomposition that fails raise `numpy.linalg.LinAlgError`: CuPy hands back what it has, unless it is asked."""
     if array_api_compat.is_cupy_namespace(xp):
         from cupyx import errstate
@@ -532,7 +494,7 @@ def reported_failures(xp: ModuleType) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def inverse_or_pseudoinverse(xp: ModuleType, matrix: Array) -> Array:
+def inverse_or_pseudoinverse(xp: Namespace, matrix: Array) -> Array:
     """Inverse of square matrices; the pseudoinverse where the library finds one singular, or its inverse overflows.
 
     What holds NaN or infinity has no inverse, and gives NaN.
@@ -548,7 +510,7 @@ def inverse_or_pseudoinverse(xp: ModuleType, matrix: Array) -> Array:
     return xp.linalg.pinv(matrix)
 
 
-def inverse_or_zero(xp: ModuleType, gram: Array) -> Array:
+def inverse_or_zero(xp: Namespace, gram: Array) -> Array:
     """Inverse of a stack (k, u, u) of float64 normal equations; zero for those that leave a direction open.
 
     An eigenvalue below the rounding of the largest is no smaller than that rounding once it is computed: its inverse would
@@ -563,28 +525,29 @@ def inverse_or_zero(xp: ModuleType, gram: Array) -> Array:
     return xp.where(determined[:, None, None], inverse, xp.zeros_like(inverse))
 
 
-def orthogonal_complement(xp: ModuleType, vectors: Array) -> Array:
+def orthogonal_complement(xp: Namespace, vectors: Array) -> Array:
     """(b, b-f): orthonormal basis, as columns, of what is orthogonal to the independent columns `vectors` (b, f)."""
     return xp.linalg.qr(vectors, mode="complete").Q[:, vectors.shape[1] :]
 
 
-def between(xp: ModuleType, values: Array, low: float, high: float) -> Array:
+def between(xp: Namespace, values: Array, low: float, high: float) -> Array:
     """`values`, those below `low` or above `high` replaced by these: `clip` without its checks, which wait for a GPU."""
     return xp.minimum(xp.maximum(values, low), high)
 
 
-def smallest(xp: ModuleType, values: Array, count: int) -> Array:
+def smallest(xp: Namespace, values: Array, count: int) -> Array:
     """Indices (k, count) of the `count` smallest entries in each row of `values` (k, m), in no order."""
     if array_api_compat.is_numpy_namespace(xp):
         return np.argpartition(values, count - 1, axis=-1)[..., :count]
     if array_api_compat.is_cupy_namespace(xp):
         import cupy
 
-        return cupy.argpartition(values, count - 1, axis=-1)[..., :count]
+        order: Array = cupy.argpartition(values, count - 1, axis=-1)
+        return order[..., :count]
     return xp.argsort(values, axis=-1)[..., :count]
 
 
-def gather(xp: ModuleType, matrix: Array, indices: Array) -> Array:
+def gather(xp: Namespace, matrix: Array, indices: Array) -> Array:
     """Rows of `matrix` (m, b) picked by `indices` (k, r): (k, r, b)."""
     k, r = indices.shape
     return xp.reshape(xp.take(matrix, xp.reshape(indices, (-1,)), axis=0), (k, r, matrix.shape[1]))
@@ -592,7 +555,7 @@ def gather(xp: ModuleType, matrix: Array, indices: Array) -> Array:
 
 def scatter_columns(values: Array, indices: Array, size: int) -> Array:
     """(k, size) array with the columns of `values` (k, r) at the ascending `indices` (r,), zero elsewhere."""
-    xp = array_api_compat.array_namespace(values)
+    xp: Namespace = array_api_compat.array_namespace(values)
     device = array_api_compat.device(values)
     every = xp.arange(size, dtype=indices.dtype, device=device)
     place = xp.clip(xp.searchsorted(indices, every), 0, indices.shape[0] - 1)
@@ -605,7 +568,7 @@ def replace_rows(values: Array, rows: Array, new: Array) -> Array:
     """`values` (k, d) with the rows of `new` (r, d) at the ascending places `rows` (r,)."""
     if rows.shape[0] == values.shape[0]:
         return new
-    xp = array_api_compat.array_namespace(values)
+    xp: Namespace = array_api_compat.array_namespace(values)
     every = xp.arange(values.shape[0], dtype=rows.dtype, device=array_api_compat.device(values))
     place = xp.clip(xp.searchsorted(rows, every), 0, rows.shape[0] - 1)
     present = xp.take(rows, place) == every

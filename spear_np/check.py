@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from .adopt import adopted
 from .answer.certificate import Check
 from .answer.result import Inversion, Status, with_decay_said
-from .backend import Array, HostArray, adopted, device_for, to_host
+from .arrays import Array, HostArray
+from .backend import Device, device_for, to_host
 from .checks.certify import certify
 from .checks.specification import EXACT_TOLERANCE
 from .directions.disaggregate import disaggregate
@@ -35,7 +37,7 @@ Heuristic: rounding of the claimed inputs turns their directions by far less, an
 
 def check(
     gradients: LayerGradients,
-    inputs: Any,
+    inputs: npt.ArrayLike,
     *,
     data_range: DataRange | None = None,
     device: str | None = None,
@@ -73,7 +75,7 @@ def check(
     gradients.require_zeros()
     where = device_for(device, gradients.weight_grad)
     with where.activate():
-        claims = _checked_claims(where.float64(adopted("inputs", inputs)[0]), gradients)
+        claims = _checked_claims(_numbers(inputs, where), gradients)
         decayed = without_decay(gradients, where)
         factors, left = decayed.factors, decayed.gradients
         if not isinstance(factors, Factors):
@@ -101,6 +103,18 @@ def check(
             method="check",
             seconds=time.perf_counter() - started,
         )
+
+
+def _numbers(inputs: npt.ArrayLike, device: Device) -> Array:
+    """Return what was claimed as float64 on `device`."""
+    values, _ = adopted("inputs", inputs)
+    try:
+        return device.float64(values)
+    except (TypeError, ValueError) as error:
+        msg = (
+            f"`inputs` is a {type(inputs).__name__} that holds no numbers: expected an array, one input a row"
+        )
+        raise InputError(msg) from error
 
 
 def _checked_claims(claims: Array, gradients: LayerGradients) -> Array:

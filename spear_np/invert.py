@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from .answer.result import Inversion, Progress, Status, with_decay_said
+from .arrays import Sliceable
 from .backend import device_for
 from .errors import InputError
 from .factors.activation import Activation
@@ -38,11 +38,11 @@ Heuristic: what a chain finds it finds in the first seconds.
 
 
 def invert(
-    weight_grad: Any,
-    bias_grad: Any = None,
+    weight_grad: Sliceable,
+    bias_grad: Sliceable | None = None,
     *,
-    weight: Any = None,
-    bias: Any = None,
+    weight: Sliceable | None = None,
+    bias: Sliceable | None = None,
     activation: str | Activation = "relu",
     precision: str | None = None,
     weight_decay: float = 0.0,

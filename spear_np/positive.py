@@ -7,12 +7,12 @@ A stack is factored, inverted and applied by products of stacks alone, the opera
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import array_api_compat
 import numpy as np
 
-from .backend import Array, reported_failures
+from .arrays import Array, Namespace
+from .backend import reported_failures
 
 INVERTED_WHOLE = 32
 """Rows of a triangular matrix up to which it is inverted by the library; larger ones are inverted by halves.
@@ -35,13 +35,13 @@ class Positive:
 
     def solve(self, right: Array) -> Array:
         """H⁻¹ `right` (k, r, p)."""
-        xp = array_api_compat.array_namespace(right)
+        xp: Namespace = array_api_compat.array_namespace(right)
         return xp.matrix_transpose(self.inverse_factor) @ (self.inverse_factor @ right)
 
     def forms(self, vectors: Array) -> Array:
         """(k, n): v · H⁻¹ v for the rows v of `vectors` (k or 1, n, r)."""
-        xp = array_api_compat.array_namespace(vectors)
-        total = 0.0
+        xp: Namespace = array_api_compat.array_namespace(vectors)
+        total = xp.zeros(vectors.shape[:2], dtype=vectors.dtype, device=array_api_compat.device(vectors))
         for start in range(0, vectors.shape[2], FORM_COLUMNS):
             stop = min(start + FORM_COLUMNS, vectors.shape[2])
             factor = xp.matrix_transpose(self.inverse_factor[:, start:stop, :stop])
@@ -51,21 +51,21 @@ class Positive:
 
     def trace_of_inverse(self) -> Array:
         """(k,): trace of H⁻¹, no less than any norm of it."""
-        xp = array_api_compat.array_namespace(self.inverse_factor)
+        xp: Namespace = array_api_compat.array_namespace(self.inverse_factor)
         return xp.sum(self.inverse_factor**2, axis=(1, 2))
 
     def inverse(self) -> Array:
         """(k, r, r): H⁻¹."""
-        xp = array_api_compat.array_namespace(self.inverse_factor)
+        xp: Namespace = array_api_compat.array_namespace(self.inverse_factor)
         return xp.matrix_transpose(self.inverse_factor) @ self.inverse_factor
 
 
-def positive(xp: Any, matrices: Array) -> Positive:
+def positive(xp: Namespace, matrices: Array) -> Positive:
     """Factor the symmetric `matrices` (k, r, r)."""
     return Positive(inverse_of_triangular(xp, cholesky_or_nan(xp, matrices)))
 
 
-def cholesky_or_nan(xp: Any, matrices: Array) -> Array:
+def cholesky_or_nan(xp: Namespace, matrices: Array) -> Array:
     """(k, r, r): lower triangular Cholesky factors; NaN for the `matrices` that have none."""
     with reported_failures(xp):
         try:
@@ -82,12 +82,12 @@ def cholesky_or_nan(xp: Any, matrices: Array) -> Array:
     return xp.stack(factors)
 
 
-def positive_definite(xp: Any, matrices: Array) -> Array:
+def positive_definite(xp: Namespace, matrices: Array) -> Array:
     """(k,) bool: which of the symmetric `matrices` (k, r, r) have a Cholesky factor; none that holds NaN has."""
     return xp.all(xp.isfinite(cholesky_or_nan(xp, matrices)), axis=(1, 2))
 
 
-def inverse_of_triangular(xp: Any, lower: Array) -> Array:
+def inverse_of_triangular(xp: Namespace, lower: Array) -> Array:
     """Inverses of lower triangular matrices (k, r, r), by halves: [[A, 0], [B, C]]⁻¹ = [[A⁻¹, 0], [-C⁻¹ B A⁻¹, C⁻¹]]."""
     size = lower.shape[1]
     if size <= INVERTED_WHOLE:
@@ -100,7 +100,7 @@ def inverse_of_triangular(xp: Any, lower: Array) -> Array:
     return xp.concat([xp.concat([first, above], axis=2), xp.concat([below, last], axis=2)], axis=1)
 
 
-def orthonormalised(xp: Any, columns: Array) -> Array:
+def orthonormalised(xp: Namespace, columns: Array) -> Array:
     """`columns` (k, r, p) made orthonormal, one after the other.
 
     By a QR decomposition where that is one call for the whole stack; where its matrices would be taken one at a time, as on a
@@ -111,7 +111,7 @@ def orthonormalised(xp: Any, columns: Array) -> Array:
     return by_gram_schmidt(xp, columns)
 
 
-def by_gram_schmidt(xp: Any, columns: Array) -> Array:
+def by_gram_schmidt(xp: Namespace, columns: Array) -> Array:
     """As `orthonormalised`; what is zero outside the columns before it becomes a unit vector orthogonal to these."""
     none = columns[:, :, :0]
     basis = _unit(xp, columns[:, :, :1], _outside(xp, none))
@@ -124,7 +124,7 @@ def by_gram_schmidt(xp: Any, columns: Array) -> Array:
     return basis
 
 
-def _outside(xp: Any, basis: Array) -> Array:
+def _outside(xp: Namespace, basis: Array) -> Array:
     """(k, r, 1): a unit vector orthogonal to the orthonormal columns of `basis` (k, r, p), p < r."""
     axes = xp.arange(basis.shape[1], device=array_api_compat.device(basis))
     least = xp.argmin(xp.sum(basis**2, axis=2), axis=1)
@@ -133,7 +133,7 @@ def _outside(xp: Any, basis: Array) -> Array:
     return rest / xp.linalg.vector_norm(rest, axis=1, keepdims=True)
 
 
-def _unit(xp: Any, columns: Array, otherwise: Array) -> Array:
+def _unit(xp: Namespace, columns: Array, otherwise: Array) -> Array:
     """`columns` (k, r, 1) of length one, those of none replaced by `otherwise` (k, r, 1)."""
     largest = xp.max(xp.abs(columns), axis=1, keepdims=True)  # squares of huge entries would overflow
     there = largest > 0

@@ -11,6 +11,7 @@ import array_api_compat.numpy as np_compat
 import numpy as np
 
 import spear_np
+from spear_np import Sliceable
 from spear_np.backend import Device, device_for, to_host
 from tests.networks import Floats, LayerData
 
@@ -127,3 +128,9 @@ def assert_array(
     assert dtype == wanted.dtype.name, f"dtype {dtype}, not {wanted.dtype.name}"
     assert tuple(array.shape) == wanted.shape, f"shape {tuple(array.shape)}, not {wanted.shape}"
     np.testing.assert_allclose(to_host(array), wanted, rtol=rtol, atol=atol)
+
+
+def values_of(array: Sliceable | None) -> Floats:
+    """What is there to be read, as a NumPy array: without a copy where it is one."""
+    assert array is not None
+    return np.asarray(array[...])

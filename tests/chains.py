@@ -11,6 +11,7 @@ import numpy as np
 
 import spear_np
 from spear_np import Activation, Inversion, LayerGradients
+from spear_np.arrays import Array
 from spear_np.backend import to_host
 from spear_np.chain.layers import Chain
 from spear_np.factors.activation import as_activation
@@ -102,7 +103,7 @@ def network_of(
             bias[:touching] = -(a @ weight.T)[0, :touching]
         seen.append(a)
         pre.append(a @ weight.T + bias)
-        a, slope = sigmas[number].value_and_slope(pre[-1])
+        a, slope = map(to_host, sigmas[number].value_and_slope(pre[-1]))
         slopes.append(slope)
         drawn.append((weight, bias))
     grads = [(_loss_slope(a, labels, loss, rng) / b).astype(dtype)]
@@ -141,7 +142,7 @@ def with_noise(data: NetworkData, level: float, rng: np.random.Generator) -> Net
         return noise
 
     layers = tuple(
-        replace(one, weight_grad=noisy(one.weight_grad), bias_grad=noisy(one.bias_grad))
+        replace(one, weight_grad=noisy(to_host(one.weight_grad)), bias_grad=noisy(to_host(one.bias_grad)))
         for one in data.layers
     )
     return replace(data, layers=layers)
@@ -165,7 +166,7 @@ def true_coordinates(chain: Chain, data: NetworkData, number: int = 0) -> Floats
     return coordinates
 
 
-def true_top(chain: Chain, data: NetworkData, top: Floats) -> Floats:
+def true_top(chain: Chain, data: NetworkData, top: Array) -> Floats:
     """(b, t): numbers q at the top of the chain, for its T (m, t), from the true ∂L/∂Z there."""
     grads = data.output_grads[len(chain.layers) - 1].astype(np.float64)
     numbers: Floats = np.linalg.lstsq(to_host(top), grads.T, rcond=None)[0].T

@@ -130,8 +130,8 @@ def broken_promises(result: spear_np.Inversion, truth: Truth, *, tampered: bool 
 def _scaled(result: spear_np.Inversion) -> bool:
     """Whether something else than bias_grad has given the inputs a scale, so that their bounds promise something."""
     gradients = result.gradients
-    with_pattern = gradients.weight is not None and gradients.bias is not None
-    return result.data_range is not None or (with_pattern and bool(np.any(to_host(gradients.bias[:]) != 0)))
+    bias = None if gradients.weight is None or gradients.bias is None else to_host(gradients.bias[:])
+    return result.data_range is not None or (bias is not None and bool(np.any(bias != 0)))
 
 
 def rounding_noise(weight_grad: Any, unit_roundoff: float) -> Floats:

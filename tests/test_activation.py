@@ -130,7 +130,11 @@ def test_the_slope_is_the_derivative(name: str, parameter: float, z: float) -> N
         ("elu", {"alpha": "large"}, "'alpha' of 'elu' is 'large', but must be a finite number"),
         ("elu", {"alpha": np.ones(3)}, "'alpha' of 'elu' has shape (3,), but must be one number"),
         ("prelu", {"slope": np.ones((2, 3))}, "'slope' of 'prelu' has shape (2, 3), but must be one number"),
-        ("prelu", {"slope": np.asarray([0.1, np.nan])}, "'slope' of 'prelu' is array"),
+        (
+            "prelu",
+            {"slope": np.asarray([0.1, np.nan])},
+            "'slope' of 'prelu' holds nan, but must be a finite number",
+        ),
     ],
 )
 def test_parameters_out_of_range_are_refused(name: str, parameters: dict[str, Any], message: str) -> None:

@@ -155,12 +155,12 @@ class TestSearch:
         data = data_of()
         factors, _ = factors_of(data)
         rng = np.random.default_rng(3)
-        other = replace(data.layers[1], weight=rng.permutation(data.layers[1].weight.T).T)
+        other = replace(data.layers[1], weight=rng.permutation(to_host(data.layers[1].weight).T).T)
         behind = Behind(other, last=True)
         factors = replace(factors, space=with_layer_behind(replace(factors.space, passed=None), behind))
         pool = frozen(pool_of(factors, np.empty((0, B))))
         for _ in range(3):
-            assert not len(self.columns(factors, behind).propose(factors.space, pool, rng).candidates)
+            assert not self.columns(factors, behind).propose(factors.space, pool, rng).candidates.shape[0]
 
     @pytest.mark.parametrize("lost", ["model", "behind", "bias_grad"])
     def test_it_needs_signs_the_layer_behind_and_scales(self, lost: str) -> None:
@@ -198,7 +198,7 @@ class TestInvert:
     def test_wrong_weights_of_the_output_layer_change_no_answer(self) -> None:
         data = data_of(12, 120, seed=8)
         rng = np.random.default_rng(8)
-        layers = data.changed(1, weight=rng.permutation(data.layers[1].weight.T).T)
+        layers = data.changed(1, weight=rng.permutation(to_host(data.layers[1].weight).T).T)
         answer = spear_np.invert_chain(layers, loss="cross_entropy", time_limit=60)
         assert answer.status is spear_np.Status.EXACT
         errors, _ = data.errors(answer)

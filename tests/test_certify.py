@@ -295,7 +295,7 @@ class TestAttacks:
             factors, truth = target
             for q in wrong_choices(factors, truth, rng, 4):
                 (wrong,) = np.nonzero(np.any(q != truth, axis=1))
-                zeros = factors.space.zeros(q)
+                zeros = np.asarray(factors.space.zeros(q))
                 found = uniqueness(factors.space, q, q, factors.space.expand(zeros))
                 for index in wrong:
                     tried += 1
@@ -365,7 +365,7 @@ class TestBounds:
         unique = Uniqueness(
             np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), mixing, np.zeros(3, dtype=bool)
         )
-        bound = noise_bound(factors.space, batch.recovery, batch.input_max, np.zeros(3), unique)
+        bound = noise_bound(factors.space, batch.recovery, to_host(batch.input_max), np.zeros(3), unique)
         assert np.isinf(bound).tolist() == [True, False, False]
 
     def test_bounds_grow_with_what_is_left_of_weight_grad(self) -> None:
@@ -384,7 +384,7 @@ class TestBounds:
         unique = Uniqueness(
             np.ones(3, dtype=bool), np.ones(3, dtype=np.int64), np.zeros((3, 3)), np.zeros(3, dtype=bool)
         )
-        arguments = (factors.space, batch.recovery, batch.input_max, np.zeros(3), unique)
+        arguments = (factors.space, batch.recovery, to_host(batch.input_max), np.zeros(3), unique)
         usual = noise_bound(*arguments)
         np.testing.assert_array_equal(noise_bound(*arguments, largest=np.zeros(60)), usual)
         spike = np.zeros(60)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spear_np.arrays import Array
 from spear_np.backend import to_host
 from spear_np.chain.covariance import input_deviation, noise_along, rests_on_level, slopes_beside, wider
 from spear_np.chain.equations import System, forward, membership_change
@@ -30,7 +31,7 @@ def case(activation: str, dtype: Any = np.float64, **options: Any) -> tuple[Netw
     return data, chain_on(data)
 
 
-def errors(chain: Chain, data: NetworkData, c: Floats) -> Floats:
+def errors(chain: Chain, data: NetworkData, c: Array) -> Floats:
     """(k,): largest entry by which each input at `c` (k, b) differs from the true one next to it."""
     gradients = to_host(chain.layers[0].gradients.weight_grad).astype(np.float64)
     found = to_host(c) @ to_host(chain.layers[0].space.to_basis).T @ gradients

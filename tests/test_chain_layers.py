@@ -60,7 +60,7 @@ class TestLayers:
         assert max(float(layer.space.S[0] / layer.space.S[-1]) for layer in chain.layers[1:]) > 1e3
         for layer in chain.layers[1:]:
             gram = layer.basis.T @ layer.basis
-            assert np.max(np.abs(gram - np.eye(len(gram)))) < 20 * np.finfo(np.float64).eps
+            assert np.max(np.abs(gram - np.eye(gram.shape[0]))) < 20 * np.finfo(np.float64).eps
 
     def test_the_basis_is_that_of_the_coordinates(self) -> None:
         data, chain = case("gelu")
@@ -126,6 +126,7 @@ class TestNoiseOfBiasGrad:
 
     def test_what_cancels_in_it_is_noise(self) -> None:
         factors = self.factors(dependent=False)
+        assert factors.bias_grad is not None
         misfit = bias_misfit(factors.space, factors.bias_grad)
         assert 3 < misfit < 3 * cancelled(factors.space)
         noise = bias_noise_of(factors.space, factors.bias_grad) / factors.space.noise
@@ -133,6 +134,7 @@ class TestNoiseOfBiasGrad:
 
     def test_dependent_inputs_are_none(self) -> None:
         factors = self.factors(dependent=True)
+        assert factors.bias_grad is not None
         assert bias_misfit(factors.space, factors.bias_grad) > 100 * cancelled(factors.space)
 
 

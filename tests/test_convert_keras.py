@@ -139,7 +139,7 @@ def test_narrow_numbers_travel_unchanged(spear: Command, tmp_path: Path, suffix:
     converted(spear, tmp_path, save(model, tmp_path / f"m{suffix}"), "--gradients")
     kernel = keras.ops.convert_to_numpy(keras.ops.cast(model.get_layer("zebra").kernel, "float32"))
     with open_dump(tmp_path / "dump.h5") as dump:
-        stored = dump.records[0].layers[0].gradients.weight_grad
+        stored = dump.records[0].layers[0].arrays["weight_grad"]
         assert stored.precision == precision
         np.testing.assert_array_equal(stored[:].astype(np.float32), kernel.T)
 

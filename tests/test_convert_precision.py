@@ -118,7 +118,7 @@ def test_narrow_numbers_travel_unchanged(
     assert layer["precision"] == precision
     wanted = numbers(precision)
     with open_dump(tmp_path / "dump.h5") as dump:
-        stored = dump.records[0].layers[0].gradients.weight_grad
+        stored = dump.records[0].layers[0].arrays["weight_grad"]
         assert stored.precision == precision
         found = stored[:] if orientation == "mn" else stored[:].T
     found = np.ascontiguousarray(found)

@@ -134,9 +134,9 @@ class TestFit:
         widths: list[int] = []
 
         class OnDisk:
-            shape, dtype = layer.weight.shape, layer.weight.dtype
+            shape, dtype = layer.weight_grad.shape, layer.weight_grad.dtype
 
-            def __init__(self, values: Floats) -> None:
+            def __init__(self, values: Any) -> None:
                 self._values = values
 
             def __getitem__(self, key: Any) -> Floats:
@@ -321,8 +321,8 @@ class TestChains:
         held = [
             replace(
                 one,
-                weight_grad=one.weight_grad + np.float32(decay) * one.weight,
-                bias_grad=one.bias_grad + np.float32(decay) * one.bias,
+                weight_grad=to_host(one.weight_grad) + np.float32(decay) * to_host(one.weight),
+                bias_grad=to_host(one.bias_grad) + np.float32(decay) * to_host(one.bias),
             )
             if number < decaying
             else one

@@ -250,7 +250,7 @@ def zero_figures(data: LayerData, inputs: Floats) -> Floats:
     """Sizes, in noise units, of the entries of ∂L/∂Z that are truly zero."""
     factors = factors_of(data, Backend.NUMPY, weight=None, bias=None)
     silent = (data.output_grad == 0)[to_host(factors.space.live)].T
-    units: Floats = factors.space.noise_units(true_directions(factors, inputs))[silent]
+    units: Floats = to_host(factors.space.noise_units(true_directions(factors, inputs)))[silent]
     return units
 
 

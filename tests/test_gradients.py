@@ -48,7 +48,8 @@ class Measured:
     ("changes", "message"),
     [
         ({"weight_grad": Measured()}, "`weight_grad` is a Measured: it needs `shape`, `dtype` and slicing"),
-        ({"weight_grad": [[1.0]]}, "`weight_grad` is a list: it needs"),
+        ({"weight_grad": [[1.0], [1.0, 2.0]]}, "`weight_grad` is a list of which no array can be made"),
+        ({"weight_grad": {"fc1": [1.0]}}, "`weight_grad` is a dict: it needs"),
         ({"weight_grad": None}, "`weight_grad` is a NoneType: it needs"),
         ({"weight_grad": np.zeros(4, np.float32)}, "`weight_grad` has shape (4,): expected two dimensions"),
         ({"weight_grad": np.zeros((2, 3, 4))}, "`weight_grad` has shape (2, 3, 4): expected two dimensions"),
@@ -57,7 +58,7 @@ class Measured:
         ({"weight_grad": matrix(dtype=np.int64)}, "`weight_grad` has dtype int64: expected float16"),
         (
             {"weight_grad": matrix(dtype=np.complex128)},
-            "`weight_grad` has dtype complex128: expected float16",
+            "`weight_grad` has dtype complex128: hand over real numbers",
         ),
         ({"weight_grad": matrix(dtype=np.longdouble)}, f"has dtype {np.dtype(np.longdouble).name}: expected"),
         ({"weight_grad": np.full((M, N), "a")}, "`weight_grad` has dtype str32: expected float16"),
@@ -65,7 +66,7 @@ class Measured:
         ({"weight": matrix(M, N + 1)}, "`weight` has shape (6, 11), but `weight_grad` has (6, 10)"),
         ({"weight": matrix(N, M)}, "`weight` has shape (10, 6), but `weight_grad` has (6, 10)"),
         ({"weight": matrix(dtype=np.int32)}, "`weight` has dtype int32: expected float16"),
-        ({"bias_grad": [0.0] * M}, "`bias_grad` is a list: expected an array of 6 numbers"),
+        ({"bias_grad": 0.0}, "`bias_grad` is a float: expected an array of 6 numbers"),
         ({"bias_grad": np.zeros(M + 1)}, "`bias_grad` has shape (7,), but `weight_grad` has 6 rows"),
         ({"bias_grad": np.zeros((M, 1))}, "`bias_grad` has shape (6, 1), but `weight_grad` has 6 rows"),
         ({"bias_grad": np.zeros(M, np.int8)}, "`bias_grad` has dtype int8: expected float16"),

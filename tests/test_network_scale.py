@@ -11,6 +11,7 @@ import pytest
 
 import spear_np
 from spear_np import LayerGradients
+from tests.backends import values_of
 from tests.networks import Floats, digit_batch
 
 B, WIDTHS = 12, (64, 60, 60, 10)
@@ -94,7 +95,7 @@ def test_smoothed_labels_are_not_taken_for_another_scale() -> None:
 
 def test_biases_tell_the_scale_themselves() -> None:
     _, layers = scaled_network(1.0)
-    small = replace(layers[0], bias=layers[0].bias + np.float32(1e-30))
+    small = replace(layers[0], bias=values_of(layers[0].bias) + np.float32(1e-30))
     answer = inverted((small, *layers[1:]))
     with pytest.raises(KeyError):
         answer.certificate["scale"]

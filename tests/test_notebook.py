@@ -41,10 +41,9 @@ def test_a_notebook_shows_pictures_and_certificate() -> None:
     shown = pictures_in(page)
     assert len(shown) == result.found
     assert shown[0].shape == (8, 8)
-    low, high = result.inputs.min(), result.inputs.max()
-    np.testing.assert_array_equal(
-        shown[1].reshape(-1), np.rint((result.inputs[1] - low) / (high - low) * 255)
-    )
+    inputs = np.asarray(result.inputs)
+    low, high = inputs.min(), inputs.max()
+    np.testing.assert_array_equal(shown[1].reshape(-1), np.rint((inputs[1] - low) / (high - low) * 255))
 
 
 def test_a_notebook_shows_no_more_than_it_can_bear() -> None:

@@ -16,6 +16,7 @@ from spear_np.checks.agreement import Agreement
 from spear_np.checks.hidden import room_for_hidden
 from spear_np.checks.premises import sign_resolution
 from spear_np.checks.specification import MIN_MISSING_CHANCE, missing_chance
+from tests.backends import values_of
 from tests.chains import digit_network, network_of
 from tests.layers import digit_layer
 from tests.networks import LayerData, digit_batch
@@ -312,8 +313,10 @@ class TestChains:
         data = digit_network(5, activation="relu", gain=2.0)
         rng = np.random.default_rng(0)
         first, second, *rest = data.layers
-        G = second.weight_grad
-        first = replace(first, weight_grad=first.weight_grad * (1 + 1e-3 * rng.standard_normal(64)))
+        G = values_of(second.weight_grad)
+        first = replace(
+            first, weight_grad=values_of(first.weight_grad) * (1 + 1e-3 * rng.standard_normal(64))
+        )
         second = replace(second, weight_grad=G + 0.01 * np.std(G) * rng.standard_normal(G.shape))
         answer = spear_np.invert_chain([first, second, *rest], method=method, **LIMIT)
         assert answer.status is not Status.EXACT or "plain gradient" in answer.claim

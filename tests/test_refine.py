@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from spear_np.arrays import Array
 from spear_np.backend import to_host
 from spear_np.directions.disaggregate import Disaggregation, disaggregate
 from spear_np.directions.null_space import null_space
@@ -30,11 +31,12 @@ def choice_of(factors: Factors, data: LayerData) -> Disaggregation:
     return disaggregate(factors, null_space(factors.space, order, counts).basis[:, 0, :])
 
 
-def unexplained(factors: Factors, dual: Floats, off: Floats) -> float:
+def unexplained(factors: Factors, dual: Array, off: Array) -> float:
     """What the best ∂L/∂Z without gradient where `off` (ℓ, b) leaves of the rows, by plain least squares, row by row."""
     total = 0.0
-    for row, zeros in zip(factors.space.U * factors.space.S, off, strict=True):
-        inputs = dual[~zeros].T
+    rows = np.asarray(factors.space.U * factors.space.S)
+    for row, zeros in zip(rows, np.asarray(off), strict=True):
+        inputs = np.asarray(dual)[~zeros].T
         total += float(np.sum((row - inputs @ np.linalg.lstsq(inputs, row, rcond=None)[0]) ** 2))
     return total
 
@@ -103,7 +105,7 @@ def test_a_step_ends_where_f_is_flat(level: float) -> None:
                 for m in mixings
             ]
         )
-        moved = gauss_newton_step(factors.space, rows, Y, off.astype(np.float64))
+        moved = gauss_newton_step(factors.space, rows, Y, np.asarray(off, dtype=np.float64))
         if moved is None:
             break
         Y = moved

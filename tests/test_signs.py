@@ -96,7 +96,7 @@ class TestSignModel:
         data = layer_data_of(rng.standard_normal((4, 9)), rng, width=7)
         factors = factorize(Backend.NUMPY.gradients(data), Backend.NUMPY.device, 4)
         assert isinstance(factors, Factors)
-        live = len(factors.space.live)
+        live = factors.space.live.shape[0]
         for size, there in ((live, False), (live - 1, True)):
             sized = factorize(Backend.NUMPY.gradients(data), Backend.NUMPY.device, size)
             assert isinstance(sized, Factors)
@@ -170,7 +170,7 @@ class TestSmoother:
         y = np.random.default_rng(seed).standard_normal((known, b))
         complement = complement_of(y) if known else None
         matrix = dense(Backend.NUMPY, smoother(factors.space, model, complement, prior=prior))
-        np.testing.assert_array_equal(matrix.shape, (len(factors.space.live),) * 2)
+        np.testing.assert_array_equal(matrix.shape, (factors.space.live.shape[0],) * 2)
         np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
         values = np.linalg.eigvalsh(matrix)
         assert values[0] > -1e-9

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from spear_io import open_dump
+from tests.backends import values_of
 from tests.inverting import decibels, inverted
 from tests.networks import digit_batch
 
@@ -177,7 +178,7 @@ def test_every_precision_travels_unchanged(dtype: Any, tmp_path: Path) -> None:
 def test_tokens_count_as_inputs() -> None:
     inputs = torch.randn(3, 4, N)
     layer = step(Net(nn.ReLU()), inputs).layers["fc"]
-    assert np.array_equal(layer.inputs, inputs.reshape(12, N))
+    assert np.array_equal(values_of(layer.inputs), inputs.reshape(12, N))
 
 
 def test_a_layer_called_twice_has_all_its_inputs() -> None:
@@ -189,10 +190,10 @@ def test_a_layer_called_twice_has_all_its_inputs() -> None:
     left, right = batch(seed=1)[0], batch(seed=2)[0]
     layer = step(model, torch.stack([left, right])).layers["fc"]
     assert layer.activation == "relu"
-    assert np.array_equal(layer.inputs, torch.cat([left, right]))
+    assert np.array_equal(values_of(layer.inputs), torch.cat([left, right]))
     # The gradient is made of both halves: neither alone spans its rows.
     assert _left_outside(layer.weight_grad, layer.inputs) < 1e-6
-    assert _left_outside(layer.weight_grad, layer.inputs[:B]) > 1e-2
+    assert _left_outside(values_of(layer.weight_grad), values_of(layer.inputs)[:B]) > 1e-2
 
 
 def _left_outside(rows: Any, inputs: Any) -> float:
@@ -265,7 +266,7 @@ def test_a_lazy_layer_and_keyword_inputs() -> None:
 
     model = Lazy(nn.ReLU())
     model.fc = nn.LazyLinear(M)
-    assert step(model).layers["fc"].weight_grad.shape == (M, N)
+    assert values_of(step(model).layers["fc"].weight_grad).shape == (M, N)
 
 
 def test_evaluation_inside_the_block_does_not_count() -> None:
@@ -275,7 +276,7 @@ def test_evaluation_inside_the_block_does_not_count() -> None:
         with torch.no_grad():
             model(torch.randn(7, N)).argmax(1)
         functional.cross_entropy(model(inputs), labels).backward()
-    assert np.array_equal(recorder.layers["fc"].inputs, inputs)
+    assert np.array_equal(values_of(recorder.layers["fc"].inputs), inputs)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -287,7 +288,7 @@ def test_checkpointed_passes_count_once(reentrant: bool) -> None:
         logits = checkpoint(model, inputs, use_reentrant=reentrant)
         functional.cross_entropy(logits, labels).backward()
     layer = recorder.layers["fc"]
-    assert np.array_equal(layer.inputs, inputs.detach())
+    assert np.array_equal(values_of(layer.inputs), inputs.detach())
     # A reentrant checkpoint calls the functions out of sight.
     assert layer.activation == ("unknown" if reentrant else "relu")
     assert recorder.layers["head"].follows == (None if reentrant else "fc")
@@ -299,8 +300,8 @@ def test_the_gradient_is_what_is_shared_at_the_end_of_the_block() -> None:
     with record_gradients(model) as recorder:
         functional.cross_entropy(model(inputs), labels).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-    assert np.array_equal(recorder.layers["fc"].weight_grad, model.fc.weight.grad.numpy())
-    assert np.linalg.norm(recorder.layers["fc"].weight_grad) < 1e-3
+    assert np.array_equal(values_of(recorder.layers["fc"].weight_grad), model.fc.weight.grad.numpy())
+    assert np.linalg.norm(values_of(recorder.layers["fc"].weight_grad)) < 1e-3
 
 
 def test_the_weight_is_that_of_the_forward_pass() -> None:
@@ -313,7 +314,7 @@ def test_the_weight_is_that_of_the_forward_pass() -> None:
         functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
     assert not torch.equal(before, model.fc.weight)
-    assert np.array_equal(recorder.layers["fc"].weight, before)
+    assert np.array_equal(values_of(recorder.layers["fc"].weight), before)
 
 
 def test_micro_batches_add_up() -> None:
@@ -323,8 +324,8 @@ def test_micro_batches_add_up() -> None:
         for part in (slice(0, 3), slice(3, B)):
             functional.cross_entropy(model(inputs[part]), labels[part], reduction="sum").backward()
     layer = recorder.layers["fc"]
-    assert np.array_equal(layer.inputs, inputs)
-    assert np.linalg.matrix_rank(layer.weight_grad) == B
+    assert np.array_equal(values_of(layer.inputs), inputs)
+    assert np.linalg.matrix_rank(values_of(layer.weight_grad)) == B
 
 
 def test_a_gradient_left_over_is_refused() -> None:
@@ -427,7 +428,7 @@ def test_functional_gradients_are_inverted_exactly(tmp_path: Path) -> None:
     gradients = functional_gradients(model, parameters_of(model), inputs, labels)
     update = from_gradients(model, gradients, inputs=inputs)
     assert [layer.activation for layer in update.layers.values()] == ["relu", "relu", "none"]
-    assert np.array_equal(update.layers["2"].inputs, model[:2](inputs).detach())
+    assert np.array_equal(values_of(update.layers["2"].inputs), model[:2](inputs).detach())
     update.write(tmp_path / "d.h5", labels=labels)
     status, recovered = inverted(tmp_path / "d.h5")["record-0"]
     assert status == "exact"
@@ -556,10 +557,10 @@ def test_nothing_is_copied_unless_asked_for() -> None:
     handed = from_gradients(model, {name: p.grad for name, p in model.named_parameters()})
     for update in (recorder, handed):
         layer = update.layers["0"]
-        assert np.shares_memory(layer.weight_grad[:], model[0].weight.grad.numpy())
-        assert np.shares_memory(layer.bias_grad[:], model[0].bias.grad.numpy())
-        assert np.shares_memory(layer.weight[:], model[0].weight.detach().numpy())
-        assert np.shares_memory(layer.bias[:], model[0].bias.detach().numpy())
+        assert np.shares_memory(values_of(layer.weight_grad), model[0].weight.grad.numpy())
+        assert np.shares_memory(values_of(layer.bias_grad), model[0].bias.grad.numpy())
+        assert np.shares_memory(values_of(layer.weight), model[0].weight.detach().numpy())
+        assert np.shares_memory(values_of(layer.bias), model[0].bias.detach().numpy())
 
 
 @pytest.mark.parametrize("way", ["recorded", "gradients", "weights"])
@@ -674,9 +675,9 @@ def test_gradients_and_weights_come_in_every_shape_that_people_hold(handed: Any)
     ):
         assert list(update.layers) == ["0", "2", "4"]
         for name, layer in update.layers.items():
-            assert np.array_equal(layer.weight_grad[:], wanted[f"{name}.weight"])
-            assert np.array_equal(layer.bias_grad[:], wanted[f"{name}.bias"])
-            assert np.array_equal(layer.weight[:], before[f"{name}.weight"])
+            assert np.array_equal(values_of(layer.weight_grad), wanted[f"{name}.weight"])
+            assert np.array_equal(values_of(layer.bias_grad), wanted[f"{name}.bias"])
+            assert np.array_equal(values_of(layer.weight), before[f"{name}.weight"])
 
 
 def test_the_model_may_be_the_wrapped_side() -> None:
@@ -684,7 +685,7 @@ def test_the_model_may_be_the_wrapped_side() -> None:
     gradients = functional_gradients(model, parameters_of(model), *batch())
     update = from_gradients(nn.Sequential(model), gradients)
     assert [name.removeprefix("0.") for name in update.layers] == ["0", "2", "4"]
-    assert np.array_equal(update.layers["0.4"].weight_grad[:], gradients["4.weight"])
+    assert np.array_equal(values_of(update.layers["0.4"].weight_grad), gradients["4.weight"])
 
 
 def test_a_list_may_leave_out_what_is_frozen() -> None:
@@ -697,7 +698,7 @@ def test_a_list_may_leave_out_what_is_frozen() -> None:
     for given in (gradients, (None, None, *gradients)):
         update = from_gradients(model, given)
         assert update.skipped == {"0": "its weight is frozen"}
-        assert np.array_equal(update.layers["2"].weight_grad[:], gradients[0])
+        assert np.array_equal(values_of(update.layers["2"].weight_grad), gradients[0])
 
 
 @pytest.mark.parametrize("number", [4, 5, 7])

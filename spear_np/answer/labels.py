@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import HostArray
+from ..arrays import HostArray
 
 CROSS_ENTROPY = "cross_entropy"
 """The loss whose gradient at the output is softmax minus one at the label."""

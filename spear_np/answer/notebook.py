@@ -7,14 +7,19 @@ import html
 import math
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ..backend import HostArray, to_host
+from ..arrays import HostArray
+from ..backend import to_host
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .result import Inversion
+
+    DataFrame: TypeAlias = pd.DataFrame
 
 MOST_SHOWN = 32
 """Inputs that a notebook shows.
@@ -64,7 +69,7 @@ def inversion_html(result: Inversion) -> str:
     return "<div>" + "".join(parts) + "</div>"
 
 
-def inversion_table(result: Inversion) -> Any:
+def inversion_table(result: Inversion) -> DataFrame:
     """Return an answer as a `pandas.DataFrame`: see `Inversion.to_dataframe`."""
     import pandas as pd  # the only module that needs it, and only when it is asked
 

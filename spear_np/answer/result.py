@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..backend import Array, Device
+from ..arrays import Array
+from ..backend import Device
 from ..factors.gradients import LayerGradients
 from .certificate import Certificate
 from .notebook import inversion_html, inversion_table
+
+if TYPE_CHECKING:
+    from .notebook import DataFrame
 
 
 class Status(StrEnum):
@@ -138,7 +142,7 @@ class Inversion:
         """What a notebook shows: status, premises, certificate, and the inputs as pictures where they may be some."""
         return inversion_html(self)
 
-    def to_dataframe(self) -> Any:
+    def to_dataframe(self) -> DataFrame:
         """Return a `pandas.DataFrame` with one row for each input: its figures, its label, then its features.
 
         Columns are `zero_count`, `redundancy`, `sign_agreement`, `false_probability` and `error_bound` where the certificate has

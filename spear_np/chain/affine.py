@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import array_api_compat
 
-from ..backend import Array, Device, orthogonal_complement
+from ..arrays import Array, Namespace
+from ..backend import Device, orthogonal_complement
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class AffineSet:
         A Householder reflection turns the one direction that the condition fixes onto the first axis, which is dropped:
         4 r d operations instead of a decomposition.
         """
-        xp = array_api_compat.array_namespace(dual)
+        xp: Namespace = array_api_compat.array_namespace(dual)
         condition = dual @ self.to_coordinates
         slope = condition @ self.directions
         squares = xp.sum(slope**2)
@@ -59,6 +60,6 @@ def affine_set(rows: Array, ones: Array, device: Device) -> AffineSet:
 
 
 def _affine(offset: Array, directions: Array, to_coordinates: Array) -> AffineSet:
-    xp = array_api_compat.array_namespace(offset)
+    xp: Namespace = array_api_compat.array_namespace(offset)
     single = xp.astype(offset, xp.float32), xp.astype(directions, xp.float32)
     return AffineSet(offset, directions, to_coordinates, single)

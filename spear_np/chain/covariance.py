@@ -7,7 +7,8 @@ import math
 import array_api_compat
 import numpy as np
 
-from ..backend import Array, HostArray, inverse_or_zero, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import inverse_or_zero, to_host
 from ..positive import positive_definite
 from .equations import Forward, System, membership_change
 from .layers import Chain
@@ -31,7 +32,7 @@ def covariance_of(gram: Array, noise: Array) -> Array:
     Where some direction shows no more than noise does, the next point along it would fit as well, and the next after that.
     What is left must also exceed the rounding of JᵀJ itself: with fewer units on than an input has coordinates, it is that.
     """
-    xp = array_api_compat.array_namespace(gram)
+    xp: Namespace = array_api_compat.array_namespace(gram)
     length = xp.sqrt(xp.linalg.diagonal(gram))
     length = xp.where(length > 0, length, xp.ones_like(length))
     scale = length[:, :, None] * length[:, None, :]
@@ -133,7 +134,7 @@ def wider(one: Array, other: Array, b: int) -> Array:
 
     The first `b` unknowns count, its coordinates.
     """
-    xp = array_api_compat.array_namespace(one)
+    xp: Namespace = array_api_compat.array_namespace(one)
     closed = xp.any(one != 0, axis=(1, 2))
     before, after = xp.linalg.diagonal(one)[:, :b], xp.linalg.diagonal(other)[:, :b]
     more = xp.sum(after, axis=1) > xp.sum(before, axis=1)
@@ -170,5 +171,5 @@ def _least_certain(chain: Chain, covariance: Array) -> tuple[Array, Array]:
 
 def variance_of(rows: Array, covariance: Array) -> Array:
     """(k, m): variance of ``rows c`` for `rows` (m, b) and the `covariance` (k, b, b) of c."""
-    xp = array_api_compat.array_namespace(rows)
+    xp: Namespace = array_api_compat.array_namespace(rows)
     return xp.sum((rows[None, :, :] @ covariance) * rows[None, :, :], axis=2)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
-from ..backend import OWN_ROUNDING, Array, inverse_or_zero
+from ..arrays import Array, Namespace
+from ..backend import OWN_ROUNDING, inverse_or_zero
 from ..factors.behind import FREE_SHARE
 from .layers import Chain, ChainLayer
 
@@ -158,7 +158,7 @@ def membership_change(chain: Chain, passed: Forward, number: int, change: Array)
     return _projected(chain.xp, layer, change, scale, total)
 
 
-def _projected(xp: Any, layer: ChainLayer, change: Array, scale: Array, total: Array) -> Array:
+def _projected(xp: Namespace, layer: ChainLayer, change: Array, scale: Array, total: Array) -> Array:
     """The same for the standard deviations `scale` (k,) of the equations and `total` (k,) of s · c."""
     inside = xp.matrix_transpose(layer.basis)[None, :, :] @ change
     outside = (change - layer.basis[None, :, :] @ inside) / scale[:, None, None]
@@ -187,7 +187,7 @@ class Linearised:
     scale: Array
     """(k,): standard deviation of an equation."""
 
-    def gram(self, xp: Any) -> Array:
+    def gram(self, xp: Namespace) -> Array:
         """(k, b, b): JᵀJ, float64."""
         product = xp.matrix_transpose(self.by_units) @ self.by_units
         if not self.projected:
@@ -199,7 +199,7 @@ class Linearised:
         bare = membership(chain, passed, number, derivatives=False)
         return replace(bare, jacobian=chain.xp.concat([self.by_units, self.ones[:, None, :]], axis=1))
 
-    def against(self, xp: Any, residual: Array) -> Array:
+    def against(self, xp: Namespace, residual: Array) -> Array:
         """(k, b): Jᵀ times a `residual` (k, m + 1) of `membership`."""
         rest = residual[:, :-1] if self.units is None else xp.take(residual, self.units, axis=1)
         rest = xp.astype(rest, self.by_units.dtype)
@@ -534,7 +534,7 @@ def backward_side(
 def _bends(chain: Chain, passed: Forward, columns: list[Array]) -> Array:
     """(k, m, b): derivative of d_0 by c, through the slopes of its own layer and of all behind it."""
     xp, layers = chain.xp, chain.layers
-    bends: Array = None
+    bends: Array | None = None
     for number in reversed(range(len(layers) - 1)):
         weight, layer = layers[number + 1].weight, layers[number]
         below = None if bends is None else xp.matrix_transpose(weight)[None, :, :] @ bends

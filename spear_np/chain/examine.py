@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from ..backend import OWN_ROUNDING, Array, HostArray, inverse_or_zero, solve_or_nan, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import OWN_ROUNDING, inverse_or_zero, solve_or_nan, to_host
 from .covariance import (
     AT_KINK,
     covariance_of,
@@ -331,7 +331,7 @@ def _across_kinks(chain: Chain, end: Polished, depth: int, known: Known | None) 
     return best
 
 
-def _inverse(xp: Any, gram: Array) -> Array:
+def _inverse(xp: Namespace, gram: Array) -> Array:
     """(k, b, b): inverse of normal equations, on what they determine where that is not all: the rest stays where it is."""
     inverse = inverse_or_zero(xp, gram)
     partly = to_host(xp.all(inverse == 0, axis=(1, 2)) & xp.all(xp.isfinite(gram), axis=(1, 2)))
@@ -438,7 +438,7 @@ def _covariance_ahead(
     return covariance_of(gram, noise), gram
 
 
-def _joined(xp: Any, systems: Sequence[System]) -> System:
+def _joined(xp: Namespace, systems: Sequence[System]) -> System:
     """All equations of the `systems` as one."""
     return System(
         xp.concat([one.residual for one in systems], axis=1),
@@ -553,7 +553,7 @@ def _along_all(chain: Chain, at: System, passed: Forward, depth: int, covariance
     return np.where(rests, math.inf, along)
 
 
-def _scaled_normal(xp: Any, jacobian: Array) -> tuple[Array, Array, Array]:
+def _scaled_normal(xp: Namespace, jacobian: Array) -> tuple[Array, Array, Array]:
     """Normal equations (k, u, u) of unknowns that count alike, the Jacobian for these, and the lengths (k, u) of its columns."""
     length = xp.linalg.vector_norm(jacobian, axis=1)
     length = xp.where(length > 0, length, xp.ones_like(length))

@@ -19,12 +19,14 @@ from typing import Any
 
 import array_api_compat
 
-from ..backend import Array, Device
+from ..arrays import Array, Namespace
+from ..backend import Device
 from ..errors import InputError
 from ..factors.activation import Activation
 from ..factors.factorize import Factors
 from ..factors.gradients import UNIT_ROUNDOFF, LayerGradients
 from ..factors.layer import Layer
+from ..factors.row_space import RowSpace
 
 SAME_UNIT = 1e-12
 """Squared distance of the weights of two units, as a share of their squares, up to which they are the same.
@@ -33,11 +35,15 @@ Derived: far above the rounding of float64, and a millionth of their size.
 """
 
 
+NOT_KEPT: Any = None
+"""In the place of what nobody reads: see `ChainLayer.space` and `ChainLayer.weight`."""
+
+
 @dataclass(frozen=True)
 class ChainLayer:
     """One layer of a chain; all arrays float64 on the device. Shapes: m output units, n input features, r its rank."""
 
-    space: Any
+    space: RowSpace
     """The `RowSpace` of weight_grad; like everything below that follows from it, None for a layer that is not factorised and
     only passes on what the others say."""
     layer: Layer
@@ -74,7 +80,7 @@ class ChainLayer:
     @cached_property
     def telling(self) -> int:
         """How many of the n features say something of an input: the others have no gradient, as behind dead units."""
-        xp = array_api_compat.array_namespace(self.basis)
+        xp: Namespace = array_api_compat.array_namespace(self.basis)
         return int(xp.sum(xp.astype(xp.any(self.basis != 0, axis=1), xp.int64)))
 
     @cached_property
@@ -100,8 +106,7 @@ class ChainLayer:
 
     def whole(self, live_rows: Array) -> Array:
         """(m, r): `live_rows` (ℓ, r) in their places, zero elsewhere."""
-        whole: Array = self.space.whole(live_rows)
-        return whole
+        return self.space.whole(live_rows)
 
     @cached_property
     def bias_noise(self) -> Array:
@@ -112,7 +117,8 @@ class ChainLayer:
     def bias_ratio(self) -> Array:
         """Root mean square over the live rows of the noise of bias_grad over that of weight_grad."""
         ratio = self.space.live_of(self.bias_noise / self.space.noise)
-        return self.space.xp.sqrt(self.space.xp.mean(ratio**2))
+        xp = self.space.xp
+        return xp.sqrt(xp.mean(ratio**2))
 
     def spread(self, coordinates: Array) -> Array:
         """(k,): standard deviation that noise gives every entry of the inputs with `coordinates` (k, r)."""
@@ -140,7 +146,7 @@ class Chain:
         return self.layers[0].rank
 
     @property
-    def xp(self) -> Any:
+    def xp(self) -> Namespace:
         """Array namespace."""
         return self.device.xp
 
@@ -186,12 +192,12 @@ class Chain:
         return depth
 
 
-def _absorbed_by(xp: Any, basis: Array) -> Array:
+def _absorbed_by(xp: Namespace, basis: Array) -> Array:
     """(m + 1,): the diagonal of the projection on `basis` (m, r), and nothing for the equation that goes with it."""
     return xp.concat([xp.sum(basis**2, axis=1), xp.zeros_like(basis[0, :1])])
 
 
-def bias_noise_of(space: Any, bias_grad: Array) -> Array:
+def bias_noise_of(space: RowSpace, bias_grad: Array) -> Array:
     """(m,): standard deviation of the noise of `bias_grad` (m,).
 
     Rounding follows the size of each entry, and whoever adds noise adds it to every array in proportion to its entries: so it is
@@ -202,7 +208,7 @@ def bias_noise_of(space: Any, bias_grad: Array) -> Array:
     return supposed * min(max(1.0, bias_misfit(space, bias_grad)), cancelled(space))
 
 
-def cancelled(space: Any) -> float:
+def cancelled(space: RowSpace) -> float:
     """How many times more noise rounding may leave in bias_grad than its entries and those of weight_grad tell.
 
     A feature of which one input has a part holds one product, bias_grad the sum of b, which may cancel: the rounding of b terms
@@ -211,7 +217,7 @@ def cancelled(space: Any) -> float:
     return math.sqrt(space.batch_size)
 
 
-def bias_misfit(space: Any, bias_grad: Array) -> float:
+def bias_misfit(space: RowSpace, bias_grad: Array) -> float:
     """Root mean square of what the columns of weight_grad leave of `bias_grad` (m,), in standard deviations of its supposed noise.
 
     ``G = D Aᵀ`` and ``g = D·1`` have the same columns, so that none is left, if A has as many independent columns as D. It has
@@ -225,7 +231,7 @@ def bias_misfit(space: Any, bias_grad: Array) -> float:
     return math.sqrt(float(xp.sum(left**2)) / freedom)
 
 
-def _supposed_bias_noise(space: Any, bias_grad: Array) -> Array:
+def _supposed_bias_noise(space: RowSpace, bias_grad: Array) -> Array:
     """(m,): noise of `bias_grad` by the sizes of its entries and of those of weight_grad."""
     xp = space.xp
     own = xp.abs(bias_grad) * space.shape[1] ** 0.5
@@ -246,7 +252,9 @@ def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
     assert layer is not None  # a chain needs W
     assert factors.bias_grad is not None
     ones = (space.U.T @ space.live_of(factors.bias_grad / space.noise)) / space.S
-    basis, weight, unweighted = [], [], 0
+    basis: list[Array] = []
+    weight: list[Array] = []
+    unweighted = 0
     for _, blocks in gradients.blocks("weight_grad", "weight", device=space.device):
         part = xp.matrix_transpose(blocks[0]) @ space.to_basis
         basis.append(xp.astype(part, xp.float32) if first else part)
@@ -263,12 +271,12 @@ def chain_layer(factors: Factors, *, first: bool) -> ChainLayer:
         ones=ones,
         to_units=layer.weight_in_basis + layer.bias[:, None] * ones[None, :],
         basis=V if first else _orthonormal(xp, V),
-        weight=None if first else xp.concat(weight, axis=1),
+        weight=NOT_KEPT if first else xp.concat(weight, axis=1),
         unweighted=unweighted,
     )
 
 
-def _orthonormal(xp: Any, V: Array) -> Array:
+def _orthonormal(xp: Namespace, V: Array) -> Array:
     """`V` (n, r), its strongest columns first, with what products left of those before taken out of every column.
 
     Weak columns are off by the unit roundoff times the condition of weight_grad. Where that is all the noise there is, a
@@ -295,7 +303,7 @@ def passing_layer(gradients: LayerGradients, device: Device) -> ChainLayer:
             msg = f"`{name}` holds NaN or infinity"
             raise InputError(msg)
     layer = Layer(device.zeros((gradients.shape[0], 0)), norm, bias, gradients.sigma)
-    return ChainLayer(None, layer, gradients, None, None, None, None, weight)
+    return ChainLayer(NOT_KEPT, layer, gradients, NOT_KEPT, NOT_KEPT, NOT_KEPT, NOT_KEPT, weight)
 
 
 def chain_of(given: Sequence[Factors | ChainLayer], device: Device) -> Chain:
@@ -304,5 +312,6 @@ def chain_of(given: Sequence[Factors | ChainLayer], device: Device) -> Chain:
         chain_layer(one, first=number == 0) if isinstance(one, Factors) else one
         for number, one in enumerate(given)
     )
-    precise = all(str(layer.gradients.weight.dtype).endswith("float64") for layer in layers)
+    weights = (layer.gradients.weight for layer in layers)
+    precise = all(weight is not None and str(weight.dtype).endswith("float64") for weight in weights)
     return Chain(layers, device, UNIT_ROUNDOFF["float64" if precise else "float32"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..backend import Array
+from ..arrays import Array
 from .affine import AffineSet, affine_set
 from .layers import Chain
 

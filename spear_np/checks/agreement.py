@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import Array, HostArray, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import to_host
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from ..factors.zero import expected_hidden, is_nonzero, is_zero, surely_nonzero
@@ -98,7 +98,7 @@ def _live_mask(space: RowSpace) -> Array:
     return space.device.booleans(host)
 
 
-def _gaps(xp: Any, units: Array, nonzero: Array, zero: Array) -> HostArray:
+def _gaps(xp: Namespace, units: Array, nonzero: Array, zero: Array) -> HostArray:
     """(k,): 1 % quantile of the entries (m, k) that are `nonzero` over the largest that is `zero`, in noise units.
 
     Infinite where none is non-zero; no zero counts as smaller than the noise itself.

@@ -24,7 +24,8 @@ from itertools import combinations
 
 import numpy as np
 
-from ..backend import HostArray, to_host
+from ..arrays import HostArray
+from ..backend import to_host
 from ..directions.uniqueness import Uniqueness, indispensable_rows
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
@@ -151,7 +152,7 @@ def refuted(
         zeros=to_host(space.zeros(batch.directions)),
         inputs=to_host(batch.input_coords),
     )
-    doubt = preactivation_doubt(space, layer, batch, space.device.float64(np.full(len(off), tolerance)))
+    doubt = preactivation_doubt(space, layer, batch, np.full(len(off), tolerance))
     z = to_host(space.live_of(batch.preactivation))
     flats = _Flats(layer, z, to_host(space.live_of(doubt)))
     mixing = unique.mixing.copy()

@@ -26,7 +26,8 @@ import numpy as np
 
 from ..answer.certificate import Certificate, Evidence
 from ..answer.result import Status
-from ..backend import Array, HostArray, to_host
+from ..arrays import Array, HostArray
+from ..backend import to_host
 from ..directions.chance import MAX_CHANCE, chances
 from ..directions.disaggregate import EXPLAINED, MAX_BIAS_RESIDUAL, Disaggregation
 from ..directions.uniqueness import Uniqueness, uniqueness

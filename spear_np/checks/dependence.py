@@ -13,7 +13,8 @@ from itertools import combinations
 
 import numpy as np
 
-from ..backend import Array, to_host
+from ..arrays import Array
+from ..backend import to_host
 from ..directions.uniqueness import OPEN_ENERGY
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS

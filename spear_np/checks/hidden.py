@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import HostArray
+from ..arrays import HostArray
 
 GROUP = 8
 """Inputs that a hidden one may be made of, as far as it is looked for: one and those with the patterns nearest to its own.

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..answer.certificate import Certificate, Check, Premise
-from ..backend import Array, HostArray, to_host
+from ..arrays import Array, HostArray
+from ..backend import to_host
 from ..factors.gradients import LayerGradients
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace

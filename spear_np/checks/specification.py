@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ..answer.certificate import Check
-from ..backend import HostArray
+from ..arrays import HostArray
 from ..directions.disaggregate import MAX_BIAS_RESIDUAL, Disaggregation
 from ..directions.uniqueness import Uniqueness
 from ..factors.factorize import Factors

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, HostArray, to_host
+from ..arrays import Array, HostArray
+from ..backend import to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS, expected_hidden, is_nonzero
 from ..theory import false_direction_probability

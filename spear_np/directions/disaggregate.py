@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import OWN_ROUNDING, TINIEST, Array, HostArray, inverse_or_pseudoinverse, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import OWN_ROUNDING, TINIEST, inverse_or_pseudoinverse, to_host
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
@@ -168,7 +168,7 @@ def _signs(factors: Factors, q: Array) -> Array:
     return signs_asked(xp, has_gradient(space, q), z)
 
 
-def signs_asked(xp: Any, passing: Array, z: Array) -> Array:
+def signs_asked(xp: Namespace, passing: Array, z: Array) -> Array:
     """(…, k) ±1: the sign that pre-activations `z` (…, ℓ, k) must have for most units to be on exactly if `passing` (…, ℓ, k) bool."""
     votes = xp.sum(2 * xp.astype(passing == (z > 0), xp.float64) - 1, axis=-2)
     return xp.where(votes < 0, -xp.ones_like(votes), xp.ones_like(votes))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import CACHED_NUMBERS, TINIEST, HostArray, block_length, inverse_or_pseudoinverse, to_host
+from ..arrays import HostArray
+from ..backend import CACHED_NUMBERS, TINIEST, block_length, inverse_or_pseudoinverse, to_host
 from ..factors.factorize import Factors
 from .disaggregate import Disaggregation, agreeing, disaggregate, has_gradient, signs_asked
 from .pool import Pool

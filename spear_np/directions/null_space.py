@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import array_api_compat
 import numpy as np
 
-from ..backend import TINIEST, Array
+from ..arrays import Array, Namespace
+from ..backend import TINIEST
 from ..factors.row_space import RowSpace
 from ..positive import orthonormalised, positive
 
@@ -35,7 +36,7 @@ class NullSpace:
 
     def only(self, index: Array) -> NullSpace:
         """Those of the candidates `index`."""
-        xp = array_api_compat.array_namespace(index)
+        xp: Namespace = array_api_compat.array_namespace(index)
         return NullSpace(xp.take(self.basis, index, axis=0), xp.take(self.energy, index, axis=0))
 
 

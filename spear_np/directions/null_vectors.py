@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import array_api_compat
 import numpy as np
 
-from ..backend import Array, Device, HostArray, gather, solve_or_nan
+from ..arrays import Array, HostArray, Namespace
+from ..backend import Device, gather, solve_or_nan
 
 SAME_VECTOR = 1 - 1e-9
 """Cosine from which two exact null vectors are the same.
@@ -40,7 +39,7 @@ def draw_subsets(total: int, size: int, count: int, rng: np.random.Generator) ->
     return subsets
 
 
-def null_vectors(xp: Any, submatrices: Array) -> Array:
+def null_vectors(xp: Namespace, submatrices: Array) -> Array:
     """Unit null vectors (k, r) of a stack of matrices (k, r-1, r), by one LU solve each; 0 where singular."""
     k, _, r = submatrices.shape
     last = xp.ones((k, 1), dtype=submatrices.dtype, device=array_api_compat.device(submatrices))
@@ -53,7 +52,7 @@ def null_vectors(xp: Any, submatrices: Array) -> Array:
     return xp.where(good, vectors / xp.where(good, length, xp.ones_like(length)), xp.zeros_like(vectors))
 
 
-def solved(xp: Any, vectors: Array) -> Array:
+def solved(xp: Namespace, vectors: Array) -> Array:
     """Indices of the `vectors` (k, r) of `null_vectors` that are there: unit vectors, not zero."""
     return xp.nonzero(xp.linalg.vector_norm(vectors, axis=1) > 0.5)[0]
 

@@ -7,12 +7,12 @@ happened to draw: the more rows, the more noise is averaged. All steps work on a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import array_api_compat
 import numpy as np
 
-from ..backend import Array, HostArray, between, blocks, gather, mapped, replace_rows, smallest, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import between, blocks, gather, mapped, replace_rows, smallest, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import WELL_ABOVE_ZERO, ZERO_SIGMAS
 from .null_space import NullSpace, null_space
@@ -207,13 +207,13 @@ def _nullity(null: NullSpace) -> Array:
 
     A single row proves nothing below `ZERO_SIGMAS`, but many rows of some sigmas each do.
     """
-    xp = array_api_compat.array_namespace(null.energy)
+    xp: Namespace = array_api_compat.array_namespace(null.energy)
     best = null.energy[:, :1]
     limit = between(xp, OPEN_ENERGY * best, OPEN_ENERGY, ZERO_SIGMAS**2)
     return xp.sum(xp.astype((null.energy < limit) & (best < ZERO_SIGMAS**2), xp.int64), axis=1)
 
 
-def _zero_test(xp: Any, units: Array, round_number: int) -> Array:
+def _zero_test(xp: Namespace, units: Array, round_number: int) -> Array:
     """(k,): noise units below which a product counts as zero in a round; `ZERO_SIGMAS` in the last ones.
 
     The first null vectors amplify noise: let them see rows that are only nearly zero, but where noise is large not so
@@ -275,7 +275,7 @@ def _first_rows(space: RowSpace, q: Array, width: int) -> tuple[Array, Array]:
     return order[:, : int(xp.max(counts))], counts
 
 
-def _sorted_smallest(xp: Any, values: Array, count: int) -> Array:
+def _sorted_smallest(xp: Namespace, values: Array, count: int) -> Array:
     """Indices (k, count) of the smallest entries of each row, in ascending order."""
     if count >= values.shape[1]:
         return xp.argsort(values, axis=1)
@@ -373,7 +373,7 @@ def _wide_zeros(space: RowSpace, null: NullSpace) -> tuple[Array, Array, Array]:
     return zeros, counts, zeros | (units < ZERO_SIGMAS * xp.sqrt(1 + doubt))
 
 
-def _true_first(xp: Any, mask: Array, count: int) -> Array:
+def _true_first(xp: Namespace, mask: Array, count: int) -> Array:
     """Indices (k, count) of `mask` (k, ℓ) bool in each row, those where it is true first."""
     return xp.argsort(xp.astype(~mask, xp.int8), axis=1, stable=True)[:, :count]
 

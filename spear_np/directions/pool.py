@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import HostArray
+from ..arrays import HostArray
 
 SMALL_BATCH = 24
 """Batch size up to which a round can afford to try everything: second tries in the polish, all pairs, a turn of sampling.

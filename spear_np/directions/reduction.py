@@ -6,11 +6,10 @@ input i is off for one and the same ratio ρ = -(U v)_j / (U w)_j: the rows vote
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..backend import TINIEST, Array, HostArray, blocks, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import TINIEST, blocks, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import WELL_ABOVE_ZERO, ZERO_SIGMAS
 from .pool import SMALL_BATCH, Pool
@@ -63,7 +62,7 @@ def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
     return xp.concat(found, axis=0)
 
 
-def _best_ratio(xp: Any, v: Array, w: Array) -> tuple[Array, Array]:
+def _best_ratio(xp: Namespace, v: Array, w: Array) -> tuple[Array, Array]:
     """Return the ratio ρ (..., ) for which most entries of v + ρ w (…, ℓ) vanish, and how many do.
 
     `v` and `w` broadcast against each other, in noise units. Only rows on which both stand out vote: where one of

@@ -14,9 +14,9 @@ two inputs, which are what is uncertain. Gauss-Newton steps Y ← Y (1 + E) do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from ..backend import TINIEST, Array, blocks, inverse_or_pseudoinverse, solve_or_nan
+from ..arrays import Array, Namespace
+from ..backend import TINIEST, blocks, inverse_or_pseudoinverse, solve_or_nan
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from .disaggregate import Disaggregation, disaggregate
@@ -128,7 +128,7 @@ def _preconditioner(space: RowSpace, on: Array, off: Array) -> Callable[[Array],
 
 
 def _conjugate_gradients(
-    xp: Any, multiply: Callable[[Array], Array], precondition: Callable[[Array], Array], right: Array
+    xp: Namespace, multiply: Callable[[Array], Array], precondition: Callable[[Array], Array], right: Array
 ) -> Array:
     """Solution of a positive semidefinite system for a matrix of unknowns (Hestenes and Stiefel 1952)."""
     solution = xp.zeros_like(right)

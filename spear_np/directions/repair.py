@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, HostArray, blocks, mapped, to_host
+from ..arrays import Array, HostArray
+from ..backend import blocks, mapped, to_host
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..backend import Array, Device
+from ..arrays import Array
+from ..backend import Device
 from ..factors.factorize import Factors
 from ..factors.zero import ZERO_SIGMAS
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import array_api_compat
 import numpy as np
 
-from ..backend import TINIEST, Array, HostArray, between, blocks, gather, mapped, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import TINIEST, between, blocks, gather, mapped, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 from ..positive import orthonormalised, positive
@@ -140,7 +140,7 @@ class _Rows:
     fits: HostArray
     """(k,) bool: whether that is true of the direction itself."""
 
-    def only(self, xp: Any, index: Array) -> _Rows:
+    def only(self, xp: Namespace, index: Array) -> _Rows:
         """Those of the directions `index`."""
         rows, used = xp.take(self.rows, index, axis=0), xp.take(self.used, index, axis=0)
         return _Rows(rows, used, self.fits[to_host(index)])
@@ -274,7 +274,7 @@ def _noise_energy(space: RowSpace, used: Array) -> Array:
 
 def _dispensable(response: _Response, noise_energy: Array) -> Array:
     """(k, h) bool: which of the heavy rows the others do without, because they still hold every other direction."""
-    xp = array_api_compat.array_namespace(noise_energy)
+    xp: Namespace = array_api_compat.array_namespace(noise_energy)
     leverage = xp.take_along_axis(response.leverage, response.heavy, axis=1)
     return (leverage < DISPENSABLE) | (response.left > noise_energy[:, None])
 

@@ -13,10 +13,12 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import Array, erf, to_host
+from ..adopt import adopted
+from ..arrays import Array, HostArray, Namespace
+from ..backend import erf, to_host
 from ..errors import InputError
 
-Function = Callable[[Any, Array, Mapping[str, Any]], tuple[Array, Array]]
+Function = Callable[[Namespace, Array, Mapping[str, Any]], tuple[Array, Array]]
 """(namespace, pre-activations, parameters) → values and slopes."""
 
 NO_ACTIVATION = ("none", "linear", "identity")
@@ -44,7 +46,7 @@ class _Kind:
     """Whether it is linear between its kinks."""
 
 
-def _piecewise(xp: Any, z: Array, slope: Any, low: float, high: float) -> tuple[Array, Array]:
+def _piecewise(xp: Namespace, z: Array, slope: Any, low: float, high: float) -> tuple[Array, Array]:
     """`slope`·z below zero (constant below `low`), z above it (constant above `high`)."""
     bounded = xp.clip(z, low, high)
     ones = xp.ones_like(z)
@@ -53,29 +55,29 @@ def _piecewise(xp: Any, z: Array, slope: Any, low: float, high: float) -> tuple[
     return bounded * factor, xp.where(inside, factor, xp.zeros_like(z))
 
 
-def _relu(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _relu(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     on = xp.astype(z > 0, z.dtype)
     return z * on, on
 
 
-def _relu6(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _relu6(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     return xp.clip(z, 0.0, 6.0), xp.astype((z > 0) & (z < 6.0), z.dtype)
 
 
-def _leaky_relu(xp: Any, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
+def _leaky_relu(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
     return _piecewise(xp, z, p["negative_slope"], -math.inf, math.inf)
 
 
-def _prelu(xp: Any, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
+def _prelu(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
     return _piecewise(xp, z, p["slope"], -math.inf, math.inf)
 
 
-def _hardtanh(xp: Any, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
+def _hardtanh(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
     low, high = p["low"], p["high"]
     return xp.clip(z, low, high), xp.astype((z > low) & (z < high), z.dtype)
 
 
-def _exponential(xp: Any, z: Array, scale: float, alpha: float, width: float) -> tuple[Array, Array]:
+def _exponential(xp: Namespace, z: Array, scale: float, alpha: float, width: float) -> tuple[Array, Array]:
     """`scale`·z above zero, `scale`·`alpha`·(exp(z/`width`) - 1) below it."""
     below = xp.clip(z, -LARGEST_EXPONENT * width, 0.0) / width
     positive = z > 0
@@ -84,25 +86,25 @@ def _exponential(xp: Any, z: Array, scale: float, alpha: float, width: float) ->
     return scale * value, scale * slope
 
 
-def _elu(xp: Any, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
+def _elu(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
     return _exponential(xp, z, 1.0, p["alpha"], 1.0)
 
 
-def _celu(xp: Any, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
+def _celu(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
     return _exponential(xp, z, 1.0, p["alpha"], p["alpha"])
 
 
-def _selu(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _selu(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     return _exponential(xp, z, SELU_SCALE, SELU_ALPHA, 1.0)
 
 
-def _gelu(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _gelu(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     share = 0.5 * (1 + erf(xp, z * math.sqrt(0.5)))
     near = xp.clip(z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
     return z * share, share + near * xp.exp(-0.5 * xp.clip(near, -13.0, 13.0) ** 2) / math.sqrt(2 * math.pi)
 
 
-def _gelu_tanh(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _gelu_tanh(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     outer, cubic = math.sqrt(2 / math.pi), 0.044715
     near = xp.clip(z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
     inner = 2 * outer * (near + cubic * near**3)
@@ -111,50 +113,50 @@ def _gelu_tanh(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     return z * share, share + 2 * near * bell * outer * (1 + 3 * cubic * near**2)
 
 
-def _logistic(xp: Any, z: Array) -> Array:
+def _logistic(xp: Namespace, z: Array) -> Array:
     tail = xp.exp(-xp.abs(z))
     return xp.where(z > 0, xp.ones_like(z), tail) / (1 + tail)
 
 
-def _silu(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _silu(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     share = _logistic(xp, z)
     near = xp.clip(z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
     return z * share, share * (1 + near * (1 - share))
 
 
-def _softplus_of(xp: Any, z: Array) -> Array:
+def _softplus_of(xp: Namespace, z: Array) -> Array:
     """log(1 + exp z) without overflow."""
     return xp.where(z > 0, z, xp.zeros_like(z)) + xp.log1p(xp.exp(-xp.abs(z)))
 
 
-def _softplus(xp: Any, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
+def _softplus(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
     beta = p["beta"]
     return _softplus_of(xp, beta * z) / beta, _logistic(xp, beta * z)
 
 
-def _mish(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _mish(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     turn = xp.tanh(_softplus_of(xp, z))
     near = xp.clip(z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
     return z * turn, turn + near * (1 - turn**2) * _logistic(xp, z)
 
 
-def _tanh(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _tanh(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     value = xp.tanh(z)
     return value, 1 - value**2
 
 
-def _sigmoid(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _sigmoid(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     value = _logistic(xp, z)
     return value, value * (1 - value)
 
 
-def _hardswish(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _hardswish(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     share = xp.clip(z + 3, 0.0, 6.0) / 6
     middle = (z > -3) & (z < 3)
     return z * share, xp.where(middle, (2 * z + 3) / 6, xp.astype(z >= 3, z.dtype))
 
 
-def _identity(xp: Any, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
+def _identity(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     return z, xp.ones_like(z)
 
 
@@ -219,7 +221,7 @@ class Activation:
                 msg = f"the activation {name!r} has no parameter {parameter!r}: it has {there}"
                 raise InputError(msg)
             _check(name, parameter, value)
-        settled = {key: _settled(self.parameters.get(key, default)) for key, default in defaults.items()}
+        settled = {key: _settled(key, self.parameters.get(key, default)) for key, default in defaults.items()}
         if name == "hardtanh" and not settled["low"] < settled["high"]:
             msg = f"the parameters of 'hardtanh' are low {settled['low']:g}, high {settled['high']:g}: low must be below high"
             raise InputError(msg)
@@ -251,7 +253,7 @@ class Activation:
 
         At a kink the slope is that of one side. Large magnitudes give the limits, never NaN.
         """
-        xp = array_api_compat.array_namespace(z)
+        xp: Namespace = array_api_compat.array_namespace(z)
         parameters = {
             key: value
             if isinstance(value, float)
@@ -265,7 +267,7 @@ class Activation:
 
         The differences are good to about 1e-9 of the largest slope.
         """
-        xp = array_api_compat.array_namespace(z)
+        xp: Namespace = array_api_compat.array_namespace(z)
         if self.piecewise_linear:
             return xp.zeros_like(z)
         step = CURVATURE_STEP
@@ -301,24 +303,33 @@ def as_activation(value: str | Activation) -> Activation:
     return value if isinstance(value, Activation) else Activation(value)
 
 
-def _settled(value: Any) -> Any:
+def _numbers(parameter: str, value: Any) -> HostArray:
+    """What was handed over for a parameter, on the host; NaN for what is no number."""
+    values, _ = adopted(parameter, value)
+    try:
+        return np.asarray(to_host(values), dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.asarray(math.nan)
+
+
+def _settled(parameter: str, value: Any) -> float | HostArray:
     """A float, or a host array of float64 for what has more than one entry."""
-    array = np.asarray(to_host(value), dtype=np.float64)
+    array = _numbers(parameter, value)
     return float(array.reshape(-1)[0]) if array.size == 1 else array
 
 
 def _check(name: str, parameter: str, value: Any) -> None:
     """Refuse a parameter that is no number, not finite or out of range."""
-    try:
-        array = np.asarray(to_host(value), dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.asarray(math.nan)
+    array = _numbers(parameter, value)
     vector = name == "prelu" and array.ndim == 1 and array.size > 0
     if array.size != 1 and not vector:
         msg = f"the parameter {parameter!r} of {name!r} has shape {array.shape}, but must be one number"
         raise InputError(msg)
     if not np.all(np.isfinite(array)):
-        msg = f"the parameter {parameter!r} of {name!r} is {value!r}, but must be a finite number"
+        plain = isinstance(value, int | float | str | np.number)
+        given = f"is {value!r}" if plain else f"is a {type(value).__name__}"
+        given = f"holds {array[~np.isfinite(array)][0]:g}" if array.ndim else given
+        msg = f"the parameter {parameter!r} of {name!r} {given}, but must be a finite number"
         raise InputError(msg)
     if parameter in POSITIVE and not np.all(array > 0):
         msg = f"the parameter {parameter!r} of {name!r} is {float(array.reshape(-1)[0]):g}, but must be above zero"

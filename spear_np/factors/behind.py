@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ..backend import Array, inverse_or_pseudoinverse
+from ..arrays import Array
+from ..backend import inverse_or_pseudoinverse
 from .activation import NO_ACTIVATION
 from .gradients import LayerGradients
 from .row_space import RowSpace

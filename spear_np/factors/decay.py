@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backend import Array, Device, HostArray, to_host
+from ..arrays import Array, HostArray
+from ..backend import Device, to_host
 from .factorize import Factors, factorize
 from .gradients import NO_DECAY, LayerGradients, WeightDecay
 from .multiple import Multiple

@@ -12,7 +12,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..backend import TINIEST, Array, Device, to_host, triangular_factor
+from ..arrays import Array, Namespace
+from ..backend import TINIEST, Device, to_host, triangular_factor
 from ..errors import InputError
 from .decompose import sharp_row_space, sharp_svd
 from .gradients import LayerGradients, fits_precision, narrower_precisions, spacing_of
@@ -312,7 +313,7 @@ def _hidden_input_factor(
 
     At worst it lies along another input as a whole, where noise would have `ZERO_SIGMAS`.
     """
-    xp = array_api_compat.array_namespace(noise)
+    xp: Namespace = array_api_compat.array_namespace(noise)
     factor = 1.0
     for reading in readings:
         spectrum, svd = reading.spectrum, reading.svd
@@ -454,7 +455,8 @@ def _row_noise(residual: Array, model: Array, row_norm: Array, n: int, b: int, s
     Rows with few degrees of freedom lean on the median ratio to the noise model, as if it had been seen ten
     times; nothing is taken for more precise than our own arithmetic or the rounding of its type.
     """
-    xp, dof = array_api_compat.array_namespace(residual), n - b
+    xp: Namespace = array_api_compat.array_namespace(residual)
+    dof = n - b
     measured = residual / math.sqrt(max(dof, 1))
     ratios = to_host(measured / model)
     typical = float(np.median(ratios[to_host(row_norm) > 0])) if dof > 0 else 1.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Device, adopted
+from ..adopt import adopted
+from ..arrays import Array, Namespace, Sliceable
+from ..backend import Device
 from ..errors import InputError
 from .activation import Activation, as_activation
 
@@ -66,25 +68,6 @@ class WeightDecay:
 NO_DECAY = WeightDecay()
 
 
-@runtime_checkable
-class Sliceable(Protocol):
-    """Anything two-dimensional that can be read by blocks: an array, an h5py dataset, a wrapper of one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows, columns)."""
-        ...
-
-    @property
-    def dtype(self) -> Any:
-        """Type of one entry."""
-        ...
-
-    def __getitem__(self, key: Any, /) -> Any:
-        """Read a block."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class LayerGradients:
     """The shared update of one fully connected layer, Z = W X + b·1ᵀ.
@@ -115,10 +98,10 @@ class LayerGradients:
         parameters that are missing.
     """
 
-    weight_grad: Any
-    bias_grad: Any = None
-    weight: Any = None
-    bias: Any = None
+    weight_grad: Sliceable
+    bias_grad: Sliceable | None = None
+    weight: Sliceable | None = None
+    bias: Sliceable | None = None
     activation: str | Activation = "relu"
     precision: str | None = None
     decay: WeightDecay = NO_DECAY
@@ -190,7 +173,7 @@ class LayerGradients:
             raise InputError(msg)
 
     @property
-    def update(self) -> Any:
+    def update(self) -> Sliceable:
         """(m, n): what was handed over as `weight_grad`, weight decay and all."""
         return self.weight_grad
 
@@ -217,7 +200,7 @@ class LayerGradients:
 
     def _block(self, name: str, columns: slice, device: Device) -> Array:
         block = device.float64(getattr(self, name)[:, columns])
-        if name != "weight_grad" or not self.decay.weight:
+        if name != "weight_grad" or not self.decay.weight or self.weight is None:
             return block
         return block - self.decay.weight * device.float64(self.weight[:, columns])
 
@@ -239,7 +222,7 @@ def narrower_precisions(precision: str) -> list[str]:
     return sorted(names, key=lambda name: -UNIT_ROUNDOFF[name])
 
 
-def fits_precision(xp: Any, values: Array, precision: str) -> bool:
+def fits_precision(xp: Namespace, values: Array, precision: str) -> bool:
     """Whether no float64 entry of `values` has more digits than `precision` holds, whatever its exponent.
 
     By splitting off the digits beyond (Dekker 1971, "A floating-point technique for extending the available
@@ -251,7 +234,7 @@ def fits_precision(xp: Any, values: Array, precision: str) -> bool:
     return bool(xp.all(split - (split - values) == values))
 
 
-def spacing_of(xp: Any, values: Array, spacing: float) -> float:
+def spacing_of(xp: Namespace, values: Array, spacing: float) -> float:
     """Largest power of two of which `spacing` and all float64 entries of `values` are multiples; `spacing` if they are zero.
 
     Of numbers in a floating-point format it is the distance of its smallest ones, or less than the rounding of the smallest

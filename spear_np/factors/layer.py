@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import array_api_compat
 
-from ..backend import Array
+from ..arrays import Array, Namespace
 from .activation import Activation
 
 
 def depth(z: Array, ceiling: float) -> Array:
     """How far pre-activations `z` of a ReLU are below zero or above its `ceiling`; negative where it is on."""
-    xp = array_api_compat.array_namespace(z)
+    xp: Namespace = array_api_compat.array_namespace(z)
     return -z if math.isinf(ceiling) else xp.maximum(-z, z - ceiling)
 
 

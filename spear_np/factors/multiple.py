@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import array_api_compat
 
-from ..backend import OWN_ROUNDING, TINIEST, Array
+from ..arrays import Array, Namespace
+from ..backend import OWN_ROUNDING, TINIEST
 from .row_space import RowSpace
 
 ARITHMETIC_STEPS = 8.0
@@ -75,7 +76,7 @@ def multiple_of_weight(
     With P = 1 − U Uᵀ on whitened rows and Q = 1 − V Vᵀ, μ minimises ‖P η⁻¹ (weight_grad − μ W) Q‖². A gradient of rank b
     has nothing there, to first order in how far U and V are off: each repetition squares their error.
     """
-    xp = array_api_compat.array_namespace(residual)
+    xp: Namespace = array_api_compat.array_namespace(residual)
     n = space.shape[1]
     # Rows that are exactly zero have no noise to divide by.
     least = max(float(xp.max(space.row_norm)) * OWN_ROUNDING, TINIEST)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import TINIEST, HostArray
+from ..arrays import HostArray
+from ..backend import TINIEST
 
 ROUNDING_LEVEL = 8.0
 """Noise up to this multiple of the unit roundoff is taken for accumulated rounding.

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from ..backend import Array, Device, between, gather, scatter_columns
+from ..arrays import Array, Namespace
+from ..backend import Device, between, gather, scatter_columns
 from .rank import Spectrum
 from .zero import is_zero
 
@@ -77,7 +77,7 @@ class RowSpace:
     if it is not known, or too much to tell anything."""
 
     @property
-    def xp(self) -> Any:
+    def xp(self) -> Namespace:
         """Array namespace of all arrays here."""
         return self.device.xp
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import TINIEST, Array, HostArray, between, inverse_or_pseudoinverse, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import TINIEST, between, inverse_or_pseudoinverse, to_host
 from .factorize import Factors
 from .row_space import RowSpace
 
@@ -134,12 +134,12 @@ def _prepared(space: RowSpace, weight: Array, bias: Array, ceiling: float) -> Ha
     return HalfSpaces(Q, xp.linalg.solve(R, space.device.eye(R.shape[0]))[:b, :])
 
 
-def _with_bias(xp: Any, weight: Array, bias: Array) -> Array:
+def _with_bias(xp: Namespace, weight: Array, bias: Array) -> Array:
     """`weight` (ℓ, b) with `bias` (ℓ,) as a further column if it is not zero."""
     return weight if not bool(xp.any(bias != 0)) else xp.concat([weight, bias[:, None]], axis=1)
 
 
-def _half_spaces(xp: Any, weight: Array, bias: Array, ceiling: float) -> Array:
+def _half_spaces(xp: Namespace, weight: Array, bias: Array, ceiling: float) -> Array:
     """Rows that are positive where a unit is above zero, (ℓ, b or b + 1), and below them where it is under the `ceiling`."""
     if math.isinf(ceiling):
         return _with_bias(xp, weight, bias)
@@ -229,7 +229,7 @@ def _fit_half_spaces(space: RowSpace, half_spaces: HalfSpaces, active: Array) ->
     return agreement, to_host(xp.astype(theta, xp.float64) @ half_spaces.to_coordinates.T)
 
 
-def _share(xp: Any, agree: Array) -> HostArray:
+def _share(xp: Namespace, agree: Array) -> HostArray:
     """(k,): share of the rows of `agree` (k, ℓ) that are true."""
     return to_host(xp.sum(xp.astype(agree, xp.float64), axis=1) / agree.shape[1])
 
@@ -316,18 +316,18 @@ def _logistic(space: RowSpace, basis: Array, own: Array | None, target: Array) -
     theta = WARM_START * (target @ basis) / scale
     share = None if own is None else WARM_START * xp.sum(target * own, axis=1) / scale
     momentum: Array = theta
-    push: Array = share
+    push = share
     weight = 1.0
     for _ in range(FIT_STEPS):
         z = momentum @ transposed
-        if own is not None:
+        if own is not None and push is not None:
             z += push[:, None] * own
         slope = target / (1 + xp.exp(between(xp, scale * target * z, -LARGEST_LOGIT, LARGEST_LOGIT)))
         next_weight = (1 + (1 + 4 * weight**2) ** 0.5) / 2
         inertia = (weight - 1) / next_weight
         step = momentum + (scale * (slope @ basis) - FIT_RIDGE * rows * momentum) / curvature
         momentum, theta = step + inertia * (step - theta), step
-        if own is not None:
+        if own is not None and push is not None and share is not None:
             along = push + (scale * xp.sum(slope * own, axis=1) - FIT_RIDGE * rows * push) / curvature
             push, share = along + inertia * (along - share), along
         weight = next_weight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, HostArray
+from ..arrays import Array, HostArray
 
 ZERO_SIGMAS = 6.0
 """An entry is zero if it is below this many standard deviations of its noise: the one definition of zero.

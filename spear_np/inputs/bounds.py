@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from ..backend import Array, HostArray, to_host
+from ..arrays import Array, HostArray
+from ..backend import to_host
 from ..directions.uniqueness import Uniqueness
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, HostArray, inverse_or_pseudoinverse, scatter_columns, to_host
+from ..arrays import Array, HostArray
+from ..backend import inverse_or_pseudoinverse, scatter_columns, to_host
 from ..directions.disaggregate import HIDDEN_SHARE
 from ..directions.uniqueness import uniqueness
 from ..factors.factorize import Factors

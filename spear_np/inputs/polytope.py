@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import Array, HostArray, to_host
+from ..arrays import Array, HostArray
+from ..backend import to_host
 from ..directions.disaggregate import bias_direction
 from ..factors.factorize import Factors
 from ..factors.zero import is_nonzero, is_zero, surely_nonzero, zeros_tell
@@ -180,8 +181,8 @@ def states_known(units: HostArray, *, ceiling: bool) -> HostArray:
     said if no gradient is expected to be hidden in the noise, where near zero their density is even, and if the
     activation has no `ceiling` where it leaves none either.
     """
-    on: HostArray = surely_nonzero(units)
-    return on if ceiling or not zeros_tell(units) else on | is_zero(units)
+    on = to_host(surely_nonzero(units))
+    return on if ceiling or not zeros_tell(units) else on | to_host(is_zero(units))
 
 
 def _information(pattern: HostArray) -> float:

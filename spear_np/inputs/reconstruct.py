@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..backend import Array, blocks, inverse_or_pseudoinverse, scatter_columns, solve_or_nan
+from ..arrays import Array
+from ..backend import blocks, inverse_or_pseudoinverse, scatter_columns, solve_or_nan
 from ..directions.disaggregate import Disaggregation
 from ..directions.support import restricted, zero_support
 from ..factors.factorize import Factors

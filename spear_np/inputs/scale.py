@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..answer.certificate import Certificate
-from ..backend import Array, HostArray, to_host
+from ..arrays import Array, HostArray
+from ..backend import to_host
 from ..directions.chance import MAX_CHANCE
 from ..factors.factorize import Factors
 from ..factors.layer import Layer

@@ -6,11 +6,11 @@ Shapes: k points, ℓ units; all arrays float32 and C-contiguous.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Device
+from ..arrays import Array, Namespace
+from ..backend import Device
 from .reflect import BLOCK, blocks_for
 from .source import launch, runs_kernels
 
@@ -24,7 +24,7 @@ class Sides:
     turned: tuple[Array, Array, Array]
 
 
-def nearer_on(xp: Any, z: Array, d: Array, e: Array, weight: float) -> Array:
+def nearer_on(xp: Namespace, z: Array, d: Array, e: Array, weight: float) -> Array:
     """(k, ℓ) bool: units nearer to "on", z ≥ 0 and d = e, than to "off", z ≤ 0 and d = 0.
 
     `weight` is the share of d in the mean of d and e that counts as theirs.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, Device, between
+from ..arrays import Array
+from ..backend import Device, between
 from .source import WARP, launch, runs_kernels
 
 TINY = 1e-30

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Device
+from ..arrays import Array, Namespace
+from ..backend import Device
 from .source import launch, runs_kernels
 
 BLOCK = 256
@@ -37,7 +38,7 @@ class Pieces:
     """A number, or one for each unit (m,)."""
 
 
-def nearest_on_graph(xp: Any, pieces: Pieces, z: Array, a: Array) -> tuple[Array, Array]:
+def nearest_on_graph(xp: Namespace, pieces: Pieces, z: Array, a: Array) -> tuple[Array, Array]:
     """The points of the graph nearest to (`z`, `a`), entry by entry."""
     best: tuple[Array, Array, Array] | None = None
     for low, high, intercept, slope in zip(
@@ -76,7 +77,7 @@ def reflected(device: Device, pieces: Pieces, z: Array, a: Array) -> tuple[Array
     slopes = [
         device.float32(np.full(units, slope)) if isinstance(slope, float) else slope for slope in pieces.slope
     ]
-    found = tuple(xp.empty_like(z) for _ in range(4))
+    found = xp.empty_like(z), xp.empty_like(z), xp.empty_like(z), xp.empty_like(z)
     arguments = (
         z,
         a,

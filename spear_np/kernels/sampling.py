@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Device, HostArray, between, contiguous, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import Device, between, contiguous, to_host
 from .source import WARP, launch, runs_kernels
 from .splitmix import below
 
@@ -248,7 +248,7 @@ def _in_arrays(
     return parts
 
 
-def _annulled(xp: Any, vectors: Array, rows: Array, tolerance: Array) -> Array:
+def _annulled(xp: Namespace, vectors: Array, rows: Array, tolerance: Array) -> Array:
     """(k,): how many of `rows` (ℓ, r) each of `vectors` (k, r) annuls within its `tolerance` (k,)."""
     return xp.sum(xp.astype(xp.abs(vectors @ rows.T) < tolerance[:, None], xp.int64), axis=1)
 

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..backend import Array, Device
+from ..arrays import Array
+from ..backend import Device
 
 FILES = ("common.cuh", "sampling.cu", "descent.cu", "reflect.cu")
 WARP = 32

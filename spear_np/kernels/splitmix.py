@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import HostArray
+from ..arrays import HostArray
 
 
 def seed_from(rng: np.random.Generator) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..answer.certificate import Certificate, Evidence
 from ..answer.result import Inversion, Status
-from ..backend import Device, HostArray, to_host
+from ..arrays import HostArray
+from ..backend import Device, to_host
 from ..checks.certify import Verdict, verdict_of
 from ..checks.premises import LAYER_AS_GIVEN, with_premises
 from ..directions.chance import MAX_CHANCE, chances

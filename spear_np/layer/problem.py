@@ -14,7 +14,8 @@ import numpy as np
 
 from ..answer.labels import labels_from
 from ..answer.result import Inversion, Status
-from ..backend import Array, Device, HostArray, suitable_threads, to_host
+from ..arrays import Array, HostArray
+from ..backend import Device, suitable_threads, to_host
 from ..checks.certify import ROUGH_AGREEMENT, Verdict
 from ..directions.disaggregate import Disaggregation
 from ..directions.pool import Pool

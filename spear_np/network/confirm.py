@@ -9,7 +9,8 @@ import numpy as np
 
 from ..answer.certificate import Check
 from ..answer.result import Inversion, Status
-from ..backend import Array, to_host
+from ..arrays import Array
+from ..backend import to_host
 from ..chain.examine import CONSISTENT, examine, membership_rms
 from ..chain.layers import Chain
 from ..checks.premises import linked_premises, without_alone

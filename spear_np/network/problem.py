@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..answer.result import Inversion
-from ..backend import SHARED_FROM, Array, mapped, suitable_threads, to_host
+from ..arrays import Array
+from ..backend import SHARED_FROM, mapped, suitable_threads, to_host
 from ..chain.examine import CONSISTENT, Examined, Known, examine, known_of, reexamine
 from ..chain.layers import Chain
 from ..chain.sets import Open, open_sets

@@ -71,6 +71,7 @@ def read_chain(
     if first is None:
         return NoChain("the rank of its weight_grad cannot be told")
     decay = first.gradients.decay
+    assert first.bias_grad is not None  # `_missing` says so
     if bias_misfit(first.space, first.bias_grad) > CONSISTENT * cancelled(first.space):
         return NoChain(
             "the bias_grad of the first layer is no combination of the columns of its weight_grad: its inputs depend on each "

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..answer.labels import CROSS_ENTROPY, labels_from
-from ..backend import OWN_ROUNDING, Array, HostArray, to_host
+from ..arrays import Array, HostArray
+from ..backend import OWN_ROUNDING, to_host
 from ..chain.equations import forward, top_of
 from ..chain.layers import Chain
 from ..factors.activation import NO_ACTIVATION

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..answer.certificate import Certificate, Check
-from ..backend import OWN_ROUNDING, Array, HostArray, inverse_or_pseudoinverse, to_host
+from ..arrays import Array, HostArray
+from ..backend import OWN_ROUNDING, inverse_or_pseudoinverse, to_host
 from ..chain.equations import forward, membership_scale, ones_deviation
 from ..chain.examine import APART, CONSISTENT, Examined, examine, known_of, reexamine
 from ..chain.layers import Chain
@@ -264,7 +265,7 @@ def _residuals(chain: Chain, c: Array, depth: int) -> tuple[float, float]:
         bias = max(bias, math.sqrt(float(xp.mean(left**2))))
         if number == 0:
             continue  # what lies outside the row space of the first layer is what its noise was taken from
-        squares = 0.0
+        squares = xp.zeros_like(layer.bias_grad)
         for where, (block,) in layer.gradients.blocks("weight_grad", device=chain.device):
             squares = squares + xp.sum((block - d @ inputs[:, where]) ** 2, axis=1)
         variance = space.noise**2 + d**2 @ membership_scale(chain, passed, number) ** 2

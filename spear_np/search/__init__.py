@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..backend import Array
+from ..arrays import Array
 from ..chain.sets import Open
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace

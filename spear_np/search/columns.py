@@ -16,11 +16,11 @@ space.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Device, HostArray, orthogonal_complement, to_host
+from ..arrays import Array, HostArray, Namespace
+from ..backend import Device, orthogonal_complement, to_host
 from ..directions.disaggregate import bias_direction
 from ..directions.null_vectors import distinct
 from ..directions.pool import Pool
@@ -295,7 +295,7 @@ def _steps(device: Device, sets: _Sets, points: _Points) -> tuple[_Points, Array
     weight = PASSED_WEIGHT / (1 + PASSED_WEIGHT)
     # Copies: a step may overwrite them.
     z, d, e = (xp.asarray(v, copy=True) for v in (z, d, e))
-    moved, size = 0.0, 1.0
+    moved = size = xp.ones_like(z[:, 0])
     on = z > 0
     for step in range(ROUND_STEPS):
         last = step == ROUND_STEPS - 1
@@ -326,7 +326,7 @@ def _held(device: Device, sets: _Sets, fixed: HostArray) -> tuple[Array, Array]:
     return device.float32(held), device.float32(yielding)
 
 
-def _masks(xp: Any, columns: Array, passed: Array, on: Array) -> Array:
+def _masks(xp: Namespace, columns: Array, passed: Array, on: Array) -> Array:
     """Units that are `on` (k, ℓ), changed until they and the δ that fits them agree on each other; shapes as in `_null_vectors`."""
     leverage = xp.sum(columns**2, axis=1)[None, :]
     apart = 1 - xp.minimum(leverage, xp.full_like(leverage, 1 - ALONE))
@@ -342,7 +342,7 @@ def _masks(xp: Any, columns: Array, passed: Array, on: Array) -> Array:
     return on
 
 
-def _null_vectors(xp: Any, columns: Array, passed: Array, on: Array) -> Array:
+def _null_vectors(xp: Namespace, columns: Array, passed: Array, on: Array) -> Array:
     """The δ (k, t) whose columns ``on ∘ passed δ`` lie in the span of `columns` as far as that goes.
 
     Shapes: `columns` (ℓ, r) orthonormal, `passed` (ℓ, t), `on` (k, ℓ) bool.

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import HostArray, block_length, smallest, to_host
+from ..arrays import HostArray
+from ..backend import block_length, smallest, to_host
 from ..directions.disaggregate import bias_direction
 from ..directions.null_vectors import SAME_VECTOR, distinct, null_vectors_of_rows, solved
 from ..directions.polish import NEAR_ZERO

@@ -25,15 +25,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
+from ..arrays import Array, HostArray, Namespace
 from ..backend import (
     SHARED_FROM,
-    Array,
     Device,
-    HostArray,
     contiguous,
     inverse_or_pseudoinverse,
     mapped,
@@ -429,7 +427,7 @@ class _Leg:
         return q, weights
 
 
-def _apart(xp: Any, q: Array, cosine: float) -> Array:
+def _apart(xp: Namespace, q: Array, cosine: float) -> Array:
     """Indices of the rows of `q` (k, b), unit vectors, without those close to an earlier one."""
     close = xp.astype(xp.abs(q @ q.T) > cosine, xp.int8)
     return xp.nonzero(~xp.any(xp.tril(close, k=-1) > 0, axis=1))[0]

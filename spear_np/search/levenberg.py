@@ -5,9 +5,13 @@ From nearly every start it ends on an input where the activation is smooth: ther
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import numpy as np
 
-from ..backend import Array, HostArray, block_length, replace_rows, solve_or_nan, to_host
+from ..arrays import Array, HostArray
+from ..backend import block_length, replace_rows, solve_or_nan, to_host
 from ..chain.layers import Chain
 from ..chain.sets import RADII, Open
 from ..kernels.width import MOST_STARTS, starts_at_once
@@ -112,7 +116,7 @@ def _residual(left: Open, y: Array, *, derivatives: bool) -> tuple[Array, Array,
     z = (y @ directions.T + offset) * (1 / left.scales[0])
     by_y = (directions * (1 / left.scales[0]))[None, :, :]
     residuals, jacobians = [], []
-    total, size = 0.0, 0.0
+    total = size = xp.zeros_like(z[:, 0])
     for number in range(1, left.depth + 1):
         a, slope = chain.layers[number - 1].sigma.value_and_slope(z)
         scale = left.scales[number - 1]
@@ -162,8 +166,8 @@ def _descend(left: Open, y: Array) -> tuple[Array, HostArray, int]:
     steps = 0
     for _ in range(MOST_STEPS):
         steps += len(live)
-        gram = sum(xp.matrix_transpose(j) @ j for j in jacobians)
-        slope = sum((r[:, None, :] @ j)[:, 0, :] for r, j in zip(parts, jacobians, strict=True))
+        gram = reduce(add, (xp.matrix_transpose(j) @ j for j in jacobians))
+        slope = reduce(add, ((r[:, None, :] @ j)[:, 0, :] for r, j in zip(parts, jacobians, strict=True)))
         diagonal = xp.linalg.diagonal(gram)
         weight = diagonal + EVEN * xp.sum(diagonal, axis=1, keepdims=True) / max(
             d, 1

@@ -15,10 +15,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 
-from ..backend import Array, Device, HostArray, to_host
+from ..arrays import Array, HostArray
+from ..backend import Device, to_host
 from ..chain.layers import Chain
 from ..chain.sets import RADII, Open
 from ..factors.activation import Activation
@@ -213,7 +216,7 @@ def _steps(left: Open, points: Points, count: int) -> tuple[Points, HostArray]:
     offset_z, offset_a = _offsets(left)
     # Copies: a step may overwrite them.
     z, a = ([xp.asarray(v, copy=True) for v in part] for part in (points.z, points.a))
-    far, size = 0.0, 0.0
+    far = size = xp.zeros_like(z[0][:, 0])
     for step in range(count):
         found = [reflected(device, piece, *pair) for piece, *pair in zip(pieces, z, a, strict=True)]
         p, h, turned_z, turned_a = (list(part) for part in zip(*found, strict=True))
@@ -221,8 +224,8 @@ def _steps(left: Open, points: Points, count: int) -> tuple[Points, HostArray]:
         z, moves_z = _moved(device, z, onto_z, offset_z, p)
         a, moves_a = _moved(device, a, onto_a, offset_a, h)
         if step == count - 1:
-            far = sum(xp.sum(move**2, axis=1) for move in (*moves_z, *moves_a))
-            size = sum(xp.sum(part**2, axis=1) for part in (*p, *h))
+            far = reduce(add, (xp.sum(move**2, axis=1) for move in (*moves_z, *moves_a)))
+            size = reduce(add, (xp.sum(part**2, axis=1) for part in (*p, *h)))
     gap = np.sqrt(to_host(far) / np.maximum(to_host(size), np.finfo(np.float32).tiny))
     return Points(tuple(z), tuple(a), points.age + count), np.nan_to_num(gap, nan=np.inf)
 

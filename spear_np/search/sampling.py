@@ -28,15 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import theory
-from ..backend import (
-    Array,
-    Device,
-    HostArray,
-    contiguous,
-    orthogonal_complement,
-    to_host,
-    triangular_factor,
-)
+from ..arrays import Array, HostArray
+from ..backend import Device, contiguous, orthogonal_complement, to_host, triangular_factor
 from ..directions.null_vectors import distinct
 from ..directions.pool import Pool, covered
 from ..factors.row_space import LARGEST_ANGLE, RowSpace

@@ -9,14 +9,14 @@ import numpy as np
 
 from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import NO_INFO, Follows, LayerArrays
-from spear_np import Activation
+from spear_np import Activation, Sliceable
+from spear_np.arrays import HostArray
 
 from ._layers import Activations, Parameters, activations_of, check_names, find_layers, follow
 from ._round import RecordingError, Update
 from .wiring import Wiring
 
-Array = Any
-Arrays = Mapping[str, Array]
+Arrays = Mapping[str, Sliceable]
 See = Callable[[Sequence[Parameters], Sequence[str]], Mapping[str, Wiring]]
 
 
@@ -27,24 +27,25 @@ UNSEEN = Activation("unknown")
 class Difference:
     """`after` - `before` in their own precision, computed where it is sliced."""
 
-    def __init__(self, after: Array, before: Array) -> None:
+    def __init__(self, after: Sliceable, before: Sliceable) -> None:
         self._after, self._before = after, before
         self.shape = tuple(after.shape)
         self.dtype = after.dtype
 
-    def __getitem__(self, key: Any) -> Array:
-        return np.asarray(self._after[key]) - np.asarray(self._before[key])
+    def __getitem__(self, key: Any) -> HostArray:
+        difference: HostArray = np.asarray(self._after[key]) - np.asarray(self._before[key])
+        return difference
 
 
 class Transposed:
     """A matrix (n, m) whose columns are read as the rows of (m, n)."""
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Sliceable) -> None:
         self._array = array
         self.shape = tuple(array.shape)[::-1]
         self.dtype = array.dtype
 
-    def __getitem__(self, rows: slice) -> Array:
+    def __getitem__(self, rows: slice) -> HostArray:
         return np.asarray(self._array[:, rows]).T
 
 

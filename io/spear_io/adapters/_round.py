@@ -9,9 +9,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import NO_INFO, DumpWriter, LayerArrays
+from spear_np import Sliceable
+from spear_np.arrays import HostArray
 
 
 class RecordingError(RuntimeError):
@@ -30,7 +33,7 @@ class Update:
     """What is known of the update before it is written."""
     producer: str = "numpy"
     """Program and version, e.g. "torch 2.13.0"."""
-    to_numpy: Callable[[Any], Any] = np.asarray
+    to_numpy: Callable[[Any], HostArray] = np.asarray
     """Brings labels and figures of the framework to the host."""
 
     def write(
@@ -38,7 +41,7 @@ class Update:
         path: str | Path,
         *,
         record: str = "record-0",
-        labels: Any = None,
+        labels: Sliceable | npt.ArrayLike | None = None,
         compression: str | None = None,
         **info: Any,
     ) -> None:
@@ -102,7 +105,9 @@ class RoundWriter:
         """Give the file its name, or leave nothing behind."""
         self._writer.__exit__(kind, error, trace)
 
-    def add(self, record: str, update: Update, *, labels: Any = None, **info: Any) -> None:
+    def add(
+        self, record: str, update: Update, *, labels: Sliceable | npt.ArrayLike | None = None, **info: Any
+    ) -> None:
         """Write one record; the arguments are those of `Update.write`."""
         layers: Mapping[str, LayerArrays] = update.layers
         if not layers:

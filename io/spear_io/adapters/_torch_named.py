@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from spear_np import InputError
-from spear_np.backend import adopted
+from spear_np import InputError, Sliceable
+from spear_np.adopt import adopted
 
 from ._round import RecordingError
 from .prefixes import AmbiguousNamesError, counterparts
 
-Values = Mapping[str, Any] | Sequence[Any]
+Values = Mapping[str, Sliceable | None] | Sequence[Sliceable | None]
 """Tensors or arrays: by name, or all of a model in its order."""
 
 Tensors = Mapping[str, torch.Tensor]

@@ -14,7 +14,8 @@ from torch import nn
 
 from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import LayerArrays
-from spear_np import Activation
+from spear_np import Activation, Sliceable
+from spear_np.arrays import HostArray
 
 from ._layers import check_names
 from ._round import RecordingError
@@ -23,8 +24,6 @@ from ._torch_links import Link, links, loss_of
 from ._torch_tensors import DTYPES, array_of, rows_of, to_numpy
 from ._torch_trails import Call, Trail, can_be_followed
 from ._torch_watch import Watch
-
-Array = Any
 
 ROWS_COMPARED = 32
 """So many inputs of a layer are compared with what the layer before must have put out; the watch has seen the rest."""
@@ -156,7 +155,7 @@ class Observer:
         self._inputs: dict[Call, torch.Tensor] = {}
         self._weight: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
-        self._model_rows: tuple[Array, Array] = (None, None)
+        self._model_rows: tuple[Sliceable | None, Sliceable | None] = (None, None)
         self._accumulating = False
         # Before the hooks of others: they may put something else in the place of the output.
         hook = module.register_forward_hook(self._after_forward, with_kwargs=True, prepend=True)
@@ -172,24 +171,24 @@ class Observer:
         """(m, n): output units, input features."""
         return self._module.out_features, self._module.in_features
 
-    def inputs(self) -> Array:
+    def inputs(self) -> Sliceable | None:
         """(b, n) what the layer was called with, a copy; None if it was not called or nothing was kept."""
         inputs = self._kept()
         return None if inputs is None else array_of(inputs)
 
-    def some_inputs(self) -> Array:
+    def some_inputs(self) -> HostArray | None:
         """(k, n) some of the inputs, evenly spread, in float64; None if none were kept."""
         inputs = self._kept()
         if inputs is None:
             return None
         return to_numpy(inputs[:: max(1, len(inputs) // ROWS_COMPARED)].cpu().double())
 
-    def some_outputs(self) -> Array:
+    def some_outputs(self) -> HostArray | None:
         """(k, m) W x + b of `some_inputs`, in float64; None if none were kept."""
         inputs = self.some_inputs()
         if inputs is None or self._weight is None:
             return None
-        outputs = inputs @ to_numpy(self._weight.cpu().double()).T
+        outputs: HostArray = inputs @ to_numpy(self._weight.cpu().double()).T
         return outputs if self._bias is None else outputs + to_numpy(self._bias.cpu().double())
 
     def unusable(self) -> str | None:

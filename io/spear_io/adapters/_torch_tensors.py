@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from spear_io.files.storage import Bfloat16
+from spear_np import Sliceable
+from spear_np.adopt import adopted_bits
+from spear_np.arrays import HostArray
 
 from ._round import RecordingError
-
-Array = Any
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What a dump can hold."""
@@ -32,7 +33,7 @@ class _Rows:
             self.tensor_dtype = torch.promote_types(self.tensor_dtype, other.dtype)
         self.dtype = to_numpy(torch.empty(0, dtype=self.tensor_dtype)).dtype
 
-    def __getitem__(self, key: Any) -> Array:
+    def __getitem__(self, key: Any) -> HostArray:
         if [version_of(t) for t in self._tensors] != self._versions:
             msg = "a tensor changed after it was handed over: write the update before the training goes on"
             raise RecordingError(msg)
@@ -42,7 +43,7 @@ class _Rows:
         return to_numpy(rows)
 
 
-def rows_of(tensor: torch.Tensor | None, minus: torch.Tensor | None = None) -> Array:
+def rows_of(tensor: torch.Tensor | None, minus: torch.Tensor | None = None) -> Sliceable | None:
     """Return `tensor`, or `tensor` - `minus`, for `LayerArrays` without a copy of it; None stays None."""
     if tensor is None:
         return None
@@ -50,7 +51,7 @@ def rows_of(tensor: torch.Tensor | None, minus: torch.Tensor | None = None) -> A
     return Bfloat16(rows) if rows.tensor_dtype is torch.bfloat16 else rows
 
 
-def array_of(tensor: torch.Tensor | None, *, copy: bool = False) -> Array:
+def array_of(tensor: torch.Tensor | None, *, copy: bool = False) -> Sliceable | None:
     """Return `tensor` on the host for `LayerArrays`, sharing its memory where it lies there; None stays None."""
     if tensor is None:
         return None
@@ -58,14 +59,9 @@ def array_of(tensor: torch.Tensor | None, *, copy: bool = False) -> Array:
     return Bfloat16(values) if tensor.dtype is torch.bfloat16 else values
 
 
-def to_numpy(values: Any) -> Array:
-    """Return a tensor, or anything else, as a NumPy array that shares its memory where it can."""
-    if not isinstance(values, torch.Tensor):
-        return np.asarray(values)
-    values = values.detach().cpu()
-    if values.dtype is torch.bfloat16:
-        return values.view(torch.int16).numpy().view(np.uint16)
-    return values.numpy()
+def to_numpy(values: Any) -> HostArray:
+    """Return a tensor, or anything else, as a NumPy array that shares its memory where it can; bfloat16 as the uint16 bits."""
+    return np.asarray(adopted_bits(values)[0])
 
 
 def version_of(tensor: torch.Tensor) -> int:

@@ -11,7 +11,8 @@ from torch import nn
 
 from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import LayerArrays
-from spear_np import Activation
+from spear_np import Activation, Sliceable
+from spear_np.arrays import HostArray
 from spear_np.factors.activation import as_activation
 
 from ._layers import activations_of, check_names
@@ -23,7 +24,6 @@ from ._torch_trails import UNKNOWN
 
 PRODUCER = f"torch {torch.__version__}"
 
-Array = Any
 Tensors = Mapping[str, torch.Tensor]
 Gradients = Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]
 """By parameter name: a gradient alone, or weights after and before."""
@@ -34,7 +34,7 @@ class Recorder(Update):
     """What the layers of a model share; after `record_gradients`, filled when the block ends."""
 
     producer: str = PRODUCER
-    to_numpy: Callable[[Any], Any] = to_numpy
+    to_numpy: Callable[[Any], HostArray] = to_numpy
 
 
 def update_of(
@@ -119,7 +119,7 @@ def _not_given(weight: str, parameters: Tensors, gradients: Gradients) -> str | 
     return None if dtype in DTYPES else f"its gradient has dtype {dtype}, which a dump cannot hold"
 
 
-def _rows(name: str, parameters: Tensors, gradients: Gradients) -> Array:
+def _rows(name: str, parameters: Tensors, gradients: Gradients) -> Sliceable | None:
     """Return one gradient or difference, found to fit its parameter."""
     tensor, before = gradients[name]
     if tensor.shape != parameters[name].shape:

@@ -54,7 +54,7 @@ def identify(values: Values, rounding: float = 0.0) -> Activation | None:
     """
     best: tuple[float, Activation] | None = None
     for activation in _candidates(values):
-        distance = _distance(values, activation.value_and_slope(PROBES)[0], PROBES)
+        distance = _distance(values, np.asarray(activation.value_and_slope(PROBES)[0]), PROBES)
         if distance <= ROUNDINGS * EPSILON + rounding and (best is None or distance < best[0]):
             best = distance, activation
             if distance <= ROUNDINGS * EPSILON:

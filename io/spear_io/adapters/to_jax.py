@@ -33,6 +33,7 @@ except ImportError as error:
 
 from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import Follows
+from spear_np import Sliceable
 
 from . import _round
 from ._arrays import See, differences, update_of
@@ -79,7 +80,7 @@ def from_gradients(
     activations: Activations | None = None,
     follows: Follows = None,
     transposed: bool | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Sliceable] | None = None,
 ) -> Update:
     """Return an update of parameters and their gradients; nothing is copied before it is written.
 
@@ -140,7 +141,7 @@ def from_weights(
     activations: Activations | None = None,
     follows: Follows = None,
     transposed: bool | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Sliceable] | None = None,
 ) -> Update:
     """Return an update of the parameters before and after a client trained.
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from spear_io.files.dump import RecordInfo
 from spear_io.files.dump_writer import NO_INFO, Follows, LayerArrays
+from spear_np import Sliceable
 from spear_np.factors.activation import as_activation
 
 from . import _round
@@ -39,8 +40,6 @@ from ._round import RecordingError, Update
 __all__ = ["RecordingError", "RoundWriter", "Update", "from_gradients", "from_weights"]
 
 PRODUCER = f"keras {keras.__version__} ({keras.backend.backend()})"
-
-Array = Any
 
 
 class RoundWriter(_round.RoundWriter):
@@ -66,11 +65,11 @@ class RoundWriter(_round.RoundWriter):
 
 def from_gradients(
     model: keras.Model,
-    gradients: Sequence[Array],
+    gradients: Sequence[Sliceable],
     *,
     activations: Activations | None = None,
     follows: Follows = None,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Sliceable] | None = None,
 ) -> Update:
     """Return an update of a model and its gradients; nothing is copied, so write it before the training goes on.
 
@@ -108,15 +107,15 @@ def from_gradients(
 
 def from_weights(
     model: keras.Model,
-    before: Sequence[Array],
-    after: Sequence[Array],
+    before: Sequence[Sliceable],
+    after: Sequence[Sliceable],
     *,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
     local_steps: int | None = None,
     activations: Activations | None = None,
     follows: Follows = None,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Sliceable] | None = None,
 ) -> Update:
     """Return an update of the weights before and after a client trained.
 
@@ -167,12 +166,12 @@ def from_weights(
 
 def _update(
     model: keras.Model,
-    given: Mapping[int, Array],
-    parameters: Mapping[int, Array],
+    given: Mapping[int, Sliceable],
+    parameters: Mapping[int, Sliceable],
     info: RecordInfo,
     activations: Activations | None,
     follows: Follows,
-    inputs: Mapping[str, Any] | None,
+    inputs: Mapping[str, Sliceable] | None,
 ) -> Update:
     """Return the update of all `Dense` layers, whose arrays come by the id of their variables."""
     activations, inputs = activations or {}, inputs or {}
@@ -203,7 +202,7 @@ def _update(
     return update
 
 
-def _rows(array: Array, *, turned: bool = False) -> Array:
+def _rows(array: Any, *, turned: bool = False) -> Sliceable | None:
     """Return an array as a dump takes it, a kernel (n, m) turned to (m, n)."""
     if keras.backend.backend() == "torch" and keras.ops.is_tensor(array):
         from ._torch_tensors import rows_of
@@ -212,12 +211,12 @@ def _rows(array: Array, *, turned: bool = False) -> Array:
     return Transposed(array) if turned and array is not None else array
 
 
-def _check_number(arrays: Sequence[Array], variables: Sequence[Any], what: str) -> None:
+def _check_number(arrays: Sequence[Sliceable], variables: Sequence[Any], what: str) -> None:
     if len(arrays) != len(variables):
         msg = f"{len(arrays)} arrays for the {len(variables)} {what} of the model: hand over one for each, in order"
         raise RecordingError(msg)
 
 
-def _check_shapes(variables: Sequence[Any], given: Mapping[int, Array]) -> None:
+def _check_shapes(variables: Sequence[Any], given: Mapping[int, Sliceable]) -> None:
     named = {variable.path: variable for variable in variables}
     check_fit(named, {variable.path: given[id(variable)] for variable in variables})

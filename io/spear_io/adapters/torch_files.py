@@ -17,6 +17,11 @@ except ImportError as error:
     raise ImportError(msg) from error
 
 from spear_io.files.storage import Bfloat16
+from spear_np.adopt import adopted_bits
+from spear_np.arrays import HostArray
+from spear_np.errors import ArrayError
+
+from ._torch_tensors import DTYPES
 
 __all__ = ["read_tensors"]
 
@@ -33,7 +38,7 @@ class TooManyError(ValueError):
     """A checkpoint that multiplies what it holds."""
 
 
-def read_tensors(path: str | Path) -> dict[str, Any]:
+def read_tensors(path: str | Path) -> dict[str, HostArray | Bfloat16 | str]:
     """Return what a checkpoint holds, by names joined with "/", in its order.
 
     Only tensors, numbers and plain containers are read (``weights_only=True``): nothing else is unpickled.
@@ -49,7 +54,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     Exception
         Whatever PyTorch raises for a file that it cannot or must not read.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, HostArray | Bfloat16 | str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what the file is like: it is read or it is not
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -57,7 +62,9 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _collect(value: Any, path: tuple[str, ...], found: dict[str, Any], visits: Iterator[int]) -> None:
+def _collect(
+    value: Any, path: tuple[str, ...], found: dict[str, HostArray | Bfloat16 | str], visits: Iterator[int]
+) -> None:
     """Sort the tensors in nested containers into `found`."""
     if isinstance(value, torch.Tensor):
         found["/".join(path)] = _array(value.detach())
@@ -71,16 +78,16 @@ def _collect(value: Any, path: tuple[str, ...], found: dict[str, Any], visits: I
             _collect(item, (*path, str(key)), found, visits)
 
 
-def _array(tensor: torch.Tensor) -> Any:
+def _array(tensor: torch.Tensor) -> HostArray | Bfloat16 | str:
     """Return a tensor as NumPy sees it, or what it is if NumPy cannot."""
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        return "holds a sparse or quantised tensor: save it dense (.to_dense(), .dequantize())"
-    if tensor.nbytes > tensor.untyped_storage().nbytes() + FREELY_REPEATED:
+    dense = tensor.layout is torch.strided and not tensor.is_quantized
+    if dense and tensor.nbytes > tensor.untyped_storage().nbytes() + FREELY_REPEATED:
         return f"claims shape {tuple(tensor.shape)}, but repeats a few numbers"
-    if tensor.dtype is torch.bfloat16:  # for which NumPy has no type
-        return Bfloat16(tensor.contiguous().view(torch.int16).numpy().view(np.uint16))
-    if tensor.dtype in (torch.float16, torch.float32, torch.float64):
-        return tensor.numpy()
-    return (
-        f"holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers of 16, 32 or 64 bits"
-    )
+    if dense and tensor.dtype not in DTYPES:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return f"holds {dtype}, not floating-point numbers of 16, 32 or 64 bits"
+    try:
+        numbers, bfloat16 = adopted_bits(tensor)
+    except ArrayError as error:
+        return str(error)
+    return Bfloat16(numbers) if bfloat16 else np.asarray(numbers)

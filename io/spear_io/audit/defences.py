@@ -113,13 +113,13 @@ def summed(others: Sequence[Shared]) -> Change:
         layers = []
         for number, layer in enumerate(update.layers):
             all_of_them = [layer, *(other.layers[number] for other in added)]
-            total = sum(one.weight_grad.astype(np.float64) for one in all_of_them)
-            bias = None
-            if all(one.bias_grad is not None for one in all_of_them):
-                bias = sum(one.bias_grad.astype(np.float64) for one in all_of_them)
-                bias = np.asarray(bias).astype(layer.bias_grad.dtype)
+            biases = [one.bias_grad for one in all_of_them if one.bias_grad is not None]
             layers.append(
-                replace(layer, weight_grad=np.asarray(total).astype(layer.weight_grad.dtype), bias_grad=bias)
+                replace(
+                    layer,
+                    weight_grad=_sum([one.weight_grad for one in all_of_them]),
+                    bias_grad=_sum(biases) if len(biases) == len(all_of_them) else None,
+                )
             )
         return replace(update, layers=tuple(layers))
 
@@ -251,3 +251,9 @@ def usual_defences(update: Shared) -> list[Defence]:
             )
         )
     return found
+
+
+def _sum(arrays: Sequence[spear_np.Sliceable]) -> Floats:
+    """Return the sum of arrays, added in float64, in the precision of the first."""
+    total = np.sum([np.asarray(array[...], dtype=np.float64) for array in arrays], axis=0)
+    return np.asarray(total, dtype=arrays[0].dtype)

@@ -33,7 +33,7 @@ class Shared:
     @property
     def size(self) -> float:
         """Root mean square of the entries of the first layer's weight_grad: the unit of noise."""
-        return float(np.sqrt(np.mean(np.square(self.first.weight_grad, dtype=np.float64))))
+        return float(np.sqrt(np.mean(np.square(self.first.weight_grad[...], dtype=np.float64))))
 
     def changed(self, change: Callable[[Floats], Floats]) -> Shared:
         """Return the update with `change` made to every gradient, in the precision in which it is shared."""

@@ -267,7 +267,8 @@ def _add_inputs(written: dict[str, LayerArrays], pairing: Pairing) -> None:
     if pairing.inputs is None:
         return
     title, first = next((t, arrays) for t, arrays in written.items() if arrays.kind == "linear")
-    if len(pairing.inputs.shape) == 2 and pairing.inputs.shape[1] == first.weight_grad.shape[1]:
+    features = None if first.weight_grad is None else first.weight_grad.shape[1]
+    if len(pairing.inputs.shape) == 2 and pairing.inputs.shape[1] == features:
         written[title] = replace(first, inputs=pairing.inputs.for_dump)
     else:
         pairing.skipped[pairing.inputs.name] = f"is of shape {pairing.inputs.shape}: no inputs of '{title}'"

@@ -105,7 +105,7 @@ def check_one_update(chosen: Sequence[FoundLayer], place: Place) -> None:
 
 def check_input_shape(info: RecordInfo, title: str, first: LayerArrays, place: Place) -> None:
     """Refuse a shape that no input of the first layer can have."""
-    if info.input_shape is None or first.kind != "linear":
+    if info.input_shape is None or first.kind != "linear" or first.weight_grad is None:
         return
     n = first.weight_grad.shape[1]
     numbers = math.prod(info.input_shape)

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from spear_np.adopt import from_bfloat16
+
 from ..adapters.wiring import Step
 from ..files.limits import reading_block
 from ..files.safety import SMALL, size_text
-from ..files.storage import Bfloat16, Floats, from_bfloat16
+from ..files.storage import Bfloat16, Floats
 from ..problems import FileError, Place, cause, printable
 
 Orientation = Literal["mn", "nm"]

@@ -12,8 +12,11 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 import spear_np
+from spear_np import Sliceable
+from spear_np.adopt import from_bfloat16
 
 from ..problems import FileError, Place, WriteError, listing, printable
 from .atomic import NewFile, new_hdf5
@@ -21,7 +24,7 @@ from .attributes import write_attributes
 from .chains import Link, check_follows, write_activation
 from .dump import DATASETS, FORMAT, FORMAT_VERSION, RecordInfo
 from .frameworks import handed_over
-from .storage import FINITE, check_finite_block, from_bfloat16, row_blocks, same_numbers, stored_as
+from .storage import FINITE, check_finite_block, row_blocks, same_numbers, stored_as
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -40,15 +43,15 @@ class LayerArrays:
     that name).
     """
 
-    weight_grad: Any
-    """(m, n) ∂L/∂W."""
-    bias_grad: Any = None
+    weight_grad: Sliceable | None
+    """(m, n) ∂L/∂W; None for what is no fully connected layer, of which only the kind is written."""
+    bias_grad: Sliceable | None = None
     """(m,) ∂L/∂b; without it inputs are found up to their scale."""
-    weight: Any = None
+    weight: Sliceable | None = None
     """(m, n); without it activation signs cannot be checked."""
-    bias: Any = None
+    bias: Sliceable | None = None
     """(m,)."""
-    inputs: Any = None
+    inputs: Sliceable | None = None
     """(b, n) true inputs, for evaluation only."""
     activation: str | spear_np.Activation = "relu"
     """What is applied to the output, element by element; a name stands for the activation with default parameters."""
@@ -122,7 +125,7 @@ class DumpWriter:
         layers: Mapping[str, LayerArrays],
         *,
         info: RecordInfo = NO_INFO,
-        labels: Any = None,
+        labels: Sliceable | npt.ArrayLike | None = None,
         model_of: str | None = None,
         follows: Follows = None,
     ) -> None:
@@ -167,7 +170,7 @@ class DumpWriter:
         layers: Mapping[str, LayerArrays],
         place: Place,
         info: RecordInfo,
-        labels: Any,
+        labels: Sliceable | npt.ArrayLike | None,
         model_of: str | None,
         follows: Follows,
     ) -> None:
@@ -200,7 +203,7 @@ class DumpWriter:
                 self._write(truth, "inputs", layer.inputs, layer_place)
         if labels is not None:
             with self._file.writing(place):
-                data = np.asarray(handed_over(labels, place))
+                data = np.asarray(handed_over(labels, place)[...])
                 record.require_group("truth").create_dataset("labels", data=data)
 
     def stores_model(self, record: str, layers: Mapping[str, LayerArrays]) -> bool:
@@ -224,7 +227,7 @@ class DumpWriter:
             if dataset in model and dataset not in group:
                 group[dataset] = model[dataset]
 
-    def _write(self, group: h5py.Group, name: str, array: Any, place: Place) -> None:
+    def _write(self, group: h5py.Group, name: str, array: Sliceable, place: Place) -> None:
         """Copy one array into the file by blocks of rows."""
         place = place.at(dataset=name)
         array, dtype, bfloat16 = stored_as(array)
@@ -250,7 +253,7 @@ def write_dump(
     *,
     record: str = "record-0",
     info: RecordInfo = NO_INFO,
-    labels: Any = None,
+    labels: Sliceable | npt.ArrayLike | None = None,
     producer: str = "numpy",
     compression: str | None = None,
     follows: Follows = None,
@@ -300,7 +303,7 @@ def _check_followers(follows: Follows, layers: Mapping[str, LayerArrays], place:
 
 def _on_host(layer: LayerArrays, place: Place) -> LayerArrays:
     """Return a layer whose arrays are all such as NumPy knows."""
-    arrays = {
+    arrays: dict[str, Any] = {
         name: handed_over(getattr(layer, name), place.at(dataset=name)) for name in (*DATASETS, "inputs")
     }
     return replaced(layer, **arrays)
@@ -323,13 +326,20 @@ def _check_name(name: str, place: Place, siblings: h5py.Group) -> None:
 
 def _shape(layer: LayerArrays) -> tuple[int, ...] | None:
     """(m, n) of a fully connected layer."""
-    return tuple(layer.weight_grad.shape) if layer.kind == "linear" else None
+    return (
+        tuple(layer.weight_grad.shape) if layer.weight_grad is not None and layer.kind == "linear" else None
+    )
 
 
 def _check_shapes(layer: LayerArrays, place: Place) -> None:
     """Refuse a linear layer whose arrays do not fit together: it could not be read again."""
     if layer.kind != "linear":
         return
+    if layer.weight_grad is None:
+        msg = "is missing"
+        raise FileError(
+            msg, place.at(dataset="weight_grad"), "every fully connected layer needs its gradient"
+        )
     shape = tuple(layer.weight_grad.shape)
     if len(shape) != 2 or 0 in shape:
         msg = f"has shape {shape}, but must be (output units, input features)"

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import array_api_compat
 import numpy as np
+import numpy.typing as npt
 
+from spear_np import Sliceable
+from spear_np.adopt import adopted_bits
 from spear_np.backend import to_host
+from spear_np.errors import ArrayError
 
 from ..problems import FileError, Place
 from .storage import Bfloat16
 
 
-def handed_over(array: Any, place: Place) -> Any:
+@overload
+def handed_over(array: None, place: Place) -> None: ...
+@overload
+def handed_over(array: Sliceable | npt.ArrayLike, place: Place) -> Sliceable: ...
+def handed_over(array: Any, place: Place) -> Sliceable | None:
     """Return what has `shape`, a dtype of NumPy and slices, with the numbers of `array`; None stays None.
 
     Nothing is copied that lies on the host and has a type of NumPy. Tensors of bfloat16 become `Bfloat16`. What is
@@ -29,41 +37,33 @@ def handed_over(array: Any, place: Place) -> Any:
     Raises
     ------
     FileError
-        If it is a sparse or quantised tensor, or no array can be made of it.
+        If nothing can be computed with it, or no array can be made of it.
     """
-    if array is None or isinstance(array, np.ndarray | Bfloat16):
-        return array
-    if array_api_compat.is_torch_array(array):
-        return _from_torch(array, place)
-    if array_api_compat.is_cupy_array(array):
-        return to_host(array)
-    try:
-        np.dtype(array.dtype)
-        known = hasattr(array, "shape") and not array_api_compat.is_jax_array(array)
-    except (AttributeError, TypeError):
-        known = False
-    if known:
+    if array is None or isinstance(array, Bfloat16):
         return array
     try:
-        return np.asarray(array)
+        numbers, bfloat16 = adopted_bits(array)
+    except ArrayError as error:
+        raise FileError(error.problem, place, error.advice) from error
+    if bfloat16:
+        return Bfloat16(numbers)
+    if array_api_compat.is_cupy_array(numbers):
+        return to_host(numbers)
+    if not isinstance(numbers, Sliceable):
+        return _made(numbers, place)
+    try:
+        np.dtype(numbers.dtype)
+    except TypeError:  # a type of another library
+        return _made(numbers, place)
+    return numbers
+
+
+def _made(values: Any, place: Place) -> Sliceable:
+    """Return the array that NumPy makes of `values`."""
+    try:
+        return np.asarray(values)
     except Exception as error:  # libraries raise anything at all
-        msg = f"is a {type(array).__name__}, of which no array can be made"
+        msg = f"is a {type(values).__name__}, of which no array can be made"
         raise FileError(
             msg, place, "hand over a NumPy array, or anything with shape, dtype and slices"
         ) from error
-
-
-def _from_torch(tensor: Any, place: Place) -> Any:
-    import torch  # loaded already: the tensor is one of its own
-
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        msg = "is a sparse or quantised tensor"
-        raise FileError(msg, place, "hand over a dense one, e.g. .to_dense() or .dequantize()")
-    host = tensor.detach().cpu()
-    if host.dtype is torch.bfloat16:
-        return Bfloat16(host.contiguous().view(torch.int16).numpy().view(np.uint16))
-    try:
-        return host.numpy()
-    except TypeError as error:  # float8 and other types that NumPy has not
-        msg = f"has dtype {str(host.dtype).removeprefix('torch.')}"
-        raise FileError(msg, place, "convert it to float16, float32 or float64 first") from error

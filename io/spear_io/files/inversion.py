@@ -29,10 +29,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 import spear_np
 from spear_np.backend import to_host
@@ -203,7 +204,7 @@ class InversionWriter:
             self._layers(record)
             write_attributes(self._records[record], said)
 
-    def mark(self, record: str, layer: str, repeats: Any) -> None:
+    def mark(self, record: str, layer: str, repeats: npt.ArrayLike) -> None:
         """Store the numbers (k,) of the groups of equal inputs that those of a layer belong to."""
         with self._file.writing(self.place.at(record=record, layer=layer)):
             group = self._layers(record)[layer]

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import h5py
 import numpy as np
+import numpy.typing as npt
+
+from spear_np import Sliceable
+from spear_np.adopt import from_bfloat16
+from spear_np.arrays import HostArray
 
 from ..problems import FileError, Place, cause
 from .limits import reading_block
 
-Floats = np.ndarray[Any, np.dtype[Any]]
+Floats: TypeAlias = HostArray
 
 BLOCK_BYTES = 32 * 2**20
 """Target size of one block of columns, as float64."""
@@ -21,15 +26,6 @@ BLOCK_BYTES = 32 * 2**20
 
 FINITE = "every number must be finite: export a step that did not overflow"
 """What to do about a NaN or an infinity in a dump."""
-
-
-def from_bfloat16(bits: Any) -> Floats:
-    """Return the float32 numbers whose upper halves are the uint16 `bits`: exact, bfloat16 is a cut float32."""
-    bits = np.asarray(bits)
-    if bits.dtype.kind == "V":  # opaque bytes
-        bits = bits.view(np.uint16)
-    numbers: Floats = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return numbers
 
 
 class Bfloat16:
@@ -43,7 +39,7 @@ class Bfloat16:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, bits: Any) -> None:
+    def __init__(self, bits: Sliceable) -> None:
         if np.dtype(bits.dtype) != np.uint16:
             msg = f"`bits` has dtype {bits.dtype}: bfloat16 numbers are handed over as uint16"
             raise TypeError(msg)
@@ -178,7 +174,7 @@ class StoredArray:
         unpacked = max(entries, math.prod(self._dataset.chunks or ())) * int(self._dataset.dtype.itemsize)
         return max(unpacked, self._kept)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Floats:
         """Read everything: for vectors."""
         return np.asarray(self[...], dtype=dtype)
 
@@ -229,7 +225,7 @@ class LoadedRows:
         return np.asarray(self.values[key])
 
 
-def stored_as(array: Any) -> tuple[Any, np.dtype[Any], bool]:
+def stored_as(array: Sliceable) -> tuple[Sliceable, np.dtype[Any], bool]:
     """Return what slices of `array` give, the dtype they are stored with, and whether that encodes bfloat16."""
     if isinstance(array, Bfloat16):
         return array.bits, np.dtype(np.uint16), True
@@ -237,7 +233,7 @@ def stored_as(array: Any) -> tuple[Any, np.dtype[Any], bool]:
     return (array, np.dtype(np.uint16), True) if dtype.name == "bfloat16" else (array, dtype, False)
 
 
-def same_numbers(dataset: h5py.Dataset | None, array: Any) -> bool:
+def same_numbers(dataset: h5py.Dataset | None, array: Sliceable | None) -> bool:
     """Whether a stored array, or a missing one, holds the numbers of `array` in its precision."""
     if dataset is None or array is None:
         return dataset is array
