@@ -7,17 +7,17 @@ import html
 import math
 import struct
 import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from ..arrays import HostArray
-from ..backend import to_host
+from .certificate import Certificate
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from .result import Inversion
 
     DataFrame: TypeAlias = pd.DataFrame
 
@@ -48,6 +48,11 @@ BIT_DEPTH = 8
 
 Definition: of a PNG file of bytes.
 """
+COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
+"""What a PNG file calls grey, red, green and blue, and these with opacity, by the number of channels.
+
+Definition: of the format.
+"""
 WHITE = 255
 """Value of a white pixel.
 
@@ -55,34 +60,93 @@ Definition: the largest byte.
 """
 
 
-def inversion_html(result: Inversion) -> str:
+@dataclass(frozen=True)
+class Picture:
+    """How inputs are drawn as pictures."""
+
+    shape: tuple[int, int, int]
+    """Of one input."""
+    channel_axis: int
+    """0 or 2."""
+    why: str
+    """Where that is known from: the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is shown of an answer, wherever it lies; texts may come from strangers."""
+
+    claim: str
+    """The status with what it rests on."""
+    found: int
+    """k."""
+    batch_size: int
+    """0 if unknown."""
+    layer: str
+    """What was inverted, as "a layer 100 × 50"."""
+    reason: str
+    features: int
+    """n."""
+    certificate: Certificate
+    picture: Picture | None
+    """None for what is shown as numbers."""
+    first: Callable[[int, int], HostArray]
+    """(rows, columns) → that many of the inputs, and of their entries."""
+
+    @property
+    def headline(self) -> str:
+        """Claim, how many inputs were found of how many, and of what."""
+        of = str(self.batch_size) if self.batch_size else "an unknown number of"
+        return f"{self.claim}: {self.found} of {of} inputs from {self.layer}"
+
+
+def answer_html(answer: Answer) -> str:
     """Return an answer as HTML; every text in it is escaped."""
-    m, n = result.gradients.shape
-    of = str(result.batch_size) if result.batch_size else "an unknown number of"
+    headline = _text(answer.headline).replace(
+        _text(answer.claim), f"<strong>{_text(answer.claim)}</strong>", 1
+    )
     parts = [
-        f"<p><strong>{_text(result.claim)}</strong>: {result.found} of {of} inputs from a layer {m} × {n}</p>",
-        f"<p>{_text(result.reason)}</p>",
-        _premises_html(result),
-        _checks_html(result),
-        _inputs_html(result),
+        f"<p>{headline}</p>",
+        f"<p>{_text(answer.reason)}</p>",
+        _premises_html(answer.certificate),
+        _checks_html(answer.certificate),
+        _inputs_html(answer),
     ]
     return "<div>" + "".join(parts) + "</div>"
 
 
-def inversion_table(result: Inversion) -> DataFrame:
-    """Return an answer as a `pandas.DataFrame`: see `Inversion.to_dataframe`."""
+def answer_table(
+    inputs: HostArray, figures: Mapping[str, Sequence[float] | HostArray], names: Sequence[str] = ()
+) -> DataFrame:
+    """Return a `pandas.DataFrame` with one row for each input.
+
+    Parameters
+    ----------
+    inputs : (k, n) array
+        One input a row.
+    figures : mapping of (k,) arrays
+        What stands before the features.
+    names : sequence of str, optional
+        Of the n features; ``x0`` to ``x(n-1)`` by default.
+    """
     import pandas as pd  # the only module that needs it, and only when it is asked
 
-    figures = {
-        name: getattr(result.certificate, name)
-        for name in FIGURES
-        if len(getattr(result.certificate, name)) == result.found
-    }
-    if result.labels is not None:
-        figures["label"] = to_host(result.labels)
-    features = [f"x{number}" for number in range(result.gradients.shape[1])]
-    inputs = pd.DataFrame(to_host(result.inputs), columns=features)
-    return pd.concat([pd.DataFrame(figures, index=inputs.index), inputs], axis=1)
+    features = list(names) or [f"x{number}" for number in range(inputs.shape[1])]
+    table = pd.DataFrame(inputs, columns=features)
+    return pd.concat([pd.DataFrame(dict(figures), index=table.index), table], axis=1)
+
+
+def figures_of(certificate: Certificate, count: int) -> dict[str, Sequence[float]]:
+    """Return what a certificate says of each of `count` inputs: those of `FIGURES` that it has."""
+    figures = {name: getattr(certificate, name) for name in FIGURES}
+    return {name: values for name, values in figures.items() if len(values) == count}
+
+
+def square_picture(features: int) -> Picture | None:
+    """Return how inputs are drawn that may be square pictures, by the number of their features; None if not."""
+    shape = square_shape(features)
+    why = f"which their {features} features allow; arrays do not say their shape"
+    return None if shape is None else Picture(shape, 0, why)
 
 
 def square_shape(features: int) -> tuple[int, int, int] | None:
@@ -95,10 +159,10 @@ def square_shape(features: int) -> tuple[int, int, int] | None:
 
 
 def png(pixels: HostArray) -> bytes:
-    """Return the PNG file of pixels (height, width, channels) of uint8, with one channel or three."""
+    """Return the PNG file of pixels (height, width, channels) of uint8, with one of `COLOUR_TYPES` channels."""
     height, width, channels = pixels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))  # 0: not filtered
-    head = struct.pack(">IIBBBBB", width, height, BIT_DEPTH, 0 if channels == 1 else 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, BIT_DEPTH, COLOUR_TYPES[channels], 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -114,50 +178,47 @@ def _mark(passed: bool | None) -> str:
     return "not made" if passed is None else "ok" if passed else "no"
 
 
-def _premises_html(result: Inversion) -> str:
+def _premises_html(certificate: Certificate) -> str:
     lines = "".join(
         f"<li><strong>{_text(premise.name)}</strong>: {_text(premise.meaning)}</li>"
-        for premise in result.certificate.rests_on
+        for premise in certificate.rests_on
     )
     return f"<details><summary>What it rests on</summary><ul>{lines}</ul></details>" if lines else ""
 
 
-def _checks_html(result: Inversion) -> str:
+def _checks_html(certificate: Certificate) -> str:
     rows = "".join(
         f"<tr><th>{_text(check.name)}</th><td>{'' if check.value is None else f'{check.value:.3g}'}</td>"
         f"<td>{_text(check.relation)} {check.threshold:.3g}</td><td>{_mark(check.passed)}</td><td>{_text(check.meaning)}</td></tr>"
-        for check in result.certificate.checks
+        for check in certificate.checks
     )
-    passed = sum(check.passed is True for check in result.certificate.checks)
-    title = f"Certificate: {passed} of {len(result.certificate.checks)} checks hold"
+    passed = sum(check.passed is True for check in certificate.checks)
+    title = f"Certificate: {passed} of {len(certificate.checks)} checks hold"
     return f"<details><summary>{title}</summary><table>{rows}</table></details>" if rows else ""
 
 
-def _inputs_html(result: Inversion) -> str:
-    if not result.found:
+def _inputs_html(answer: Answer) -> str:
+    if not answer.found:
         return ""
-    shown = min(result.found, MOST_SHOWN)
-    n = result.gradients.shape[1]
-    shape = square_shape(n)
-    width = n if shape else min(n, MOST_COLUMNS)
-    rows = np.zeros((shown, width))
-    for columns, block in result.input_blocks():
-        if columns.start >= width:
-            break
-        stop = min(columns.stop, width)
-        rows[:, columns.start : stop] = to_host(block[:shown, : stop - columns.start])
-    left = f" The first {shown} of {result.found}." if shown < result.found else ""
-    if shape is None:
+    shown, n, picture = min(answer.found, MOST_SHOWN), answer.features, answer.picture
+    rows = answer.first(shown, n if picture else min(n, MOST_COLUMNS))
+    left = f" The first {shown} of {answer.found}." if shown < answer.found else ""
+    if picture is None:
         return _numbers_html(rows, n, left)
-    low, high = float(np.min(rows)), float(np.max(rows))
-    pixels = np.rint((rows - low) / ((high - low) or 1.0) * WHITE).astype(np.uint8)
-    images = "".join(
+    finite = rows[np.isfinite(rows)]
+    low, high = (float(np.min(finite)), float(np.max(finite))) if finite.size else (0.0, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # files may hold anything
+        scaled = np.nan_to_num((rows - low) / ((high - low) or 1.0))
+    pixels = np.rint(np.clip(scaled, 0, 1) * WHITE).astype(np.uint8)
+    images = np.moveaxis(pixels.reshape(shown, *picture.shape), 1 + picture.channel_axis, -1)
+    drawn = "".join(
         f'<img alt="input {number}" width="64" style="image-rendering: pixelated; margin: 2px" '
-        f'src="data:image/png;base64,{base64.b64encode(png(one.reshape(shape).transpose(1, 2, 0))).decode()}">'
-        for number, one in enumerate(pixels)
+        f'src="data:image/png;base64,{base64.b64encode(png(one)).decode()}">'
+        for number, one in enumerate(images)
     )
-    size = f"{shape[1]} × {shape[2]} pictures" + (" of three colours" if shape[0] == 3 else "")
-    return f"<p>{images}</p><p>Drawn as {size}, which their {n} features allow; arrays do not say their shape.{left}</p>"
+    height, width, channels = images.shape[1:]
+    size = f"{height} × {width} pictures" + ("" if channels == 1 else f" of {channels} channels")
+    return f"<p>{drawn}</p><p>Drawn as {size}, {_text(picture.why)}.{left}</p>"
 
 
 def _numbers_html(rows: HostArray, features: int, left: str) -> str:

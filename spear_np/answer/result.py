@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ..arrays import Array
-from ..backend import Device
+import numpy as np
+
+from ..arrays import Array, HostArray
+from ..backend import Device, to_host
 from ..factors.gradients import LayerGradients
 from .certificate import Certificate
-from .notebook import inversion_html, inversion_table
+from .notebook import Answer, answer_html, answer_table, figures_of, square_picture
 
 if TYPE_CHECKING:
     from .notebook import DataFrame
@@ -121,10 +123,8 @@ class Inversion:
 
     def __repr__(self) -> str:
         """Status with what it rests on, what was found, the worst bound and the reason; no arrays."""
-        m, n = self.gradients.shape
-        of = str(self.batch_size) if self.batch_size else "an unknown number of"
         bounds = self.certificate.error_bound
-        lines = [f"{self.claim}: {self.found} of {of} inputs from a layer {m} x {n}", self.reason]
+        lines = [self._answer.headline, self.reason]
         if bounds:
             factor = "" if self.scale_known else " of the scale that was chosen"
             largest = max(bounds)
@@ -138,9 +138,35 @@ class Inversion:
         )
         return f"<{type(self).__name__} " + "\n  ".join(lines) + ">"
 
+    @property
+    def _answer(self) -> Answer:
+        """What is shown of it."""
+        m, n = self.gradients.shape
+
+        def first(rows: int, columns: int) -> HostArray:
+            shown = np.zeros((rows, columns))
+            for where, block in self.input_blocks():
+                if where.start >= columns:
+                    break
+                stop = min(where.stop, columns)
+                shown[:, where.start : stop] = to_host(block[:rows, : stop - where.start])
+            return shown
+
+        return Answer(
+            claim=self.claim,
+            found=self.found,
+            batch_size=self.batch_size,
+            layer=f"a layer {m} x {n}",
+            reason=self.reason,
+            features=n,
+            certificate=self.certificate,
+            picture=square_picture(n),
+            first=first,
+        )
+
     def _repr_html_(self) -> str:
         """What a notebook shows: status, premises, certificate, and the inputs as pictures where they may be some."""
-        return inversion_html(self)
+        return answer_html(self._answer)
 
     def to_dataframe(self) -> DataFrame:
         """Return a `pandas.DataFrame` with one row for each input: its figures, its label, then its features.
@@ -153,7 +179,10 @@ class Inversion:
         ImportError
             Without pandas: ``pip install pandas``.
         """
-        return inversion_table(self)
+        figures: dict[str, Sequence[float] | HostArray] = {**figures_of(self.certificate, self.found)}
+        if self.labels is not None:
+            figures["label"] = to_host(self.labels)
+        return answer_table(to_host(self.inputs), figures)
 
     @property
     def inputs(self) -> Array:

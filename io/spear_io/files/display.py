@@ -14,6 +14,11 @@ LARGEST_SIZE = 2**63 - 1
 """Of one axis: what int64 holds, as which a shape is stored."""
 
 
+CHANNELS = (1, 3, 4)
+SMALLEST_SIDE = 7
+"""Pixels: the window over which structural similarity is taken."""
+
+
 @dataclass(frozen=True)
 class Display:
     """How one input of the network is drawn, and whom it came from; everything is optional."""
@@ -61,3 +66,17 @@ def _sizes(group: h5py.Group, name: str, place: Place) -> tuple[int, ...] | None
     shown = printable(str(values), 60)
     msg = f"the attribute '{name}' is {shown}, but must be positive whole numbers"
     raise FileError(msg, place, "correct it, or leave it out")
+
+
+def image_axes(shape: tuple[int, ...] | None) -> tuple[tuple[int, ...], int] | None:
+    """Return the shape (with channels) and the channel axis of inputs that are images, or None.
+
+    Channels come first where both would fit.
+    """
+    if shape is None or len(shape) not in (2, 3):
+        return None
+    if len(shape) == 2:
+        shape = (1, *shape)
+    axis = 0 if shape[0] in CHANNELS else 2
+    sides = [size for place, size in enumerate(shape) if place != axis]
+    return (shape, axis) if shape[axis] in CHANNELS and min(sides) >= SMALLEST_SIDE else None

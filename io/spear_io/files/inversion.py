@@ -21,21 +21,32 @@ The layout is `format = "spear-inversion"`, `format_version = 1`::
 
 from __future__ import annotations
 
+import html
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 import spear_np
+from spear_np.answer.notebook import (
+    LARGEST_PICTURE,
+    Answer,
+    Picture,
+    answer_html,
+    answer_table,
+    figures_of,
+    square_picture,
+)
 from spear_np.backend import to_host
 
 from ..problems import FileError, Place, listing, printable
@@ -51,12 +62,18 @@ from .details import (
     read_details,
     write_details,
 )
-from .display import Display, read_display, write_display
+from .display import Display, image_axes, read_display, write_display
 from .sight import Seen, Sight
-from .storage import StoredArray
+from .storage import Floats, StoredArray
+
+if TYPE_CHECKING:
+    from spear_np.answer.notebook import DataFrame
 
 FORMAT = "spear-inversion"
 FORMAT_VERSION = 1
+
+LONGEST_REASON = 1000
+"""Characters of a reason that are shown."""
 
 
 class InversionWriter:
@@ -222,9 +239,9 @@ def stored_name(path: Path) -> str:
     return os.fsencode(path.name).decode("utf-8", "replace")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RecoveredLayer:
-    """One layer of an inversion file; the arrays are read when sliced."""
+    """One layer of an inversion file; the arrays are read when sliced. It prints as a summary of two lines."""
 
     record: str
     layer: str
@@ -255,6 +272,72 @@ class RecoveredLayer:
     """What the record is called there, if several dumps were inverted together."""
     _group: h5py.Group = field(repr=False)
 
+    def __repr__(self) -> str:
+        """Claim, what was found, of which layer, and the reason; nothing is read for it."""
+        return f"<{type(self).__name__} {self._headline}\n  {printable(self.reason, LONGEST_REASON)}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: claim, premises, certificate, and the inputs as pictures where they are some."""
+        try:
+            return answer_html(self._answer)
+        except FileError as error:
+            return f"<pre>{html.escape(repr(self))}\n{html.escape(str(error))}</pre>"
+
+    def to_dataframe(self) -> DataFrame:
+        """Return a `pandas.DataFrame` with one row for each input: its figures, its label, then its features.
+
+        Columns are those of `spear_np.Inversion.to_dataframe`; features have their names where the file tells them. Numbers are
+        as the layer saw them: `spear-np export` undoes a normalisation.
+
+        Raises
+        ------
+        FileError
+            If something cannot be read, or the file was closed.
+        ImportError
+            Without pandas: ``pip install pandas``.
+        """
+        self._require_open()
+        figures: dict[str, Sequence[float] | Floats] = {
+            **figures_of(self.details.whole_certificate, self.found)
+        }
+        if self.labels is not None:
+            figures["label"] = self.labels[:].astype(np.int64)
+        names = self.display.feature_names or ()
+        named = self.seen.sight is not Sight.FEATURES and len(names) == self.inputs.shape[1]
+        return answer_table(self.inputs[:], figures, names if named else ())
+
+    @property
+    def _headline(self) -> str:
+        return self._shown(spear_np.Certificate()).headline
+
+    @property
+    def _answer(self) -> Answer:
+        self._require_open()
+        return self._shown(self.details.certificate)
+
+    def _shown(self, certificate: spear_np.Certificate) -> Answer:
+        """What is shown of the layer."""
+        n = self.inputs.shape[1]
+        size = f" {self.units} x {n}" if self.units else ""
+        return Answer(
+            claim=printable(self.claim),
+            found=self.found,
+            batch_size=self.batch_size,
+            layer=f"layer '{printable(self.layer)}'{size} of record '{printable(self.record)}'",
+            reason=printable(self.reason, LONGEST_REASON),
+            features=n,
+            certificate=certificate,
+            picture=_picture(self.display, self.seen, n),
+            first=lambda rows, columns: self.inputs[:rows, :columns],
+        )
+
+    def _require_open(self) -> None:
+        if not self._group:
+            msg = "the file was closed"
+            raise FileError(
+                msg, self.place, "read it inside the block: with open_inversion(...) as inversion"
+            )
+
     @property
     def found(self) -> int:
         """k, the number of recovered inputs."""
@@ -282,6 +365,23 @@ class RecoveredLayer:
         return figure_of(self._group, "repeats", self.found, self.place, kind="integer")
 
 
+def _picture(display: Display, seen: Seen, features: int) -> Picture | None:
+    """How a notebook draws inputs of so many features; None for numbers."""
+    if seen.sight is Sight.FEATURES:
+        return None
+    if display.input_shape is None:
+        return None if display.feature_names else square_picture(features)
+    image = image_axes(display.input_shape)
+    if image is None or math.prod(image[0]) != features:
+        return None
+    shape, axis = image
+    sides = [size for place, size in enumerate(shape) if place != axis]
+    height, width, depth = shape
+    return (
+        Picture((height, width, depth), axis, "as the file says") if max(sides) <= LARGEST_PICTURE else None
+    )
+
+
 @dataclass(frozen=True)
 class UnreadRecord:
     """A record of which something could not be read."""
@@ -293,7 +393,7 @@ class UnreadRecord:
     """File name of the dump."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InversionFile:
     """An open inversion."""
 
@@ -309,6 +409,13 @@ class InversionFile:
     unread: tuple[UnreadRecord, ...] = ()
     run: str | None = None
     """Equal in complete files of the same sources and options."""
+
+    def __repr__(self) -> str:
+        """Name of the file, and how many of its layers have which status."""
+        counts = Counter(str(layer.status) for layer in self.layers)
+        said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing recovered"
+        unread = f", {len(self.unread)} not read" if self.unread else ""
+        return f"<{type(self).__name__} {printable(str(self.path))}: {said}{unread}>"
 
 
 @contextmanager

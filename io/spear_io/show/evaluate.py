@@ -15,7 +15,7 @@ import numpy as np
 
 import spear_np
 
-from ..files.display import Display
+from ..files.display import Display, image_axes
 from ..files.dump import Dump, Layer, Record, named
 from ..files.inversion import InversionFile, RecoveredLayer, stored_name
 from ..files.limits import working
@@ -23,7 +23,7 @@ from ..files.sight import Seen, Sight
 from ..files.storage import Floats, LoadedRows, Rows, check_finite, column_blocks
 from ..problems import FileError, listing, printable
 from .normalisation import Normalisation, normalisation_of
-from .similarity import discrete_columns, image_axes, structural_similarity
+from .similarity import discrete_columns, structural_similarity
 
 EXACT = 1e-4
 """An input counts as exact if its largest error is below this share of the data range."""

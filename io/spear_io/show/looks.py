@@ -9,12 +9,11 @@ from enum import StrEnum
 
 import numpy as np
 
-from ..files.display import Display
+from ..files.display import Display, image_axes
 from ..files.inversion import RecoveredLayer
 from ..files.sight import Seen, Sight
 from ..files.storage import Floats, Rows
 from .normalisation import Normalisation, normalisation_of
-from .similarity import image_axes
 
 MOST_COLUMNS = 64
 """Features that a table without names may have; more of them are drawn as a curve."""

@@ -8,24 +8,6 @@ import numpy as np
 
 from ..files.storage import Floats
 
-CHANNELS = (1, 3, 4)
-SMALLEST_SIDE = 7
-"""Pixels: the window over which structural similarity is taken."""
-
-
-def image_axes(shape: tuple[int, ...] | None) -> tuple[tuple[int, ...], int] | None:
-    """Return the shape (with channels) and the channel axis of inputs that are images, or None.
-
-    Channels come first where both would fit.
-    """
-    if shape is None or len(shape) not in (2, 3):
-        return None
-    if len(shape) == 2:
-        shape = (1, *shape)
-    axis = 0 if shape[0] in CHANNELS else 2
-    sides = [size for place, size in enumerate(shape) if place != axis]
-    return (shape, axis) if shape[axis] in CHANNELS and min(sides) >= SMALLEST_SIDE else None
-
 
 def structural_similarity(
     image: Floats, truth: Floats, shape: tuple[int, ...], channel_axis: int, data_range: float
