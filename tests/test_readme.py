@@ -160,7 +160,7 @@ def test_named_files_exist(name: str) -> None:
     for path in re.findall(named, text):
         assert (ROOT / path).exists() or (document.parent / path).exists(), path
     for module in re.findall(r"python -m ([\w.]+)", text):
-        assert module == "venv" or (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+        assert module in ("venv", "build") or (ROOT / f"{module.replace('.', '/')}.py").exists(), module
     for source in re.findall(r"`(\w+\.py)`", text):
         assert list((ROOT / "spear_np").rglob(source)), source
 
