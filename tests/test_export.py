@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,66 @@ def test_flags_stand_in_for_what_the_file_does_not_say(spear: Command, tmp_path:
     assert done.status == 0
     assert pixels.max() <= 128
     assert "is no range" in spear("export", path, "-o", tmp_path / "x", "--pixel-range", "2", "0").error
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [
+        ((0, 16), (0, 16)),  # scikit-learn's digits
+        ((0, 255), (0, 255)),
+        ((0, 0.7), (0, 1)),
+        ((-1, 1), (-1, 1)),
+        ((0, 4095), (0, 4095)),
+        ((-2.1, 2.6), (-2.1, 2.6)),
+    ],
+)
+def test_pictures_of_a_layer_share_the_range_that_its_values_fit(
+    spear: Command, tmp_path: Path, values: tuple[float, float], drawn: tuple[float, float]
+) -> None:
+    low, high = values
+    rows = low + (high - low) * pictures(9)
+    rows[0, :2] = low, high
+    rows[8] = low  # a dark one stays dark
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(rows))], display=Display((1, 8, 8)))
+    done = spear("export", path, "-o", tmp_path / "x")
+    assert f"{drawn[0]:g} is black and {drawn[1]:g} is white: the " in done.out
+    pixels = [pixels_of(tmp_path / f"x/001-a-fc/input-{row:04}.png").reshape(-1) for row in range(9)]
+    share = (rows - drawn[0]) / (drawn[1] - drawn[0])
+    np.testing.assert_array_equal(np.stack(pixels), np.rint(255 * share))
+    (layer,) = json.loads((tmp_path / "x/export.json").read_text())["layers"]
+    assert layer["pixel_range"] == list(drawn)
+
+
+def test_one_wrong_input_does_not_turn_the_others_black(spear: Command, tmp_path: Path) -> None:
+    rows = 16 * pictures(9)
+    rows[4] *= 1e6
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(rows))], display=Display((1, 8, 8)))
+    assert spear("export", path, "-o", tmp_path / "x").status == 0
+    assert pixels_of(tmp_path / "x/001-a-fc/input-0000.png").max() > 200
+
+
+def test_a_range_that_the_file_states_is_kept(spear: Command, tmp_path: Path) -> None:
+    path = write_inversion(
+        tmp_path / "out.h5",
+        [("a", "fc", replace(answer(pictures(3)), data_range=(-1.0, 3.0)))],
+        display=Display((1, 8, 8), (0.5,), (0.5,)),
+    )
+    done = spear("export", path, "-o", tmp_path / "x")
+    assert "0 is black and 2 is white: the range of the inputs that the file states" in done.out
+
+
+def test_without_a_scale_each_picture_has_its_own_range(spear: Command, tmp_path: Path) -> None:
+    rows = pictures(3) * np.array([[1.0], [5.0], [-20.0]])
+    path = write_inversion(
+        tmp_path / "out.h5",
+        [("a", "fc", replace(answer(rows), scale_known=False))],
+        display=Display((1, 8, 8)),
+    )
+    done = spear("export", path, "-o", tmp_path / "x")
+    assert "the scale of the inputs is not known" in done.out
+    for row in range(3):
+        pixels = pixels_of(tmp_path / f"x/001-a-fc/input-{row:04}.png")
+        assert (pixels.min(), pixels.max()) == (0, 255)
 
 
 def test_a_folder_of_somebody_else_stays(spear: Command, inversion: Path, tmp_path: Path) -> None:

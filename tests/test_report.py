@@ -118,6 +118,16 @@ def test_pictures_are_denormalised(tmp_path: Path) -> None:
     assert card.bound == "5·10⁻⁷"  # 1e-6 as the layer sees it
 
 
+def test_the_page_says_on_which_range_pictures_are_drawn(spear: Command, tmp_path: Path) -> None:
+    rows = np.rint(16 * pictures(60))
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(rows))], display=Display((1, 8, 8)))
+    assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    assert (
+        "In the pictures, 0 is black and 16 is white: the lowest and the highest value"
+        in read(tmp_path / "out.html").text
+    )
+
+
 def test_tables_have_their_columns(spear: Command, tmp_path: Path) -> None:
     names = ("age", "income", SCRIPT)
     rows = np.array([[41.0, 1234.5, 0.0], [19.0, 9.0, 1.0]])

@@ -20,7 +20,7 @@ from ..files.inversion import RecoveredLayer, open_inversion
 from ..files.limits import working
 from ..files.storage import Floats, check_finite
 from ..problems import FileError, Place, printable
-from .looks import Kind, Look, look, own_range, pixel_range, read_rows
+from .looks import EACH_ITS_OWN, Basis, Kind, Look, Tones, look, own_range, read_rows, tones_of
 from .report.pictures import fitted, png, sheet
 
 FORMAT = "spear-export"
@@ -53,6 +53,8 @@ class Exported:
     """"data" if normalisation was undone, else "layer"."""
     pixel_range: tuple[float, float] | None
     """What black and white stand for in its pictures; None if each was stretched to its own range, or without pictures."""
+    drawn: str | None
+    """The same in words, with why it is that range; None without pictures."""
     files: tuple[str, ...]
 
 
@@ -124,9 +126,10 @@ def _export_layer(layer: RecoveredLayer, new: NewFolder, name: str, wish: Wish) 
         files.append(f"{name}/{file}")
         new.write(files[-1], data)
 
-    span = wish.span or (pixel_range(values) if how.kind is Kind.PICTURE else None)
+    tones = None
     if "png" in formats:
-        _write_pictures(values, how, span, write)
+        tones = tones_of(layer, how) if wish.span is None else Tones(*wish.span, Basis.ASKED)
+        _write_pictures(values, how, tones, write)
     rest = {"csv": ("inputs.csv", _csv), "parquet": ("inputs.parquet", _parquet), "npz": ("inputs.npz", _npz)}
     for kind, (file, made) in rest.items():
         if kind in formats:
@@ -138,13 +141,14 @@ def _export_layer(layer: RecoveredLayer, new: NewFolder, name: str, wish: Wish) 
         claim=layer.claim,
         inputs=layer.found,
         units="layer" if how.normalisation is None else "data",
-        pixel_range=span if "png" in formats else None,
+        pixel_range=None if tones is None else (tones.low, tones.high),
+        drawn=None if "png" not in formats else EACH_ITS_OWN if tones is None else str(tones),
         files=tuple(files),
     )
 
 
 def _write_pictures(
-    values: Floats, how: Look, span: tuple[float, float] | None, write: Callable[[str, bytes], None]
+    values: Floats, how: Look, tones: Tones | None, write: Callable[[str, bytes], None]
 ) -> None:
     """One file for each input, and contact sheets of all."""
     sheets = -(-len(values) // SHEET)
@@ -152,7 +156,7 @@ def _write_pictures(
         small = []
         for row in range(number * SHEET, min((number + 1) * SHEET, len(values))):
             one = values[row : row + 1]
-            pixels = how.pictures(one, *(span or own_range(one)))
+            pixels = how.pictures(one, *(own_range(one) if tones is None else (tones.low, tones.high)))
             write(f"input-{row:04}.png", png(pixels[0]))
             small.append(fitted(pixels, SHEET_SIDE)[0])
         name = "contact-sheet.png" if sheets == 1 else f"contact-sheet-{number + 1:03}.png"

@@ -291,6 +291,13 @@ def print_exports(done: Sequence[Exported], output: str) -> None:
             ", ".join(f"{number} {kind}" for kind, number in kinds.items()),
         )
     console.print(table)
+    drawn: dict[str, list[str]] = {}
+    for one in done:
+        if one.drawn is not None:
+            drawn.setdefault(one.drawn, []).append(f"{printable(one.record)}, {printable(one.layer)}")
+    for how, layers in drawn.items():
+        which = f" of {listing(layers)}" if len(drawn) > 1 else ""
+        console.print(f"in the pictures{which}, {how}", soft_wrap=True)
     console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
 
 

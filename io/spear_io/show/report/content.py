@@ -107,6 +107,8 @@ class Section:
     records: tuple[Record, ...] = ()
     omitted: str | None = None
     """What was left out for want of room."""
+    drawn: str | None = None
+    """What is black and what is white in its pictures."""
     premises: tuple[Premise, ...] = ()
     checks: tuple[CheckRow, ...] = ()
     caveats: tuple[str, ...] = ()

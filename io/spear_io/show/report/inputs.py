@@ -13,7 +13,7 @@ from ...files.storage import Floats
 from ...problems import printable
 from ..beside import Comparison
 from ..evaluate import distinct_rows
-from ..looks import Kind, Look, look_of, own_range, pixel_range, read_rows
+from ..looks import EACH_ITS_OWN, Kind, Look, look_of, own_range, read_rows, tones_by_values, tones_of
 from .content import Card, Record, Section, Sheet
 from .pictures import curve, fitted, inline, largest_side, sheet
 from .words import decibels, label_text, number_text
@@ -141,13 +141,15 @@ def _with_pictures(
             omitted="There are too many inputs on this page to draw them: spear-np export writes all of them.",
         )
     sample = _scaled(layer, comparison, order[:CARDS], look)
-    span = pixel_range(sample)
+    tones = tones_of(layer, look)
+    if tones is None and comparison is not None:  # beside the truth they have its scale
+        tones = tones_by_values(comparison.truth, look)
     cards = _cards(layer, comparison, order[:CARDS])
     partners = _partners(comparison, order)
 
     def drawn(values: Floats) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        if span is not None:
-            return fitted(look.pictures(values, *span), side)
+        if tones is not None:
+            return fitted(look.pictures(values, tones.low, tones.high), side)
         own = [look.pictures(one[None], *own_range(one)) for one in values]
         return fitted(np.concatenate(own), side) if own else look.pictures(values, 0.0, 1.0)
 
@@ -186,9 +188,7 @@ def _with_pictures(
         section,
         cards=tuple(cards),
         sheets=tuple(sheets),
-        omitted=None
-        if span
-        else "The range of the pixels is not known: each picture is stretched to its own, darkest to brightest.",
+        drawn=EACH_ITS_OWN if tones is None else str(tones),
     )
     return _with_missed(section, layer, look, comparison, drawn)
 
