@@ -57,9 +57,12 @@ class TestWhatIsSaid:
         assert result.claim == "exact if plain gradient of one input, none alike"
         assert result.certificate.rests_on[0].meaning.endswith("and no other input does")
 
-    def test_any_other_status_is_its_own_claim(self) -> None:
+    def test_bounds_of_any_other_status_rest_on_it_too(self) -> None:
         result = solved(uniform_layer(), weight=None, bias=None)
-        assert (result.status, result.claim) == (Status.APPROXIMATE, "approximate")
+        said = "approximate if plain gradient, none alike, none hidden between"
+        assert (result.status, result.claim) == (Status.APPROXIMATE, said)
+        assert replace(result, status=Status.PARTIAL).claim == said.replace("approximate", "partial")
+        assert replace(result, status=Status.FAILED).claim == "failed"
         assert premises(result) == ["plain gradient", "none alike", "none hidden between"]
         assert "no activation signs test it" in result.certificate.rests_on[0].meaning
 

@@ -115,11 +115,13 @@ class Inversion:
 
     @property
     def claim(self) -> str:
-        """The status as the line of a table says it: "exact if plain gradient", with the names of what it rests on."""
+        """The status as the line of a table says it: "exact if plain gradient", with the names of what it rests on.
+
+        Whatever hands out inputs rests on it, with all bounds; only `failed` rests on nothing.
+        """
         premises = ", ".join(premise.name for premise in self.certificate.rests_on)
-        return (
-            f"{self.status} if {premises}" if premises and self.status is Status.EXACT else str(self.status)
-        )
+        claims = premises and self.status is not Status.FAILED
+        return f"{self.status} if {premises}" if claims else str(self.status)
 
     def __repr__(self) -> str:
         """Status with what it rests on, what was found, the worst bound and the reason; no arrays."""
