@@ -17,15 +17,18 @@ import numpy as np
 import pytest
 
 import spear_np
-from spear_io import Display, LayerArrays, RecordInfo, write_dump
+from spear_io import Display, InversionWriter, LayerArrays, RecordInfo, write_dump
 from spear_io.files.sight import Seen, Sight
 from spear_io.show.report import gather as gathering
+from spear_io.show.report.check_words import CHECKS
+from spear_io.show.report.content import Report
 from spear_io.show.report.inputs import CARDS
-from spear_io.show.report.page import LARGEST_PAGE
+from spear_io.show.report.page import LARGEST_PAGE, write_report
 from tests.io_files import Command, command, leftovers
 from tests.pages import HOSTILE, SCRIPT, answer, change, pictures, write_inversion
 
 LAYER = "records/a/layers/fc"
+AT_LEAST_ONE = {"relation": ">=", "threshold": 1.0, "meaning": "1 if it looks like rounding"}
 RUNNING = {"script", "iframe", "object", "embed", "form", "input", "button", "audio", "video", "base"}
 
 
@@ -105,8 +108,6 @@ def test_pictures_are_denormalised(tmp_path: Path) -> None:
         [("a", "fc", answer((data - 0.25) / 0.5))],
         display=Display((1, 8, 8), (0.25,), (0.5,)),
     )
-    from spear_io.show.report.page import write_report
-
     report = write_report(path, tmp_path / "out.html")
     (card,) = report.sections[0].cards
     assert card.picture is not None
@@ -126,6 +127,164 @@ def test_the_page_says_on_which_range_pictures_are_drawn(spear: Command, tmp_pat
         "In the pictures, 0 is black and 16 is white: the lowest and the highest value"
         in read(tmp_path / "out.html").text
     )
+
+
+def test_bounds_say_in_which_units_they_are(spear: Command, tmp_path: Path) -> None:
+    rows = np.array([[-1.0, 0.0], [1.0, 1.0]])
+    display = Display((2,), (10.0, 0.0), (4.0, 1000.0), feature_names=("age", "income"))
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(rows))], display=display)
+    assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    text = " ".join(read(tmp_path / "out.html").text.split())
+    assert "Worst bound, share of the range" in text
+    assert "2 of 2 5·10⁻⁵ %" in text  # 1e-6 of a range of 2
+    assert "All values, bounds and errors are in units of the data, with the normalisation undone." in text
+    assert "Bound (units of the data)" in text
+    assert "Largest bound of any input4·10⁻⁶0.001" in text  # of each column by itself
+    assert "up to 0.001, in units of the data" in text
+    assert "beside it" in dict(write_report(path, tmp_path / "again.html").glossary)["Bound"]
+
+
+def test_what_tells_inputs_apart_is_shown_by_what_the_layer_has(tmp_path: Path) -> None:
+    def page(activation: str, chain: tuple[str, ...]) -> tuple[Report, str]:
+        made = replace(answer(pictures(3), labels=[1, 2, 3]), chain=chain)
+        path = write_inversion(tmp_path / "out.h5", [("a", "fc", made)], display=Display((1, 8, 8)))
+        change(path, LAYER, attribute("activation", activation))
+        report = write_report(path, tmp_path / "out.html")
+        return report, read(tmp_path / "out.html").text
+
+    relu, of_relu = page("relu", ())
+    smooth, of_smooth = page("leaky_relu(negative_slope=0.2)", ("fc", "out"))
+    assert {"Zeros", "Zeros to spare"} <= set(relu.sections[0].figure_names)
+    assert "Equations to spare" not in relu.sections[0].figure_names
+    assert not {"Zeros", "Zeros to spare"} & set(smooth.sections[0].figure_names)
+    assert {"Equations to spare", "Probability of chance"} <= set(smooth.sections[0].figure_names)
+    assert "Units that each input leaves off" in of_relu
+    assert "Units that each input leaves off" not in of_smooth
+    assert "meets all equations of the layers as each of these does" in of_smooth
+    assert ("Zeros" in dict(relu.glossary), "Zeros" in dict(smooth.glossary)) == (True, False)
+    assert "Equations to spare" in dict(smooth.glossary)
+
+
+def test_the_number_of_inputs_that_show_is_not_called_the_batch(spear: Command, tmp_path: Path) -> None:
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(pictures(3)))])
+    assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    text = " ".join(read(tmp_path / "out.html").text.split())
+    assert "the batch has" not in text
+    assert (
+        "the first 3 above the noise: so many inputs show in the gradient. The batch may have had more"
+        in text
+    )
+    assert "The batch may have had more inputs all the same: identical ones show as one" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "display", "words"),
+    [
+        (pictures(2), Display((1, 8, 8)), "Here, each is one picture."),
+        (pictures(2, (3,)), Display(feature_names=("a", "b", "c")), "Here, each is one row of the table."),
+        (pictures(2, (100,)), Display(), "Here, each is one curve, its numbers from left to right."),
+    ],
+)
+def test_the_glossary_speaks_of_what_is_on_the_page(
+    tmp_path: Path, rows: Any, display: Display, words: str
+) -> None:
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(rows))], display=display)
+    explained = dict(write_report(path, tmp_path / "out.html").glossary)
+    assert explained["Input"].endswith(words)
+    assert "PSNR" not in explained
+
+
+def test_a_page_without_truth_says_so(spear: Command, tmp_path: Path) -> None:
+    truth = pictures(4).astype(np.float32)
+    layer = LayerArrays(np.ones((12, 64), np.float32), np.ones(12, np.float32), activation="relu")
+    write_dump(tmp_path / "dump.h5", {"fc": layer, "known": replace(layer, inputs=truth)}, record="a")
+    both = [("a", name, answer(truth)) for name in ("fc", "known")]
+    for layers, against, words in (
+        (both[:1], (), "No originals were given, so nothing on this page was compared with the truth."),
+        (both[:1], (tmp_path / "dump.h5",), "dump.h5 holds no originals of these layers, so nothing on this"),
+        (
+            both,
+            (tmp_path / "dump.h5",),
+            "The dump holds no originals of this layer: nothing here was compared",
+        ),
+    ):
+        path = write_inversion(tmp_path / "out.h5", layers, display=Display((1, 8, 8)))
+        assert spear("report", path, *against, "-o", tmp_path / "out.html").status == 0
+        assert read(tmp_path / "out.html").text.count(words) == 1
+
+
+def test_every_test_of_the_solver_has_words_for_laymen(spear: Command, tmp_path: Path) -> None:
+    sources = "".join(path.read_text() for path in Path(spear_np.__file__).parent.rglob("*.py"))
+    names = set(re.findall(r'(?:Check|Specification)\(\s*"(\w+)"', sources))
+    assert len(names) > 20
+    assert names == set(CHECKS)
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(pictures(2)))])
+    change(
+        path, LAYER, attribute("checks", json.dumps([{"name": "noise_known", "value": 0, **AT_LEAST_ONE}]))
+    )
+    assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    text = " ".join(read(tmp_path / "out.html").text.split())
+    assert "The noise is of a kind that is understood" in text
+    assert "two saved models (checkpoints)" in text
+    assert "(noise_known) nonoyes" in text  # not passed: no, where yes is demanded
+
+
+def test_labels_that_are_missing_are_explained(tmp_path: Path) -> None:
+    def said(**changes: Any) -> str | None:
+        made = replace(answer(pictures(3)), **changes)
+        path = write_inversion(tmp_path / "out.h5", [("a", "fc", made)], display=Display((1, 8, 8)))
+        return write_report(path, tmp_path / "out.html").sections[0].labels
+
+    assert "the layers that were used end before it, with fc2." in str(said(chain=("fc", "fc2")))
+    assert "this layer was inverted by itself" in str(said())
+    assert "1 inputs have no label" in str(said(labels=np.array([1, -1, 2]), chain=("fc", "out")))
+    assert said(labels=np.array([1, 0, 2]), chain=("fc", "out")) is None
+
+
+@pytest.mark.parametrize("status", ["exact", "approximate", "partial"])
+def test_the_status_line_names_its_premises(spear: Command, tmp_path: Path, status: str) -> None:
+    made = answer(pictures(2), status=status, batch_size=3)
+    rests = replace(made.certificate, rests_on=(spear_np.Premise("plain gradient", "it is plain"),))
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", replace(made, certificate=rests))])
+    assert spear("report", path, "-o", tmp_path / "out.html").status == 0
+    assert f"Status: {status} if plain gradient" in read(tmp_path / "out.html").text
+
+
+@pytest.mark.parametrize(
+    ("displays", "records", "said"),
+    [
+        ([Display()], ["record-0"], ["Layer fc"]),
+        ([Display()], ["ward 7"], ["ward 7, layer fc"]),
+        ([Display(), Display()], ["record-0", "record-1"], ["Record 0, layer fc", "Record 1, layer fc"]),
+        ([Display(client="St. Mary", round=12)], ["record-0"], ["Client St. Mary, round 12, layer fc"]),
+        (
+            [Display(client=3, round=1), Display(client=3, round=1), Display(client=4)],
+            ["x", "y", "z"],
+            [
+                "Client 3, round 1, layer fc (record x)",
+                "Client 3, round 1, layer fc (record y)",
+                "Client 4, layer fc",
+            ],
+        ),
+    ],
+)
+def test_layers_are_called_by_client_and_round_where_these_are_known(
+    tmp_path: Path, displays: list[Display], records: list[str], said: list[str]
+) -> None:
+    with InversionWriter(tmp_path / "out.h5", source="dump.h5") as out:
+        for record, display in zip(records, displays, strict=True):
+            out.add(record, "fc", answer(pictures(1)), display=display)
+    report = write_report(tmp_path / "out.h5", tmp_path / "out.html")
+    assert [section.title for section in report.sections] == said
+
+
+def test_columns_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    names = tuple(f"column {number}" for number in range(450))
+    path = write_inversion(
+        tmp_path / "out.h5", [("a", "fc", answer(pictures(2, (450,))))], display=Display(feature_names=names)
+    )
+    (section,) = write_report(path, tmp_path / "out.html").sections
+    assert section.omitted == "50 more columns are not on this page: spear-np export writes all of them."
 
 
 def test_tables_have_their_columns(spear: Command, tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     display = Display((1, 8, 8), client=HOSTILE[0], round=HOSTILE[4])
     write_inversion(folder / "pictures.h5", layers, display=display, source=HOSTILE[1])
-    table = np.random.default_rng(1).normal(size=(5, 6))
-    names = tuple(f"column {number}" for number in range(5))
+    table = np.random.default_rng(1).normal(size=(5, 64))
+    names = tuple(f"column {number}" for number in range(63))
     named = Display(feature_names=(*names, HOSTILE[0]))
     write_inversion(folder / "table.h5", [("a", "fc", answer(table))], display=named)
     write_inversion(folder / "curves.h5", [("a", "fc", answer(np.cumsum(pictures(4, (400,)), axis=1)))])
@@ -87,9 +87,61 @@ def test_pages_can_be_read_with_the_keyboard_alone(running: Any, pages: dict[str
         assert tab.evaluate("document.activeElement.parentElement.open")
 
 
+SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll('svg.plot text')].map(text => {
+    const screen = text.getScreenCTM();
+    return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(screen.a, screen.b);
+}))"""
+"""In pixels, of what plots say."""
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_plots_can_be_read(running: Any, pages: dict[str, Path], width: int) -> None:
+    with opened(running, pages["pictures"], width=width) as (tab, _):
+        tab.evaluate(OPEN_ALL)
+        assert 10 <= tab.evaluate(SMALLEST_TEXT) <= 20
+
+
+def test_a_wide_table_says_that_it_scrolls_and_does_by_key(running: Any, pages: dict[str, Path]) -> None:
+    with opened(running, pages["table"], width=400) as (tab, _):
+        region = tab.get_by_role("region", name="Recovered records")
+        assert tab.get_by_text("65 columns: scroll the table sideways").first.is_visible()
+        assert region.evaluate("self => self.scrollWidth > self.clientWidth")
+        assert region.evaluate("self => getComputedStyle(self).backgroundImage").count("linear-gradient") == 4
+        region.focus()
+        tab.keyboard.press("ArrowRight")
+        tab.wait_for_timeout(500)  # it glides
+        assert region.evaluate("self => self.scrollLeft") > 0
+        first = region.get_by_role("rowheader").first
+        assert first.bounding_box()["x"] >= region.bounding_box()["x"]  # the name of the row stays
+
+
+def test_paper_holds_every_column(running: Any, pages: dict[str, Path]) -> None:
+    with opened(running, pages["table"], width=718) as (tab, _):  # A4 less its margins
+        tab.emulate_media(media="print")
+        cells = tab.locator("td[data-name]").evaluate_all(
+            "cells => cells.map(cell => [cell.dataset.name, getComputedStyle(cell, '::before').content,"
+            " cell.getBoundingClientRect().left, cell.getBoundingClientRect().right])"
+        )
+        assert {f"column {number}" for number in range(63)} <= {name for name, *_ in cells}
+        for name, before, left, right in cells:
+            assert before != "none", name
+            assert 0 <= left < right <= 718
+        assert not tab.evaluate(TOO_WIDE)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_pictures_have_an_edge(running: Any, pages: dict[str, Path], scheme: str) -> None:
+    with opened(running, pages["pictures"], scheme=scheme) as (tab, _):
+        edge, ground = tab.locator(".card img").first.evaluate(
+            "image => [getComputedStyle(image).border, getComputedStyle(image.closest('.card')).backgroundColor]"
+        )
+        assert edge.startswith("1px solid")
+        assert ground not in edge
+
+
 def test_paper_shows_what_is_folded(running: Any, pages: dict[str, Path]) -> None:
     with opened(running, pages["table"]) as (tab, _):
-        cell = tab.get_by_text("gradient and layer agree").first
+        cell = tab.get_by_text("The model confirms the inputs").first
         assert not cell.is_visible()
         tab.emulate_media(media="print")
         box = cell.bounding_box()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .glossary import glossary
 from .pictures import Inline
 
 
@@ -66,10 +67,23 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class TellsBy:
+    """By what the inputs of a layer are told apart."""
+
+    zeros: bool
+    """By the units that each leaves off."""
+    equations: bool
+    """By what the layers behind say of each."""
+
+
+@dataclass(frozen=True)
 class CheckRow:
     """One check of the certificate."""
 
     name: str
+    """By which experts and other files know it."""
+    title: str
+    """What holds if it is passed."""
     value: str
     demand: str
     passed: bool | None
@@ -98,13 +112,18 @@ class Section:
     seen: str | None
     kind: str
     units: str
+    tells_by: TellsBy
     truth: bool
+    untold: str | None = None
+    """Why no originals stand beside the inputs although something was given."""
     cards: tuple[Card, ...] = ()
     sheets: tuple[Sheet, ...] = ()
     missed: tuple[Inline, ...] = ()
     missed_count: int = 0
     columns: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
+    bounds: tuple[str, ...] = ()
+    """Of every column, the largest bound on the error of any record."""
     omitted: str | None = None
     """What was left out for want of room."""
     drawn: str | None = None
@@ -115,6 +134,8 @@ class Section:
     figure_names: tuple[str, ...] = ()
     figures: tuple[tuple[str, ...], ...] = ()
     missing: str | None = None
+    labels: str | None = None
+    """Why inputs have no label."""
     contradiction: str | None = None
     """What is to be said of the truth beside the inputs before anything else."""
     reason: str = ""
@@ -148,8 +169,21 @@ class Report:
     headline: str
     source: str
     facts: tuple[Fact, ...]
+    nothing_compared: str | None
+    """What to say if no originals stand beside any input."""
     lines: tuple[Line, ...]
     more_lines: int
     clients: bool
+    rounds: bool
     truth: bool
     sections: tuple[Section, ...]
+
+    @property
+    def glossary(self) -> tuple[tuple[str, str], ...]:
+        """The words that it explains: those that are on it."""
+        return glossary(
+            {section.kind for section in self.sections if section.cards or section.records},
+            zeros=any(section.tells_by.zeros for section in self.sections),
+            equations=any(section.tells_by.equations for section in self.sections),
+            truth=self.truth,
+        )

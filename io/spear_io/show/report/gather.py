@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,25 +11,26 @@ import spear_np
 
 from ...files.inversion import InversionFile, RecoveredLayer
 from ...files.limits import working
-from ...files.sight import Sight
-from ...files.storage import Floats, check_finite
+from ...files.storage import Floats, check_finite, row_blocks
 from ...problems import printable
 from ..advice import advice, findings
 from ..beside import Beside, Comparison
-from ..looks import Look, look_of
-from . import plots
-from .content import CheckRow, Fact, Line, Plot, Premise, Report, Section
-from .inputs import Room, unit_of, with_inputs
+from ..looks import look_of
+from ..titles import titles
+from .check_words import check_words
+from .content import CheckRow, Fact, Line, Premise, Report, Section
+from .figures import figures_of, plots_of, tells_by
+from .inputs import Room, with_inputs
+from .units import units_of
 from .words import (
-    EVIDENCE,
     VERDICTS,
     date_text,
     decibels,
     headline,
-    label_text,
     number_text,
     premise_words,
     seconds_text,
+    share_text,
 )
 
 MOST_SECTIONS = 200
@@ -38,6 +39,11 @@ MOST_PLOTTED = 24
 """Layers whose figures are plotted."""
 MOST_SUMMARISED = 5_000
 """Layers in the table at the top."""
+MORE_THAN_SHOW = (
+    "Nothing that shows in the gradient on its own. The batch may have had more inputs all the same: identical ones show as one, and those "
+    "fainter than the noise do not show at all."
+)
+"""What is missing where all inputs that show were recovered."""
 
 
 def gather(inversion: InversionFile, beside: Beside, *, title: str | None = None) -> Report:
@@ -49,6 +55,7 @@ def gather(inversion: InversionFile, beside: Beside, *, title: str | None = None
         If a file holds NaN, infinity or anything else that cannot be shown, or what stands beside it does not fit.
     """
     layers = inversion.layers
+    names = titles(layers)
     shown = layers[:MOST_SECTIONS]
     counted = sum(layer.found for layer in shown)
     room = Room(counted * (2 if beside.dump or beside.truth else 1))
@@ -60,7 +67,9 @@ def gather(inversion: InversionFile, beside: Beside, *, title: str | None = None
         if anchor is not None:
             with working():
                 sections.append(
-                    _section(layer, beside, comparison, anchor, room, plotted=number < MOST_PLOTTED)
+                    _section(
+                        layer, names[number], beside, comparison, anchor, room, plotted=number < MOST_PLOTTED
+                    )
                 )
     found, wanted = (
         sum(layer.found for layer in layers),
@@ -72,9 +81,11 @@ def gather(inversion: InversionFile, beside: Beside, *, title: str | None = None
         headline=headline([layer.status for layer in layers], found, wanted),
         source=source,
         facts=_facts_of_file(inversion, beside),
+        nothing_compared=_nothing_compared(beside, any(section.truth for section in sections)),
         lines=tuple(lines),
         more_lines=max(0, len(layers) - MOST_SUMMARISED),
-        clients=any(line.client or line.round for line in lines),
+        clients=any(line.client for line in lines),
+        rounds=any(line.round for line in lines),
         truth=any(section.truth for section in sections),
         sections=tuple(sections),
     )
@@ -92,6 +103,20 @@ def _facts_of_file(inversion: InversionFile, beside: Beside) -> tuple[Fact, ...]
     if beside.truth is not None:
         facts.append(Fact("Truth", printable(beside.truth.rows.place.file.name, 200)))
     return tuple(facts)
+
+
+def _nothing_compared(beside: Beside, compared: bool) -> str | None:
+    """What to say if no original stands beside any input."""
+    if compared:
+        return None
+    if beside.dump is not None:
+        name = printable(beside.dump.path.name, 200)
+        return (
+            f"{name} holds no originals of these layers, so nothing on this page was compared with the truth."
+        )
+    if beside.truth is not None:
+        return "The originals fit none of these layers, so nothing on this page was compared with the truth."
+    return "No originals were given, so nothing on this page was compared with the truth."
 
 
 def _line(layer: RecoveredLayer, comparison: Comparison | None, anchor: str | None) -> Line:
@@ -112,13 +137,21 @@ def _line(layer: RecoveredLayer, comparison: Comparison | None, anchor: str | No
 
 
 def _worst_bound(layer: RecoveredLayer) -> str:
-    if layer.error_bound is None or not layer.found:
+    """The largest bound as a share of the range of all recovered values, as the certificate has it."""
+    if layer.error_bound is None or not layer.found or not layer.inputs.shape[1]:
         return "–"
-    return number_text(float(np.max(layer.error_bound[:])) * unit_of(layer))
+    ends = [(float(np.min(block)), float(np.max(block))) for block in _blocks(layer)]
+    span = max(high for _, high in ends) - min(low for low, _ in ends)
+    return share_text(float(np.max(layer.error_bound[:])) / span) if span > 0 else "–"
+
+
+def _blocks(layer: RecoveredLayer) -> Iterator[Floats]:
+    return (layer.inputs[rows, :] for rows in row_blocks(layer.inputs.shape))
 
 
 def _section(
     layer: RecoveredLayer,
+    title: str,
     beside: Beside,
     comparison: Comparison | None,
     anchor: str,
@@ -132,10 +165,11 @@ def _section(
     order = _order(layer, comparison)
     seen = layer.seen.sentence(layer.layer)
     certificate = details.certificate
-    names, figures = _figures(layer, comparison, order[: room.rows(layer.found)])
+    units = units_of(layer, look)
+    names, figures = figures_of(layer, units, comparison, order[: room.rows(layer.found)])
     section = Section(
         anchor=anchor,
-        title=f"{printable(layer.record)}, layer {printable(layer.layer)}",
+        title=title,
         status=str(layer.status),
         claim=printable(layer.claim, 500),
         verdict=verdict,
@@ -143,8 +177,10 @@ def _section(
         shared=_shared(layer, beside),
         seen=seen,
         kind=str(look.kind),
-        units=_units(layer, look),
+        units=units.sentence,
+        tells_by=tells_by(layer),
         truth=comparison is not None,
+        untold=None if comparison is not None else _without_truth(layer, beside),
         premises=tuple(
             Premise(printable(short, 300), printable(long, 2000))
             for short, long in map(premise_words, certificate.rests_on)
@@ -157,7 +193,8 @@ def _section(
         contradiction=_contradiction(comparison),
         reason=printable(layer.reason, 3000),
         notes=tuple(printable(note, 2000) for note in details.notes),
-        plots=_plots(layer, comparison, anchor) if plotted else (),
+        plots=plots_of(layer, units, comparison, anchor) if plotted else (),
+        labels=_labels(layer),
         advice=_advice(layer, beside),
     )
     if not layer.found:
@@ -188,12 +225,33 @@ def _order(layer: RecoveredLayer, comparison: Comparison | None) -> list[int]:
     ]
 
 
-def _units(layer: RecoveredLayer, look: Look) -> str:
-    if look.normalisation is not None:
-        return "the units of the data, normalisation undone"
-    if layer.seen.sight is Sight.FEATURES:
-        return "the units of the features that the layer sees"
-    return "the units in which the layer sees them"
+def _without_truth(layer: RecoveredLayer, beside: Beside) -> str | None:
+    """Why the inputs of a layer stand alone although something was given beside them; None if nothing was."""
+    if beside.dump is not None:
+        return "The dump holds no originals of this layer: nothing here was compared with the truth."
+    if beside.truth is not None:
+        return f"The originals that were given do not have the {layer.inputs.shape[1]} features of this layer: nothing here was compared."
+    return None
+
+
+def _labels(layer: RecoveredLayer) -> str | None:
+    """Why inputs have no label: one sentence; None if all have one, or there are none."""
+    if not layer.found:
+        return None
+    if layer.labels is not None:
+        unknown = int(np.sum(layer.labels[:] < 0))
+        return (
+            f"{unknown} inputs have no label: what came back from the output does not look like that of one class."
+            if unknown
+            else None
+        )
+    if layer.chain:
+        last = printable(layer.chain[-1])
+        return (
+            f"The labels are not known: only the gradient of the output layer tells them, and the layers that were used end before it, "
+            f"with {last}."
+        )
+    return "The labels are not known: only the gradient of the output layer tells them, and this layer was inverted by itself."
 
 
 def _shared(layer: RecoveredLayer, beside: Beside) -> tuple[Fact, ...]:
@@ -260,6 +318,8 @@ def _missing(layer: RecoveredLayer, comparison: Comparison | None) -> str | None
         sentences.append(
             f"{layer.batch_size - layer.found} of the {layer.batch_size} inputs that show in the gradient were not recovered."
         )
+    elif layer.found:
+        sentences.append(MORE_THAN_SHOW)
     elif not layer.found:
         sentences.append("Nothing was recovered, and how many inputs the gradient holds could not be told.")
     if comparison is not None:
@@ -281,96 +341,17 @@ def _advice(layer: RecoveredLayer, beside: Beside) -> tuple[Fact, ...]:
 
 
 def _check(check: spear_np.Check) -> CheckRow:
+    words = check_words(check)
+
+    def told(figure: float) -> str:
+        return ("yes" if figure else "no") if words.yes_or_no else number_text(figure)
+
+    limit = told(check.threshold)
     return CheckRow(
-        name=printable(check.name.replace("_", " ")),
-        value="missing" if check.value is None else number_text(check.value),
-        demand=f"{'at most' if check.relation == '<=' else 'at least'} {number_text(check.threshold)}",
+        name=printable(check.name),
+        title=printable(words.title),
+        value="missing" if check.value is None else told(check.value),
+        demand=limit if words.yes_or_no else f"{'at most' if check.relation == '<=' else 'at least'} {limit}",
         passed=check.passed,
-        meaning=printable(check.meaning, 1000),
+        meaning=printable(words.meaning, 1000),
     )
-
-
-def _figures(
-    layer: RecoveredLayer, comparison: Comparison | None, order: Sequence[int]
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Names of the figures of every input, and one row of them for each input of `order`."""
-    details = layer.details
-    columns: list[tuple[str, list[str]]] = [("Input", [str(row) for row in order])]
-
-    def add(name: str, values: Iterable[str]) -> None:
-        columns.append((name, list(values)))
-
-    titles = {
-        "error_bound": "Bound",
-        "zero_count": "Zeros",
-        "redundancy": "To spare",
-        "sign_agreement": "Signs that agree",
-        "false_probability": "Chance",
-    }
-    if layer.labels is not None:
-        labels = layer.labels[:]
-        add("Label", (label_text(labels[row]) or "–" for row in order))
-    for name, title in titles.items():
-        values = details.figures.get(name)
-        if values is not None and not np.all(np.isnan(values)):
-            unit = unit_of(layer) if name == "error_bound" else 1.0
-            add(title, (number_text(values[row] * unit) for row in order))
-    marks = {1.0: "yes", 0.0: "no"}
-    for fact, words in EVIDENCE.items():
-        evidence = details.evidence.get(fact)
-        if evidence is not None and np.any(evidence >= 0):
-            add(words[:1].upper() + words[1:], (marks.get(float(evidence[row]), "–") for row in order))
-    if comparison is not None:
-        rows = {row.row: row for row in comparison.evaluation.rows}
-        span = comparison.evaluation.data_range or 1.0
-        add("PSNR", ("–" if (p := rows[row].psnr) is None else decibels(p) for row in order))
-        add(
-            "Largest error",
-            ("–" if (e := rows[row].max_error) is None else number_text(e * span) for row in order),
-        )
-    return tuple(name for name, _ in columns), tuple(zip(*(values for _, values in columns), strict=True))
-
-
-def _plots(layer: RecoveredLayer, comparison: Comparison | None, anchor: str) -> tuple[Plot, ...]:
-    details = layer.details
-    drawn = []
-    values = details.singular_values[np.isfinite(details.singular_values)]
-    if len(values):
-        rank = layer.batch_size
-        words = (
-            f"{len(values)} singular values, the first {rank} above the noise: the batch has {rank} inputs."
-            if rank
-            else f"{len(values)} singular values: none stands clearly above the others, so that the size of the batch cannot be told."
-        )
-        drawn.append(Plot("How many inputs show", plots.spectrum(f"{anchor}-spectrum", values, rank), words))
-    if details.history:
-        last = details.history[-1]
-        words = f"{len(details.history)} rounds in {seconds_text(last.seconds)}; {last.found} of {layer.batch_size} candidates found at the end."
-        drawn.append(
-            Plot("The search", plots.timeline(f"{anchor}-search", details.history, layer.batch_size), words)
-        )
-    zeros = details.figures.get("zero_count")
-    if zeros is not None and 0 < len(zeros) <= plots.MOST_MARKS:
-        spare = details.figures.get("redundancy")
-        words = f"Units that each input leaves off: {int(np.min(zeros))} to {int(np.max(zeros))}."
-        if spare is not None:
-            words += f" Of the equations that determine it, at least {int(np.min(spare))} could be missing."
-        drawn.append(Plot("What tells each input", plots.residuals(f"{anchor}-zeros", zeros, spare), words))
-    bound = details.figures.get("error_bound")
-    if bound is not None and 0 < len(bound) <= plots.MOST_MARKS and np.any(np.isfinite(bound) & (bound > 0)):
-        bound = bound * unit_of(layer)
-        error = _errors(layer, comparison)
-        words = f"Bounds on the largest error of each input: up to {number_text(float(np.max(bound)))}."
-        drawn.append(Plot("How far off it may be", plots.bounds(f"{anchor}-bounds", bound, error), words))
-    return tuple(drawn)
-
-
-def _errors(layer: RecoveredLayer, comparison: Comparison | None) -> Floats | None:
-    """(k,): largest errors in the units that are shown; NaN without a counterpart."""
-    if comparison is None:
-        return None
-    span = comparison.evaluation.data_range or 1.0
-    errors = np.full(layer.found, np.nan)
-    for row in comparison.evaluation.rows:
-        errors[row.row] = np.nan if row.max_error is None else row.max_error * span
-    return errors

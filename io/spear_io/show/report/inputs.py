@@ -15,7 +15,8 @@ from ..beside import Comparison
 from ..evaluate import distinct_rows
 from ..looks import EACH_ITS_OWN, Kind, Look, look_of, own_range, read_rows, tones_by_values, tones_of
 from .content import Card, Record, Section, Sheet
-from .pictures import curve, fitted, inline, largest_side, sheet
+from .pictures import GREY, curve, fitted, inline, largest_side, sheet
+from .units import units_of
 from .words import decibels, label_text, number_text
 
 CARDS = 48
@@ -30,6 +31,8 @@ MOST_CURVES = 600
 """Curves on a page, over all layers."""
 MOST_TABLE_ROWS = 200
 """Rows of a table of recovered records."""
+MOST_TABLE_COLUMNS = 400
+"""Columns of one."""
 MISSED = 24
 """True inputs that were not recovered and are shown."""
 
@@ -75,16 +78,10 @@ def with_inputs(
     return _with_curves(section, layer, look, comparison, order, room)
 
 
-def unit_of(layer: RecoveredLayer) -> float:
-    """What a bound on the error of an input is multiplied by to hold in the units that are shown."""
-    normalisation = look_of(layer).normalisation
-    return 1.0 if normalisation is None else float(np.max(normalisation.std))
-
-
 def _cards(layer: RecoveredLayer, comparison: Comparison | None, order: Sequence[int]) -> list[Card]:
     """Everything of the cards but what is drawn."""
     labels = None if layer.labels is None else layer.labels[:]
-    bound, unit = layer.details.figures.get("error_bound"), unit_of(layer)
+    bound, unit = layer.details.figures.get("error_bound"), units_of(layer, look_of(layer)).factor
     span = (comparison.evaluation.data_range or 1.0) if comparison else 1.0
     rows = {row.row: row for row in comparison.evaluation.rows} if comparison else {}
     cards = []
@@ -173,7 +170,7 @@ def _with_pictures(
         rows = order[start : start + SHEET]
         pixels = drawn(_scaled(layer, comparison, rows, look))
         others = originals(partners[start : start + SHEET])
-        blank = np.full_like(pixels[0], 128)
+        blank = np.full_like(pixels[0], GREY)
         beside = [blank if place is None else others[place] for place in partners[start : start + SHEET]]
         sheets.append(
             Sheet(
@@ -209,7 +206,7 @@ def _with_table(
     section: Section, layer: RecoveredLayer, look: Look, comparison: Comparison | None, order: list[int]
 ) -> Section:
     shown = order[:MOST_TABLE_ROWS]
-    values = _scaled(layer, comparison, shown, look)[:, : 2 * MOST_TABLE_ROWS]
+    values = _scaled(layer, comparison, shown, look)[:, :MOST_TABLE_COLUMNS]
     partners = _partners(comparison, shown)
     records = []
     for row, cells, partner in zip(shown, values, partners, strict=True):
@@ -217,15 +214,22 @@ def _with_table(
         if comparison is not None and partner is not None:
             (original,) = read_rows(comparison.truth, [partner], look)
             records.append(Record("original", tuple(map(number_text, original[: len(cells)])), true=True))
-    left = len(order) - len(shown)
+    width = values.shape[1]
+    left = [
+        f"{count} more {what} are not on this page"
+        for count, what in ((len(order) - len(shown), "inputs"), (look.shape[0] - width, "columns"))
+        if count
+    ]
+    bound = layer.details.figures.get("error_bound")
+    units = units_of(layer, look)
+    spread = np.full(width, units.factor) if units.of_features is None else units.of_features[:width]
     return replace(
         section,
-        columns=tuple(printable(name, 60) for name in look.names[: values.shape[1]]),
+        columns=tuple(printable(name, 60) for name in look.names[:width]),
         records=tuple(records),
+        bounds=() if bound is None else tuple(number_text(float(np.max(bound)) * one) for one in spread),
         cards=(),
-        omitted=f"{left} more inputs are not on this page: spear-np export writes all of them."
-        if left
-        else None,
+        omitted=f"{' and '.join(left)}: spear-np export writes all of them." if left else None,
     )
 
 

@@ -12,7 +12,6 @@ from ...problems import FileError, Place
 from ..beside import beside
 from .content import Report
 from .gather import gather
-from .words import GLOSSARY
 
 MARK = b'<meta name="generator" content="spear-np">'
 """What tells a page of ours from other files of that name."""
@@ -61,7 +60,7 @@ def write_report(
     ):
         report = gather(opened, other, title=title)
         with working():
-            page = rendered("report.html", report=report, glossary=GLOSSARY).encode()
+            page = rendered("report.html", report=report).encode()
         if len(page) > LARGEST_PAGE:
             msg = f"the page would be {len(page) / 1e6:.0f} MB long"
             raise FileError(msg, Place(output), "use spear-np export for a file with so much in it")

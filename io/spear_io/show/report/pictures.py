@@ -21,6 +21,8 @@ SMALLEST_SIDE = 8
 """Pixels below which a picture shows nothing."""
 GAP = 2
 """Pixels between the pictures of a sheet."""
+GREY = 128
+"""What is there."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -73,10 +75,10 @@ def fitted(pixels: Pixels, side: int) -> Pixels:
 
 
 def sheet(pixels: Pixels, across: int) -> Pixels:
-    """Return pictures (k, height, width, channels) side by side, `across` in a row, on white."""
+    """Return pictures (k, height, width, channels) side by side, `across` in a row, on a grey that neither black nor white runs into."""
     count, height, width, channels = pixels.shape
     down = -(-count // across)
-    whole = np.full((down * (height + GAP) + GAP, across * (width + GAP) + GAP, channels), 255, np.uint8)
+    whole = np.full((down * (height + GAP) + GAP, across * (width + GAP) + GAP, channels), GREY, np.uint8)
     for number, one in enumerate(pixels):
         top, left = GAP + (number // across) * (height + GAP), GAP + (number % across) * (width + GAP)
         whole[top : top + height, left : left + width] = one

@@ -23,10 +23,14 @@ COLOURS = {
 }
 """What Matplotlib draws with, and what stands for it in the page: it knows no variables of CSS."""
 INK, ACCENT, BAD, RULE = COLOURS
-SIZE = (6.4, 2.6)
-"""Inches: a strip that fits a telephone and a sheet of paper."""
-MARGINS = {"left": 0.12, "right": 0.98, "bottom": 0.2, "top": 0.87}
+SIZE = (5.0, 2.6)
+"""Inches, of 72 pixels each: a strip that is drawn on a telephone as it is, and nowhere much smaller, as its text would be."""
+TEXT = 11
+"""Size of all text in it."""
+MARGINS = {"left": 0.17, "right": 0.98, "bottom": 0.22, "top": 0.87}
 """Shares of the strip around the axes: to measure the labels would take as long as all else."""
+INPUT = "input"
+"""Name of an axis of inputs, which are whole numbers."""
 MOST_MARKS = 2000
 """Points of one plot."""
 SERIES = (ACCENT, BAD, INK)
@@ -38,12 +42,13 @@ def _axes(name: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     settings = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.family": "sans-serif",
-        "font.size": 10,
+        "font.size": TEXT,
         "text.parse_math": False,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
@@ -64,6 +69,8 @@ def _axes(name: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
         axes.set_ylabel(y)
         axes.grid(visible=True, linewidth=0.5)
         axes.set_axisbelow(True)
+        if x == INPUT:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         yield axes, drawn
         _label_powers(axes)
         buffer = io.StringIO()
@@ -77,8 +84,11 @@ def _label_powers(axes: Any) -> None:
 
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "log":
+            low, high = axis.get_view_interval()
+            # Over less than two decades powers alone would be one tick, or none.
+            steps = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
             axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(f"{value:.0e}")))
-            axis.set_major_locator(LogLocator(numticks=6))
+            axis.set_major_locator(LogLocator(subs=steps, numticks=6))
             axis.set_minor_locator(NullLocator())
 
 
@@ -130,7 +140,7 @@ def timeline(name: str, history: Sequence[spear_np.Round], wanted: int) -> str:
 def residuals(name: str, zeros: Floats, spare: Floats | None) -> str:
     """Zeros of every input, and how many of them could be missing."""
     rows = np.arange(len(zeros))
-    with _axes(name, "input", "units left off") as (axes, drawn):
+    with _axes(name, INPUT, "units left off") as (axes, drawn):
         axes.vlines(rows, 0, zeros, color=RULE, linewidth=1)
         axes.plot(rows, zeros, "o", color=ACCENT, markersize=4, label="zeros")
         if spare is not None:
@@ -140,10 +150,21 @@ def residuals(name: str, zeros: Floats, spare: Floats | None) -> str:
     return drawn[0]
 
 
+def chances(name: str, chance: Floats, limit: float | None) -> str:
+    """Probability of chance for every input, and the largest that is allowed."""
+    rows = np.arange(len(chance))
+    shown = np.maximum(chance, np.finfo(np.float64).tiny)
+    with _axes(name, INPUT, "probability") as (axes, drawn):
+        axes.semilogy(rows, shown, "o", color=ACCENT, markersize=4)
+        if limit is not None and limit > 0:
+            axes.axhline(limit, color=BAD, linestyle="--", linewidth=1)
+    return drawn[0]
+
+
 def bounds(name: str, bound: Floats, error: Floats | None) -> str:
     """Bound on the error of every input and, beside the truth, the error itself."""
     rows = np.arange(len(bound))
-    with _axes(name, "input", "largest error") as (axes, drawn):
+    with _axes(name, INPUT, "largest error") as (axes, drawn):
         known = np.isfinite(bound) & (bound > 0)
         axes.semilogy(rows[known], bound[known], "_", color=BAD, markersize=9, label="bound")
         if error is not None:

@@ -16,8 +16,8 @@ VERDICTS = {
     spear_np.Status.EXACT: (
         "Proven, on the premises below",
         (
-            "Every private input of this update was reconstructed. Every test that the shared numbers allow was made, and all were "
-            "passed. No other set of inputs would fit these numbers, as long as the premises below are true."
+            "Every private input that shows in this update was reconstructed. Every test that the shared numbers allow was made, and all "
+            "were passed. No other set of inputs would fit these numbers, as long as the premises below are true."
         ),
     ),
     spear_np.Status.APPROXIMATE: (
@@ -117,51 +117,6 @@ FAMILIES = (
 )
 """Premises whose names hold a number."""
 
-EVIDENCE = {
-    "unique": "no other candidate fits its zeros",
-    "spare_rows": "its zeros are more than needed",
-    "beyond_chance": "chance does not explain them",
-    "within_bound": "its error is small enough",
-    "signs_decided": "enough of its signs are sure",
-    "signs_agree": "gradient and model agree",
-}
-"""What speaks for one input, in a few words."""
-
-GLOSSARY = (
-    (
-        "Gradient",
-        "The correction to a model that training computes from people's data, and that federated learning shares instead of it.",
-    ),
-    (
-        "Input",
-        "What one person's record is to the model: a picture, a row of a table. Here: one row of numbers.",
-    ),
-    ("Batch", "The inputs that one shared gradient was computed from."),
-    (
-        "Bound",
-        "The largest error that any single value of a recovered input can have, in the units stated beside it.",
-    ),
-    (
-        "PSNR",
-        (
-            "Peak signal-to-noise ratio, in decibels: how close a recovered input is to the original. Above 40 dB people see no difference; "
-            "every 20 dB are a factor of ten in the error."
-        ),
-    ),
-    (
-        "Singular values and rank",
-        "How many independent inputs show in the gradient: those whose bar stands above the noise. Their number is the size of the batch.",
-    ),
-    (
-        "Zeros",
-        (
-            "Units of the model that an input leaves switched off. Their rows hold nothing of it, and that pattern tells inputs apart: the "
-            "more zeros beyond those needed, the surer."
-        ),
-    ),
-)
-"""Words that a page explains."""
-
 
 def premise_words(premise: spear_np.Premise) -> tuple[str, str]:
     """Return a premise as one short sentence and an explanation."""
@@ -211,6 +166,11 @@ def number_text(value: float) -> str:
     if 1e3 <= abs(number) < 1e6:
         return f"{number:.0f}"
     return power_of_ten(f"{number:.3g}")
+
+
+def share_text(value: float) -> str:
+    """A share as a percentage: of numbers that are shares of a range nobody has to guess of which."""
+    return number_text(100 * value) + (" %" if math.isfinite(value) else "")
 
 
 def decibels(value: float) -> str:
