@@ -12,7 +12,10 @@ import pytest
 import spear_np
 from spear_io import InversionWriter, RecordInfo, open_inversion
 from spear_io.show.advice import advice, findings
+from spear_np import Activation
+from tests.chains import network_of
 from tests.io_files import layer_data
+from tests.networks import digit_batch
 from tests.pages import answer, pictures
 
 
@@ -64,6 +67,43 @@ def test_signs_that_contradict_the_layer_speak_of_its_activation(tmp_path: Path)
     assert advised(tmp_path, result)[0].startswith(
         "the layer is followed by another activation than is stated"
     )
+
+
+@pytest.mark.parametrize(("true", "said"), [("leaky_relu", "relu"), ("tanh", "leaky_relu")])
+def test_an_activation_that_explains_the_gradients_is_the_only_cause(
+    tmp_path: Path, true: str, said: str
+) -> None:
+    data = network_of(*digit_batch(8, seed=3), widths=(40, 40), activation=true)
+    layers = [
+        replace(layer, activation=Activation(said)) if number < 2 else layer
+        for number, layer in enumerate(data.layers)
+    ]
+    result = spear_np.invert_chain(layers, time_limit=30)
+    assert result.status == "failed"
+    (cause,) = advised(tmp_path, result)
+    assert cause.startswith(f"'{true}' follows the layer, and not '{said}'")
+
+
+def test_parameters_of_an_activation_are_named_as_commands_take_them(tmp_path: Path) -> None:
+    reason = "the time limit of 20 s is spent; it looks as if 'leaky_relu(negative_slope=0.2)' followed the first layer, not 'relu': 0 of 4 inputs"
+    failed = replace(answer(pictures(0), status="failed", batch_size=4), reason=reason)
+    with InversionWriter(tmp_path / "out.h5", source="dump.h5") as out:
+        out.add("a", "fc", failed)
+    with open_inversion(tmp_path / "out.h5") as inversion:
+        (one,) = advice(findings(inversion.layers[0], None))
+    assert one.attempt == "state it: convert --activation leaky_relu:negative_slope=0.2"
+
+
+@pytest.mark.parametrize(("first", "batch", "named"), [(0, 3, True), (1, 3, False), (0, 9, False)])
+def test_first_candidates_that_come_late_speak_of_the_activation_before_the_time(
+    tmp_path: Path, first: int, batch: int, named: bool
+) -> None:
+    reason = f"the time limit of 20 s is spent: 0 of {batch} directions found"
+    failed = replace(answer(pictures(0), status="failed", batch_size=batch), reason=reason)
+    rounds = [spear_np.Round("descent", 256, first if n < 2 else 2, None, 0.1 * n) for n in range(5)]
+    causes = advised(tmp_path, replace(failed, history=tuple(rounds)))
+    assert causes[0].startswith("another activation than" if named else "the search was cut short")
+    assert "the search was cut short" in causes
 
 
 def test_local_steps_that_are_stated_come_first(tmp_path: Path) -> None:

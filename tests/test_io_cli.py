@@ -214,7 +214,7 @@ def test_json_names_labels_and_the_layers_that_were_used(
     monkeypatch.setattr(spear_np, "invert_layer", chained)
     (layer,) = json.loads(spear("invert", dump, "-o", out, "--json").out)["layers"]
     assert (layer["labels"], layer["chain"]) == ([3, -1, 0, 9], ["fc1", "fc2"])
-    assert "client-0, fc1: from the layers fc1 → fc2" in spear("invert", dump, "-o", out).out
+    assert "from the layers fc1 → fc2" in spear("invert", dump, "-o", out).out
 
 
 def test_what_the_record_says_of_its_inputs_is_copied(
@@ -686,7 +686,7 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 
 def test_progress_figures() -> None:
     progress = spear_np.Progress("search", 10.0, 600.0, batch_size=16, found=3, proposals=2_000_000)
-    assert figures(progress) == "3/16 found, 2 M proposals, 200 k/s, at most 9:50 left"
+    assert figures(progress) == "3 candidates for 16 inputs, 2 M proposals, 200 k/s, at most 9:50 left"
     assert figures(replace(progress, expected=1e6)).endswith("about 0:05 left")
     assert figures(replace(progress, expected=1e9)).endswith("at most 9:50 left")
     assert figures(spear_np.Progress("factorize", 2.0, 600.0)) == "0:02"

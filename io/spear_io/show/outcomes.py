@@ -12,11 +12,14 @@ from rich.text import Text
 
 import spear_np
 
+from ..files.display import Display
 from ..files.inversion import InversionFile, RecoveredLayer, UnreadRecord
 from ..problems import printable
 from .advice import Advice, advice, findings
+from .certificate import certificate_lines
 from .progress import count, duration
 from .tables import console_for, figure, new_table, status_text
+from .titles import titles
 
 LONGEST_TABLE = 60
 """Layers that are all shown, one a line; of more, those that are not whole come first."""
@@ -65,6 +68,13 @@ class Outcome:
     """As `causes`, not read of thousands."""
     causes: tuple[Advice, ...] = ()
     """What may have kept inputs from being recovered, and what to try."""
+    candidates: int = 0
+    """What the search ended with, before it was tested."""
+
+    @property
+    def display(self) -> Display:
+        """Whose it is."""
+        return Display(client=self.client, round=self.round)
 
 
 def read_outcomes(inversion: InversionFile, *, full: bool = True) -> list[Outcome]:
@@ -98,6 +108,7 @@ def _outcome(layer: RecoveredLayer, *, full: bool) -> Outcome:
         notes=brief.notes,
         certificate=layer.details.whole_certificate if full else None,
         causes=tuple(advice(findings(layer, None))) if full else (),
+        candidates=layer.details.history[-1].found if full and layer.details.history else 0,
     )
 
 
@@ -172,7 +183,8 @@ def print_outcomes(
         )
     if len(outcomes) <= MOST_CERTIFICATES:
         _print_certificates(console, outcomes)
-    remarks = [remark for outcome in shown for remark in _remarks(outcome, alone=len(outcomes) == 1)]
+    names = dict(zip(map(id, outcomes), titles(outcomes), strict=True)) if len(outcomes) > 1 else {}
+    remarks = [remark for outcome in shown for remark in _remarks(outcome, names.get(id(outcome)))]
     remarks += [f"{printable(one.record)} could not be used: {one.problem}" for one in unread]
     for remark in _first(remarks):
         console.print(remark, soft_wrap=True)
@@ -187,12 +199,12 @@ def print_outcomes(
 
 
 def _print_certificates(console: Console, outcomes: Sequence[Outcome]) -> None:
-    for outcome in outcomes:
+    for outcome, name in zip(outcomes, titles(outcomes), strict=True):
         if outcome.certificate is not None and outcome.certificate.checks:
             if len(outcomes) > 1:
-                where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
-                console.print(Text(where, style="bold"), soft_wrap=True)
-            console.print(str(outcome.certificate), soft_wrap=True)
+                console.print(Text(name, style="bold"), soft_wrap=True)
+            for line in certificate_lines(outcome.status, outcome.certificate):
+                console.print(line, soft_wrap=True)
 
 
 def _print_in_common(console: Console, outcomes: Sequence[Outcome]) -> None:
@@ -243,13 +255,13 @@ def _layers_table(outcomes: Sequence[Outcome]) -> Any:
     if any(outcome.labelled for outcome in outcomes):
         after[">?labels"] = [str(outcome.labelled) for outcome in outcomes]
     if many:
-        after[">?worst bound"] = [figure(outcome.worst_bound, ".1e") for outcome in outcomes]
+        after[">?worst bound (input units)"] = [figure(outcome.worst_bound, ".1e") for outcome in outcomes]
     if any(outcome.repeated for outcome in outcomes):
         after[">seen elsewhere"] = [str(outcome.repeated or "–") for outcome in outcomes]
     if any(outcome.decay for outcome in outcomes):
         after[">?weight decay"] = [figure(outcome.decay or None, ".6g") for outcome in outcomes]
     rows = new_table(
-        "record", *more, "layer", "status", ">inputs", ">?λ", ">?proposals", ">time", "?device", *after
+        "record", *more, "layer", "status", ">recovered", ">?λ", ">?proposals", ">time", "?device", *after
     )
     for index, outcome in enumerate(outcomes):
         rows.add_row(
@@ -269,7 +281,7 @@ def _layers_table(outcomes: Sequence[Outcome]) -> Any:
 
 def _counts_table(outcomes: Sequence[Outcome], unread: Sequence[UnreadRecord]) -> Any:
     """How many layers have which status, and what was found in them."""
-    rows = new_table("status", ">layers", ">inputs", ">worst bound", ">slowest")
+    rows = new_table("status", ">layers", ">recovered", ">worst bound (input units)", ">slowest")
     of_status: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         of_status.setdefault(str(outcome.status), []).append(outcome)
@@ -289,16 +301,20 @@ def _counts_table(outcomes: Sequence[Outcome], unread: Sequence[UnreadRecord]) -
     return rows
 
 
-def _remarks(outcome: Outcome, *, alone: bool) -> Iterable[str]:
-    where = f"{printable(outcome.record)}, {printable(outcome.layer)}"
-    if outcome.reason and (outcome.status != spear_np.Status.EXACT or alone):
-        yield f"{where}: {outcome.reason}"
+def _remarks(outcome: Outcome, title: str | None) -> Iterable[str]:
+    """What is to be said of a layer, after its `title` if there are several."""
+    where = "" if title is None else f"{title}: "
+    if outcome.candidates > outcome.found:
+        passed = f"{outcome.found} of them" if outcome.found else "none of them"
+        yield f"{where}the search ended with {outcome.candidates} candidates, and {passed} passed the tests"
+    if outcome.reason and (outcome.status != spear_np.Status.EXACT or title is None):
+        yield f"{where}{outcome.reason}"
     for one in outcome.causes:
-        yield f"{where}: perhaps {one.cause}; {one.attempt}"
+        yield f"{where}perhaps {one.cause}; {one.attempt}"
     if outcome.chain:
-        yield f"{where}: from the layers {' → '.join(printable(name) for name in outcome.chain)}"
+        yield f"{where}from the layers {' → '.join(printable(name) for name in outcome.chain)}"
     for note in outcome.notes:
-        yield f"{where}: {note}"
+        yield f"{where}{note}"
 
 
 def _first(remarks: Sequence[str]) -> list[str]:

@@ -317,10 +317,16 @@ def _write(stream: TextIO, line: str) -> None:
 
 
 def figures(progress: spear_np.Progress) -> str:
-    """Return "3/16 found, 1.2 M proposals, 310 k/s, about 0:08 left"."""
+    """Return "3 candidates for 16 inputs, 1.2 M proposals, 310 k/s, about 0:08 left".
+
+    Candidates fit the gradient so far. Only the certificate, at the end, says which of them are inputs, and how many inputs show is
+    another number where the search has gone over to another reading of the singular values.
+    """
     if not progress.batch_size:
         return duration(progress.seconds)
-    parts = [f"{progress.found}/{progress.batch_size} found"]
+    parts = [
+        f"{progress.found} {'candidate' if progress.found == 1 else 'candidates'} for {progress.batch_size} inputs"
+    ]
     if progress.proposals:
         parts.append(f"{count(progress.proposals)} proposals")
         if progress.seconds > 0:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import spear_np
 
+from .words import number_text
+
 
 @dataclass(frozen=True)
 class CheckWords:
@@ -136,6 +138,17 @@ EVIDENCE = {
 """What speaks for one input, in a few words."""
 
 
-def check_words(check: spear_np.Check) -> CheckWords:
+def words_of(check: spear_np.Check) -> CheckWords:
     """Return a test in plain words; one that is not known as its file describes it."""
     return CHECKS.get(check.name) or CheckWords(check.name.replace("_", " "), check.meaning)
+
+
+def told(check: spear_np.Check) -> tuple[str, str]:
+    """Return the figure of a test and what is demanded of it: "0.993" and "at least 0.99"."""
+    if words_of(check).yes_or_no:
+        value, limit = (
+            "missing" if one is None else "yes" if one else "no" for one in (check.value, check.threshold)
+        )
+        return value, limit
+    value = "missing" if check.value is None else number_text(check.value)
+    return value, f"{'at most' if check.relation == '<=' else 'at least'} {number_text(check.threshold)}"

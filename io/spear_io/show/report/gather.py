@@ -17,7 +17,7 @@ from ..advice import advice, findings
 from ..beside import Beside, Comparison
 from ..looks import look_of
 from ..titles import titles
-from .check_words import check_words
+from .check_words import told, words_of
 from .content import CheckRow, Fact, Line, Premise, Report, Section
 from .figures import figures_of, plots_of, tells_by
 from .inputs import Room, with_inputs
@@ -341,17 +341,13 @@ def _advice(layer: RecoveredLayer, beside: Beside) -> tuple[Fact, ...]:
 
 
 def _check(check: spear_np.Check) -> CheckRow:
-    words = check_words(check)
-
-    def told(figure: float) -> str:
-        return ("yes" if figure else "no") if words.yes_or_no else number_text(figure)
-
-    limit = told(check.threshold)
+    words = words_of(check)
+    value, demand = told(check)
     return CheckRow(
         name=printable(check.name),
         title=printable(words.title),
-        value="missing" if check.value is None else told(check.value),
-        demand=limit if words.yes_or_no else f"{'at most' if check.relation == '<=' else 'at least'} {limit}",
+        value=value,
+        demand=demand,
         passed=check.passed,
         meaning=printable(words.meaning, 1000),
     )
