@@ -312,7 +312,7 @@ def test_ctrl_c_writes_what_was_found(tmp_path: Path) -> None:
         os.close(theirs)
         shown = read_until(ours, "at most 9:58 left")
         assert "first, fc1 (1 of 2)" in shown
-        assert "3/50 found, 1000 proposals, 500/s" in shown
+        assert "3 candidates for 50 inputs, 1000 proposals, 500/s" in shown
         process.send_signal(signal.SIGINT)
         read_until(ours, "Ctrl-C again aborts")
         text, _ = process.communicate(timeout=90)

@@ -48,7 +48,7 @@ class Beside:
         return record, named(record.layers, recovered.layer, record.place, "layer")
 
     def compare(self, recovered: RecoveredLayer) -> Comparison | None:
-        """Match what was recovered to the truth; None where there is none for this layer.
+        """Match what was recovered to the truth, without how alike the two look; None where there is none for this layer.
 
         Raises
         ------
@@ -59,7 +59,8 @@ class Beside:
             if self.truth.rows.shape[1] != recovered.inputs.shape[1]:
                 return None
             rows = self.truth.of(recovered)
-            done = compared(nothing_compared(recovered), recovered, rows, recovered.seen, recovered.display)
+            nothing = nothing_compared(recovered)
+            done = compared(nothing, recovered, rows, recovered.seen, recovered.display, ssim=False)
             return Comparison(done, rows, None)
         found = self.layer(recovered)
         truth = None if found is None else found[1].truth
@@ -70,7 +71,7 @@ class Beside:
         if labels is not None and labels.shape != truth.shape[:1]:
             labels = None
         return Comparison(
-            evaluate_layer(recovered, record, layer), truth, None if labels is None else labels[:]
+            evaluate_layer(recovered, record, layer, ssim=False), truth, None if labels is None else labels[:]
         )
 
 

