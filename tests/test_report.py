@@ -20,6 +20,7 @@ import spear_np
 from spear_io import Display, InversionWriter, LayerArrays, RecordInfo, write_dump
 from spear_io.files.sight import Seen, Sight
 from spear_io.show.report import gather as gathering
+from spear_io.show.report import plots
 from spear_io.show.report.check_words import CHECKS
 from spear_io.show.report.content import Report
 from spear_io.show.report.inputs import CARDS
@@ -137,10 +138,12 @@ def test_bounds_say_in_which_units_they_are(spear: Command, tmp_path: Path) -> N
     text = " ".join(read(tmp_path / "out.html").text.split())
     assert "Worst bound, share of the range" in text
     assert "2 of 2 5·10⁻⁵ %" in text  # 1e-6 of a range of 2
-    assert "All values, bounds and errors are in units of the data, with the normalisation undone." in text
+    assert (
+        "All values, bounds and errors are in the units of the data, with the normalisation undone." in text
+    )
     assert "Bound (units of the data)" in text
     assert "Largest bound of any input4·10⁻⁶0.001" in text  # of each column by itself
-    assert "up to 0.001, in units of the data" in text
+    assert "up to 0.001, in the units of the data" in text
     assert "beside it" in dict(write_report(path, tmp_path / "again.html").glossary)["Bound"]
 
 
@@ -211,6 +214,11 @@ def test_a_page_without_truth_says_so(spear: Command, tmp_path: Path) -> None:
         path = write_inversion(tmp_path / "out.h5", layers, display=Display((1, 8, 8)))
         assert spear("report", path, *against, "-o", tmp_path / "out.html").status == 0
         assert read(tmp_path / "out.html").text.count(words) == 1
+    done = spear("report", tmp_path / "out.h5", tmp_path / "dump.h5", "-o", tmp_path / "out.html")
+    assert "nothing on this page was compared" not in done.out
+    path = write_inversion(tmp_path / "out.h5", both[:1])
+    done = spear("report", path, tmp_path / "dump.h5", "-o", tmp_path / "out.html")
+    assert "dump.h5 holds no originals of these layers, so nothing on this page was compared" in done.out
 
 
 def test_every_test_of_the_solver_has_words_for_laymen(spear: Command, tmp_path: Path) -> None:
@@ -237,7 +245,7 @@ def test_labels_that_are_missing_are_explained(tmp_path: Path) -> None:
 
     assert "the layers that were used end before it, with fc2." in str(said(chain=("fc", "fc2")))
     assert "this layer was inverted by itself" in str(said())
-    assert "1 inputs have no label" in str(said(labels=np.array([1, -1, 2]), chain=("fc", "out")))
+    assert "1 of 3 inputs have no label" in str(said(labels=np.array([1, -1, 2]), chain=("fc", "out")))
     assert said(labels=np.array([1, 0, 2]), chain=("fc", "out")) is None
 
 
@@ -276,6 +284,27 @@ def test_layers_are_called_by_client_and_round_where_these_are_known(
             out.add(record, "fc", answer(pictures(1)), display=display)
     report = write_report(tmp_path / "out.h5", tmp_path / "out.html")
     assert [section.title for section in report.sections] == said
+
+
+@pytest.mark.parametrize("count", [5, 12])
+def test_text_of_plots_is_large_enough_however_much_there_is(count: int) -> None:
+    ticks = [f"{10.0**-number:.0e}" for number in range(count)]
+    along = np.arange(count, dtype=np.float64)
+    svg = plots.curves("a", "of the gradient", "share", [("share", along, along)], ticks=ticks)
+    sizes = [float(size) for size in re.findall(r"font-size: ?([\d.]+)px", svg)]
+    assert len(sizes) >= count
+    assert min(sizes) >= 11
+    assert ("rotate(-50" in svg) == (count > 8)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.6e-3, 2.4e-3), (3e-6, 6e-6), (1e-9, 1e-2)])
+def test_a_logarithmic_axis_has_ticks_that_differ(low: float, high: float) -> None:
+    svg = plots.bounds("a", np.linspace(low, high, 20), None)
+    (axis,) = re.findall(r'id="a-matplotlib.axis_2".*', svg, re.DOTALL)
+    ticks = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]+)</text>", axis)]
+    numbers = [tick for tick in ticks if tick[0].isdigit()]
+    assert len(numbers) >= 2
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_columns_that_are_left_out_are_counted(tmp_path: Path) -> None:

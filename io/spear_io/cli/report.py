@@ -40,4 +40,5 @@ def report(
         replace_any=force,
     )
     complete_already(output)
-    typer.echo(f"{made.headline}\nwritten to {output}")
+    said = [made.headline, *([made.nothing_compared] if against and made.nothing_compared else [])]
+    typer.echo("\n".join([*said, f"written to {output}"]))

@@ -157,7 +157,7 @@ def _bounds(layer: RecoveredLayer, units: Units, comparison: Comparison | None, 
     bound = bound * units.factor
     worst = float(np.max(bound))
     most = f"up to {number_text(worst)}" if np.isfinite(worst) else "some have none"
-    words = f"Bounds on the largest error of each input: {most}, in {units.name}."
+    words = f"Bounds on the largest error of each input: {most}, in the {units.name}."
     drawn = plots.bounds(f"{anchor}-bounds", bound, _errors(layer, comparison))
     return Plot("How far off it may be", drawn, words)
 

@@ -241,7 +241,7 @@ def _labels(layer: RecoveredLayer) -> str | None:
     if layer.labels is not None:
         unknown = int(np.sum(layer.labels[:] < 0))
         return (
-            f"{unknown} inputs have no label: what came back from the output does not look like that of one class."
+            f"{unknown} of {layer.found} inputs have no label: what came back from the output does not look like that of one class."
             if unknown
             else None
         )

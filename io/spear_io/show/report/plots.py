@@ -29,6 +29,10 @@ TEXT = 11
 """Size of all text in it."""
 MARGINS = {"left": 0.17, "right": 0.98, "bottom": 0.22, "top": 0.87}
 """Shares of the strip around the axes: to measure the labels would take as long as all else."""
+MOST_LEVEL = 8
+"""Named places of an axis that stand side by side; more of them are slanted."""
+SLANTED = 0.4
+"""Share of the strip below the axes then."""
 INPUT = "input"
 """Name of an axis of inputs, which are whole numbers."""
 MOST_MARKS = 2000
@@ -80,15 +84,19 @@ def _axes(name: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
 
 def _label_powers(axes: Any) -> None:
     """Write powers of ten as text: what Matplotlib sets as mathematics would need its fonts."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "log":
             low, high = axis.get_view_interval()
-            # Over less than two decades powers alone would be one tick, or none.
-            steps = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
-            axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(f"{value:.0e}")))
-            axis.set_major_locator(LogLocator(subs=steps, numticks=6))
+            # Powers alone would be one tick, or none, over less than two decades; over less than one, their halves as well.
+            form = ".0e" if high >= 100 * low else ".3g"
+            steps = (1.0,) if high >= 100 * low else (1.0, 2.0, 5.0)
+            narrow = high < 10 * low
+            axis.set_major_formatter(
+                FuncFormatter(lambda value, _, form=form: power_of_ten(f"{value:{form}}"))
+            )
+            axis.set_major_locator(MaxNLocator(nbins=5) if narrow else LogLocator(subs=steps, numticks=6))
             axis.set_minor_locator(NullLocator())
 
 
@@ -127,7 +135,7 @@ def timeline(name: str, history: Sequence[spear_np.Round], wanted: int) -> str:
     """Inputs known over the time of the search."""
     seconds = [0.0, *(one.seconds for one in history)]
     found = [0, *(one.found for one in history)]
-    with _axes(name, "seconds since the start", "found") as (axes, drawn):
+    with _axes(name, "seconds since the start", "candidates") as (axes, drawn):
         axes.step(seconds, found, where="post", color=ACCENT)
         axes.plot(seconds, found, ".", color=ACCENT)
         if wanted:
@@ -188,7 +196,11 @@ def curves(
         for number, (label, along, up) in enumerate(lines):
             colour = SERIES[number % len(SERIES)]
             axes.plot(along, up, "o-", color=colour, markersize=4, linewidth=1.2, label=label)
-        axes.set_xticks(range(len(ticks)), labels=ticks, fontsize=8 if len(ticks) > 8 else 10)
+        if len(ticks) > MOST_LEVEL:
+            axes.set_xticks(range(len(ticks)), labels=ticks, rotation=50, ha="right", rotation_mode="anchor")
+            axes.figure.subplots_adjust(bottom=SLANTED)
+        else:
+            axes.set_xticks(range(len(ticks)), labels=ticks)
         axes.set_ylim(bottom=0, top=None if top is None else 1.04 * top)
         if len(lines) > 1:
             axes.legend(frameon=False, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1))

@@ -26,7 +26,7 @@ class Units:
     @property
     def sentence(self) -> str:
         """What they are, at the head of the inputs."""
-        return f"All values, bounds and errors are in {self.name}."
+        return f"All values, bounds and errors are in the {self.name}."
 
 
 def units_of(layer: RecoveredLayer, look: Look) -> Units:
