@@ -89,7 +89,7 @@ def _label_powers(axes: Any) -> None:
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "log":
             low, high = axis.get_view_interval()
-            # Powers alone would be one tick, or none, over less than two decades; over less than one, their halves as well.
+            # Over less than two decades powers alone would be one tick or none; over less than one, equal steps serve.
             form = ".0e" if high >= 100 * low else ".3g"
             steps = (1.0,) if high >= 100 * low else (1.0, 2.0, 5.0)
             narrow = high < 10 * low
