@@ -22,7 +22,9 @@ from threadpoolctl import threadpool_limits
 import spear_np
 from benchmarks import environment
 from spear_io.audit.defences import NOISE
-from spear_io.audit.document import Asked, audit
+from spear_io.audit.document import document_of
+from spear_io.audit.result import Asked
+from spear_io.audit.run import audit
 from spear_io.audit.sweep import Budget
 
 DUMP = Path(__file__).parent.parent / "examples" / "fashion_mnist_b16.h5"
@@ -55,7 +57,7 @@ def main() -> int:
     )
     print(text)
     if options.save:
-        data = {"rows": rows, "audit": found.as_dict(), "environment": environment.describe()}
+        data = {"rows": rows, "audit": document_of(found), "environment": environment.describe()}
         environment.save(environment.RESULTS / options.save, data, text)
     return 0 if agrees else 1
 

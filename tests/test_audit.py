@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import pytest
 
 import spear_np
 from spear_io import DumpWriter, LayerArrays, RecordInfo, open_dump, write_dump
-from spear_io.audit import defences, document, sweep
-from spear_io.audit.defences import Defence, PerExample
-from spear_io.audit.document import Asked, audit
-from spear_io.audit.privacy import Training, epsilon
+from spear_io.audit import defences, sweep
+from spear_io.audit.defences import Defence
+from spear_io.audit.privacy import Training, epsilon, multiplier_for
+from spear_io.audit.replay import PerExample
+from spear_io.audit.result import NAMES, Asked, Audit
+from spear_io.audit.run import audit
 from spear_io.audit.sweep import Budget, Curve, Target, psnr_of
 from spear_io.audit.update import Shared, read_update
 from tests.backends import values_of
+from spear_io.audit.words import headline_of, privacy_of, verdict_of
 from tests.io_files import Command, command, layer_arrays, layer_data, leftovers, write_good_dump
 from tests.pages import HOSTILE
 from tests.test_report import read
@@ -88,11 +92,9 @@ def test_each_input_is_clipped_by_its_own_norm(update: Shared) -> None:
     assert result.status == "exact"
     examples = PerExample.of(result)
     norm = float(np.median(examples.norms))
-    clipped = PerExample.of(
-        replace(update, layers=(examples.clipped(update.first, norm),)).invert(time_limit=20)
-    )
+    clipped = PerExample.of(examples.clipped(update, norm).invert(time_limit=20))
     np.testing.assert_allclose(np.sort(clipped.norms), np.sort(np.minimum(examples.norms, norm)), rtol=1e-4)
-    unclipped = examples.clipped(update.first, float("inf"))
+    unclipped = examples.clipped(update, float("inf")).first
     np.testing.assert_allclose(
         values_of(unclipped.weight_grad),
         values_of(update.first.weight_grad),
@@ -139,7 +141,7 @@ def point(strength: float, recovered: int) -> sweep.Point:
 )
 def test_the_break_even_is_behind_the_last_leak(recovered: tuple[int, ...], wanted: Any) -> None:
     points = tuple(point(float(number), count) for number, count in enumerate(recovered, 1))
-    some = Defence("noise", "Noise", "", (1.0,), defences.noise, "")
+    some = Defence("noise", "Noise", "", "more", (1.0,), defences.noise, "")
     assert Curve(some, points, complete=True, batch=4).break_even == wanted
 
 
@@ -160,9 +162,9 @@ def test_an_audit_of_a_dump(spear: Command, dump: Path, tmp_path: Path) -> None:
     assert worst[0] > worst[2] > 20
     assert noise["points"][0]["multiplier"] < noise["points"][1]["multiplier"]
     page = read(output)
-    assert "What would have protected this update" in page.text
+    assert "What would have stopped the inversion of this update" in page.text
     assert "Clipping the whole update" in page.text
-    assert "would have been enough here" in page.text
+    assert "stops this method" in page.text
 
 
 def test_the_same_seed_gives_the_same_curve(dump: Path) -> None:
@@ -263,7 +265,7 @@ def test_hostile_names_stay_text(tmp_path: Path, name: str) -> None:
 def test_every_defence_says_what_it_does_not_protect(update: Shared) -> None:
     for one in defences.usual_defences(update):
         assert one.limits.endswith(".")
-        assert one.name in document.NAMES
+        assert one.name in NAMES
 
 
 def test_fewer_layers_are_shared(tmp_path: Path) -> None:
@@ -274,3 +276,101 @@ def test_fewer_layers_are_shared(tmp_path: Path) -> None:
     assert less.names == ("0", "2")
     with pytest.raises(spear_np.InputError):
         defences.fewer_layers(chain, 1.0, RNG).invert(time_limit=1)
+
+
+def curve_of(defence: Defence, recovered: tuple[int, ...], **changes: Any) -> Curve:
+    points = tuple(
+        replace(point(strength, count), **changes)
+        for strength, count in zip(defence.strengths, recovered, strict=False)
+    )
+    return Curve(defence, points, complete=True, batch=4)
+
+
+def test_every_verdict_names_unit_and_direction(update: Shared) -> None:
+    by_name = {one.name: one for one in defences.usual_defences(update)}
+    for name, said in (
+        ("noise", "at 0.001 times the root mean square of the gradient or more; inputs come back at 0.0001"),
+        ("bits", "at 8 bits for each entry or fewer; inputs come back at 12"),
+        ("top_k", "at 0.75 of all entries or fewer; inputs come back at 0.9"),
+        ("clip_values", "at 5 times the root mean square of its array or less; inputs come back at 10"),
+    ):
+        assert verdict_of(curve_of(by_name[name], (4, 4, 0, 0))) == (f"nothing recovered {said}", True)
+        assert by_name[name].scale.endswith(f"; {by_name[name].stronger} is stronger.")
+    assert "even at the weakest that was tried, 16 bits" in verdict_of(curve_of(by_name["bits"], (0, 0)))[0]
+    assert verdict_of(curve_of(by_name["clip_norm"], (4, 4, 4))) == (
+        "not enough at any strength: 100% recovered at 0.01 times its norm",
+        False,
+    )
+
+
+def found_of(curve: Curve, **changes: Any) -> Audit:
+    none = point(0.0, 4)
+    found = Audit(
+        "d.h5",
+        "r",
+        ("a",),
+        4,
+        True,
+        none,
+        (curve,),
+        {},
+        True,
+        2.0,
+        Training(batch_size=4),
+        multiplier_needed=0.5,
+    )
+    return replace(found, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "clip_norm", "fragments"),
+    [
+        (
+            {"multiplier": 1e-3, "epsilon": 5e5},
+            2.0,
+            (
+                "multiplier of 0.001 at a clipping norm of 2",
+                "ε = 5·10⁵ for one step on all",
+                "noise 5·10² times larger",
+            ),
+        ),
+        ({"multiplier": 1e-3, "epsilon": float("inf")}, 2.0, ("no bound on ε", "promises next to nothing")),
+        ({"multiplier": 1.0, "epsilon": 4.7}, 2.0, ("ε = 4.7", "if every step has this noise")),
+        ({"multiplier": 1e-3}, 2.0, ("not told, as Opacus is not installed",)),
+        ({}, None, ("takes the gradients of the single inputs", "--clip-norm")),
+    ],
+)
+def test_the_break_even_says_what_it_is_worth(
+    update: Shared, changes: dict[str, Any], clip_norm: float | None, fragments: tuple[str, ...]
+) -> None:
+    noise = defences.usual_defences(update)[0]
+    audited = found_of(curve_of(noise, (4, 4, 0, 0), **changes), clip_norm=clip_norm)
+    assert headline_of(audited).startswith(
+        "Noise of 0.001 times the root mean square of the gradient stops this"
+    )
+    said = " ".join(privacy_of(audited))
+    assert "not where privacy begins" in said
+    for fragment in fragments:
+        assert fragment in said
+
+
+def test_without_the_accountant_it_says_so(
+    spear: Command, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
+    done = spear("audit", dump, "-o", tmp_path / "a.html", "--defence", "noise", "--time-limit", "1")
+    assert done.status == 0
+    assert "its ε is not told, as Opacus is not installed" in done.out
+    assert "its ε is not told, as Opacus is not installed" in read(tmp_path / "a.html").text
+
+
+def test_the_multiplier_of_an_epsilon() -> None:
+    pytest.importorskip("opacus", reason="Opacus is not installed")
+    training = Training(60_000, 16, 1000)
+    found = multiplier_for(10.0, training)
+    assert found is not None
+    near, weaker = epsilon(found, training), epsilon(found / 1.02, training)
+    assert near is not None
+    assert weaker is not None
+    assert near <= 10 < weaker
+    assert Training(batch_size=16).sample_rate == 1.0

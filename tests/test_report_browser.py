@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear_io import Display
+from spear_io import Display, RecordInfo, write_dump
+from spear_io.audit.result import Asked
+from spear_io.audit.run import audit
+from spear_io.audit.sweep import Budget
 from spear_io.show.report.page import write_report
 from tests.browsers import SCHEMES, WIDTHS, browser, opened
+from tests.io_files import layer_arrays, layer_data
 from tests.pages import HOSTILE, answer, pictures, write_inversion
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(fold => fold.open = true)"
+PAGES = ("pictures", "table", "curves", "audit")
 TOO_WIDE = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
 
 
@@ -26,7 +31,7 @@ def running() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of pictures beside the truth with hostile names, one of a table, one of curves."""
+    """A page of pictures beside the truth with hostile names, one of a table, one of curves, and one of an audit."""
     folder = tmp_path_factory.mktemp("pages")
     made = {}
     truth = pictures(60)
@@ -47,10 +52,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, against in (("pictures", folder / "truth.npy"), ("table", None), ("curves", None)):
         made[name] = folder / f"{name}.html"
         write_report(folder / f"{name}.h5", made[name], against=against, title=HOSTILE[0])
+    made["audit"] = folder / "audit.html"
+    arrays = {HOSTILE[5]: layer_arrays(layer_data(b=3))}
+    write_dump(folder / "dump.h5", arrays, record=HOSTILE[1], info=RecordInfo(client=HOSTILE[0]))
+    audit(folder / "dump.h5", made["audit"], Asked(refine=False), Budget(time_limit=0.5))
     return made
 
 
-@pytest.mark.parametrize("name", ["pictures", "table", "curves"])
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pages_are_quiet_and_fit(
@@ -65,7 +74,7 @@ def test_pages_are_quiet_and_fit(
         assert said == []
 
 
-@pytest.mark.parametrize("name", ["pictures", "table", "curves"])
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_pages_are_accessible(running: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")

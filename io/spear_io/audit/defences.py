@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-import spear_np
-from spear_np.backend import to_host
-
 from ..files.storage import Floats
+from ..show.progress import power_of_ten
+from .replay import PerExample, Replay
 from .update import Shared
 
 Rng = np.random.Generator
@@ -25,7 +24,9 @@ class Defence:
     name: str
     title: str
     unit: str
-    """What a strength is."""
+    """What a strength counts, as it is read behind a number: "bits for each entry"."""
+    stronger: str
+    """What a strength that protects more is: "more", "less" or "fewer"."""
     strengths: tuple[float, ...]
     """From weak to strong."""
     apply: Change
@@ -38,13 +39,32 @@ class Defence:
     switch: bool = False
     """Whether it is there or not, and nothing between: strengths 0 and 1."""
 
+    @property
+    def scale(self) -> str:
+        """What a strength is, and which way it grows, in a sentence."""
+        if self.switch:
+            return f"{self.unit}."
+        return f"{self.unit}; {self.stronger} is stronger."
+
+    def amount(self, strength: float) -> str:
+        """Return a strength with its unit: "6 bits for each entry"."""
+        return f"{text(strength)} {self.unit}"
+
 
 NOISE = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-MULTIPLIERS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+MULTIPLIERS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 VALUES = (30.0, 10.0, 5.0, 3.0, 2.0, 1.0, 0.5)
 NORMS = (1.0, 0.1, 0.01)
 SHARES = (0.99, 0.9, 0.75, 0.5, 0.25, 0.1, 0.01)
 BITS = (16.0, 12.0, 8.0, 6.0, 4.0, 2.0, 1.0)
+STEPS = (1.0, 2.0, 5.0, 10.0)
+LEARNING_RATE = 0.01
+"""Of local steps, where neither the file nor the user says one: what the SGD of Keras takes by default."""
+
+
+def text(value: float) -> str:
+    """Return a strength as people read it."""
+    return power_of_ten(f"{value:.2g}") if value else "0"
 
 
 def noise(update: Shared, strength: float, rng: Rng) -> Shared:
@@ -126,40 +146,11 @@ def summed(others: Sequence[Shared]) -> Change:
     return add
 
 
-@dataclass(frozen=True, eq=False)
-class PerExample:
-    """The gradients of the single inputs of a batch, told apart by an inversion that recovered all of them."""
-
-    inputs: Floats
-    """(b, n)."""
-    output_grad: Floats
-    """(m, b)."""
-
-    @classmethod
-    def of(cls, result: spear_np.Inversion) -> PerExample:
-        """Take them from an inversion of the whole batch."""
-        return cls(to_host(result.inputs), to_host(result.output_grad))
-
-    @property
-    def norms(self) -> Floats:
-        """(b,): norm of the gradient of each input in this layer, weights and bias together."""
-        outputs = np.linalg.norm(self.output_grad, axis=0)
-        norms: Floats = outputs * np.sqrt(1 + np.sum(self.inputs**2, axis=1))
-        return norms
-
-    def clipped(self, layer: spear_np.LayerGradients, norm: float) -> spear_np.LayerGradients:
-        """Return the gradient of the layer with that of each input clipped to `norm`."""
-        columns = self.output_grad * np.minimum(1.0, norm / self.norms)[None, :]
-        weight = (columns @ self.inputs).astype(layer.weight_grad.dtype)
-        bias = None if layer.bias_grad is None else columns.sum(axis=1).astype(layer.bias_grad.dtype)
-        return replace(layer, weight_grad=weight, bias_grad=bias, precision=None)
-
-
 def clip_examples(examples: PerExample, norm: float) -> Change:
     """Return a defence that clips the gradient of each input to `strength` times `norm`."""
 
     def clip(update: Shared, strength: float, rng: Rng) -> Shared:
-        return replace(update, layers=(examples.clipped(update.first, strength * norm),))
+        return examples.clipped(update, strength * norm)
 
     return clip
 
@@ -171,11 +162,21 @@ def dp_sgd(examples: PerExample, norm: float) -> Change:
     """
 
     def share(update: Shared, strength: float, rng: Rng) -> Shared:
-        clipped = replace(update, layers=(examples.clipped(update.first, norm),))
         deviation = strength * norm
-        return clipped.changed(lambda values: values + deviation * rng.standard_normal(values.shape))
+        return examples.clipped(update, norm).changed(
+            lambda values: values + deviation * rng.standard_normal(values.shape)
+        )
 
     return share
+
+
+def local_steps(replay: Replay, rate: float, *, mean: bool) -> Change:
+    """Return a defence that shares the sum of `strength` steps of SGD at `rate`, as a client of FedAvg does, over their number."""
+
+    def train(update: Shared, strength: float, rng: Rng) -> Shared:
+        return replay.steps(update, int(strength), rate, mean=mean)
+
+    return train
 
 
 def usual_defences(update: Shared) -> list[Defence]:
@@ -184,7 +185,8 @@ def usual_defences(update: Shared) -> list[Defence]:
         Defence(
             "noise",
             "Gaussian noise",
-            "of the root mean square of the gradient",
+            "times the root mean square of the gradient",
+            "more",
             NOISE,
             noise,
             "It covers one update. Noise of the same inputs in T updates averages out: T of them are worth noise that is √T times "
@@ -193,7 +195,8 @@ def usual_defences(update: Shared) -> list[Defence]:
         Defence(
             "clip_norm",
             "Clipping the whole update",
-            "of its norm",
+            "times its norm",
+            "less",
             NORMS,
             clip_norm,
             "A factor of the whole update changes no input: clipping the norm of an update protects nothing by itself. It only "
@@ -202,7 +205,8 @@ def usual_defences(update: Shared) -> list[Defence]:
         Defence(
             "clip_values",
             "Clipping every entry",
-            "times the root mean square",
+            "times the root mean square of its array",
+            "less",
             VALUES,
             clip_values,
             "Entries below the limit are shared as they are, and so is the sign of every other.",
@@ -210,7 +214,8 @@ def usual_defences(update: Shared) -> list[Defence]:
         Defence(
             "top_k",
             "Sharing the largest entries only",
-            "of the entries",
+            "of all entries",
+            "fewer",
             SHARES,
             top_k,
             "What is shared is exact. The rows of a single strongly weighted input can be whole.",
@@ -219,6 +224,7 @@ def usual_defences(update: Shared) -> list[Defence]:
             "bits",
             "Rounding to few bits",
             "bits for each entry",
+            "fewer",
             BITS,
             quantise,
             "Rounding is noise whose size everybody knows, and it is the same each time: no guarantee comes with it.",
@@ -231,9 +237,11 @@ def usual_defences(update: Shared) -> list[Defence]:
                 "no_bias",
                 "Sharing no gradient of the bias",
                 "(0: it is shared, 1: it is not)",
+                "more",
                 (0.0, 1.0),
                 without_bias,
-                "Only the scale of each input is lost: what a picture shows does not depend on it.",
+                "A layer that is inverted alone loses only the scale of each input, on which what a picture shows does not depend. That "
+                "layers are not linked without it is a limit of this method.",
                 graded=False,
                 switch=True,
             )
@@ -242,8 +250,9 @@ def usual_defences(update: Shared) -> list[Defence]:
         found.append(
             Defence(
                 "fewer_layers",
-                "Sharing fewer layers",
-                "first layers shared",
+                "Sharing only the first layers",
+                f"of {len(update.layers)} layers",
+                "fewer",
                 tuple(float(count) for count in range(len(update.layers), 0, -1)),
                 fewer_layers,
                 "A layer that is withheld is not trained. What the first layer gives away by itself stays.",

@@ -6,21 +6,30 @@ import math
 import warnings
 from dataclasses import dataclass
 
+MEANINGFUL = 10.0
+"""Largest ε of a whole training that still counts as a promise.
+
+Ponomareva et al. (2023), "How to DP-fy ML": up to 1 is strong, up to 10 reasonable, above 10 weak or none.
+"""
+LEAST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-4, 1e4
+"""Between which the noise multiplier of an ε is sought."""
+
 
 @dataclass(frozen=True)
 class Training:
     """What an accountant must know of a training beside the noise."""
 
-    dataset_size: int
-    """Records that batches are drawn from."""
-    batch_size: int
+    dataset_size: int = 0
+    """Records that batches are drawn from; 0 where they are not known, and every step is taken to use all of them."""
+    batch_size: int = 0
+    """0: that of the update."""
     steps: int = 1
     delta: float = 1e-5
 
     @property
     def sample_rate(self) -> float:
         """Share of the records in one batch."""
-        return min(1.0, self.batch_size / self.dataset_size)
+        return min(1.0, self.batch_size / self.dataset_size) if self.dataset_size else 1.0
 
 
 def epsilon(multiplier: float, training: Training) -> float | None:
@@ -44,3 +53,16 @@ def epsilon(multiplier: float, training: Training) -> float | None:
         except (ValueError, OverflowError, ZeroDivisionError):
             return math.inf
     return found if math.isfinite(found) else math.inf
+
+
+def multiplier_for(target: float, training: Training) -> float | None:
+    """Return the least noise multiplier, to 1 %, whose ε is at most `target`; None without Opacus or where none was found."""
+    low, high = LEAST_MULTIPLIER, LARGEST_MULTIPLIER
+    most = epsilon(high, training)
+    if most is None or most > target:
+        return None
+    while high > 1.01 * low:
+        middle = math.sqrt(low * high)
+        found = epsilon(middle, training)
+        low, high = (middle, high) if found is None or found > target else (low, middle)
+    return high

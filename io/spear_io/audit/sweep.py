@@ -64,7 +64,7 @@ class Point:
     seconds: float
     reason: str
     epsilon: float | None = None
-    """ε of DP-SGD at that strength, where it is one and the training is known."""
+    """ε of DP-SGD at that strength, where it is noise and the accountant is installed."""
     multiplier: float | None = None
     """Noise multiplier of DP-SGD that the noise amounts to, where clipping norm and batch are known."""
 
@@ -215,7 +215,7 @@ def inverted(
     """Invert an update at one strength of a defence; None if that was stopped before it ended."""
     # A number of its own for every strength, the same whatever else is swept.
     rng = np.random.default_rng([budget.seed, *defence.name.encode(), *f"{strength:g}".encode()])
-    callback = budget.say(f"{defence.title}, {strength:g} {defence.unit}")
+    callback = budget.say(f"{defence.title}: {defence.amount(strength)}")
     started = time.perf_counter()
     options = {"time_limit": budget.time_limit, "seed": budget.seed, "device": budget.device}
     shared = defence.apply(update, strength, rng)
@@ -252,7 +252,7 @@ def _refused(strength: float, reason: str, seconds: float) -> Point:
     )
 
 
-def as_dp(curve: Curve, deviation: float | None, training: Training | None) -> Curve:
+def as_dp(curve: Curve, deviation: float | None, training: Training) -> Curve:
     """Return a curve of noise with what its strengths are as noise multipliers of DP-SGD.
 
     Parameters
@@ -261,14 +261,13 @@ def as_dp(curve: Curve, deviation: float | None, training: Training | None) -> C
         Of noise.
     deviation : float, optional
         What a strength of one is as a noise multiplier; None if that is not known.
-    training : Training, optional
-        What the accountant must know; without it there is no ε.
+    training : Training
+        What the accountant must know.
     """
     if deviation is None:
         return curve
     points = []
     for point in curve.points:
         multiplier = point.strength * deviation
-        worth = None if training is None else epsilon(multiplier, training)
-        points.append(replace(point, multiplier=multiplier, epsilon=worth))
+        points.append(replace(point, multiplier=multiplier, epsilon=epsilon(multiplier, training)))
     return replace(curve, points=tuple(points))

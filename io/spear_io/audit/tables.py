@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..problems import printable
 from ..show.tables import console_for, new_table
-from .document import Audit, lines_of
+from .result import Audit
+from .words import headline_of, lines_of, privacy_of
 
 
 def print_audit(found: Audit, output: str) -> None:
@@ -16,5 +17,8 @@ def print_audit(found: Audit, output: str) -> None:
     console.print(table)
     for name, why in found.not_tried.items():
         console.print(f"{name.replace('_', ' ')}: not tried: {printable(why, 500)}", soft_wrap=True)
-    console.print(found.sentence, soft_wrap=True)
+    for line in (headline_of(found), *privacy_of(found)):
+        console.print(line, soft_wrap=True)
+    if not found.complete:
+        console.print("stopped before its end: what was finished is above and on the page", soft_wrap=True)
     console.print(f"written to {printable(output, 1000)}", soft_wrap=True)

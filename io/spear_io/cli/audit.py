@@ -36,13 +36,24 @@ def audit(
             "--clip-norm", metavar="C", help="Of DP-SGD; default: the median of the inputs in this layer."
         ),
     ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate", metavar="η", help="Of local steps; default: the record's, else 0.01."
+        ),
+    ] = None,
     dataset_size: Annotated[
         int | None,
         typer.Option(
-            "--dataset-size", min=1, metavar="N", help="Records of the client: gives ε, with Opacus."
+            "--dataset-size",
+            min=1,
+            metavar="N",
+            help="Records that batches are drawn from, for ε; default: one batch.",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the training that ε is of.")] = 1,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, metavar="T", help="Of the training that ε is of.")
+    ] = 1,
     delta: Annotated[float, typer.Option("--delta", metavar="δ", help="Of (ε, δ).")] = 1e-5,
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", min=0, help="For each inversion.")
@@ -56,9 +67,10 @@ def audit(
     import spear_np
     from spear_np.backend import device_for
 
-    from ..audit.document import NAMES, Asked, chosen_names
-    from ..audit.document import audit as run_audit
+    from ..audit.document import document_of
     from ..audit.privacy import Training
+    from ..audit.result import NAMES, Asked, chosen_names
+    from ..audit.run import audit as run_audit
     from ..audit.sweep import Budget
     from ..audit.tables import print_audit
     from ..show.progress import progress_bar
@@ -83,9 +95,12 @@ def audit(
     if math.isnan(time_limit):
         msg = "not a number"
         raise typer.BadParameter(msg, param_hint="--time-limit")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        msg = f"{learning_rate:g} is not a positive number"
+        raise typer.BadParameter(msg, param_hint="--learning-rate")
     device_for(device)
-    training = None if dataset_size is None else Training(dataset_size, 0, steps, delta)
-    asked = Asked(record, layer, names, clip_norm, training)
+    training = Training(dataset_size or 0, 0, steps, delta)
+    asked = Asked(record, layer, names, clip_norm, learning_rate, training)
     with stop_on_interrupt() as stopped, progress_bar() as start_bar:
         budget = Budget(time_limit, seed, device, stopped, start_bar)
         found = run_audit(dump, output, asked, budget, replace_any=force)
@@ -97,7 +112,7 @@ def audit(
                 "command": "audit",
                 "version": spear_np.__version__,
                 "output": None if output is None else str(output),
-                **found.as_dict(),
+                **document_of(found),
             }
         )
     else:

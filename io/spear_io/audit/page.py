@@ -1,0 +1,131 @@
+"""The page of an audit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..problems import printable
+from ..show.report import plots
+from ..show.report.page import rendered
+from .defences import text
+from .result import Audit
+from .sweep import RECOGNISED, Curve, Point
+from .words import headline_of, privacy_of, training_of, verdict_of
+
+ONLY_THIS = (
+    "An input counts as recovered where it comes back with {good:g} dB or more: an error of a tenth of the range of the data, which hides no "
+    "picture. What this method does not recover is not shown to be safe: noise and rounding leave traces from which other methods may guess "
+    "parts of an input, and what one update hides, several may give away together."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table of the page."""
+
+    strength: str
+    share: str
+    worst: str
+    median: str
+    bound: str
+    status: str
+    multiplier: str
+    epsilon: str
+    seconds: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One defence on the page."""
+
+    anchor: str
+    title: str
+    strength: str
+    """What a strength is, and which are stronger."""
+    verdict: str
+    good: bool
+    limits: str
+    rows: tuple[Row, ...]
+    shares: str
+    quality: str
+    stopped: bool
+    multipliers: bool
+    epsilons: bool
+
+
+def page_of(audit: Audit) -> str:
+    """Return the page of an audit."""
+    panels = [_panel(number, curve) for number, curve in enumerate(audit.curves, 1)]
+    return rendered(
+        "audit.html",
+        audit=audit,
+        panels=panels,
+        source=printable(audit.source, 200),
+        record=printable(audit.record),
+        layer=" → ".join(printable(name) for name in audit.layers),
+        headline=headline_of(audit),
+        privacy=privacy_of(audit),
+        training=training_of(audit),
+        caveat=ONLY_THIS.format(good=RECOGNISED),
+        baseline=_row(audit.baseline),
+        not_tried={name.replace("_", " "): printable(why, 500) for name, why in audit.not_tried.items()},
+    )
+
+
+def _panel(number: int, curve: Curve) -> Panel:
+    anchor = f"defence-{number}"
+    names = [text(point.strength) for point in curve.points]
+    along = np.arange(len(names), dtype=np.float64)
+    shares = plots.curves(
+        f"{anchor}-share",
+        curve.defence.unit,
+        "recovered",
+        [("share of the inputs", along, np.asarray([point.share for point in curve.points]))],
+        ticks=names,
+        top=1.0,
+    )
+    quality = plots.curves(
+        f"{anchor}-psnr",
+        curve.defence.unit,
+        "PSNR (dB)",
+        [
+            ("median", along, np.asarray([point.median_psnr for point in curve.points])),
+            ("worst", along, np.asarray([point.worst_psnr for point in curve.points])),
+        ],
+        ticks=names,
+    )
+    verdict, good = verdict_of(curve)
+    return Panel(
+        anchor=anchor,
+        title=curve.defence.title,
+        strength=curve.defence.scale,
+        verdict=f"{verdict[0].upper()}{verdict[1:]}.",
+        good=good,
+        limits=curve.defence.limits,
+        rows=tuple(_row(point) for point in curve.points),
+        shares=shares,
+        quality=quality,
+        stopped=not curve.complete,
+        multipliers=any(point.multiplier is not None for point in curve.points),
+        epsilons=any(point.epsilon is not None for point in curve.points),
+    )
+
+
+def _row(point: Point) -> Row:
+    bound = point.worst_bound
+    shown = "–" if bound is None else "unbounded" if math.isinf(bound) else text(bound)
+    worth = point.epsilon
+    return Row(
+        strength=text(point.strength),
+        share=f"{point.share:.0%}",
+        worst=f"{point.worst_psnr:.0f} dB",
+        median=f"{point.median_psnr:.0f} dB",
+        bound=shown,
+        status=point.status,
+        multiplier="–" if point.multiplier is None else text(point.multiplier),
+        epsilon="–" if worth is None else "∞" if math.isinf(worth) else text(worth),
+        seconds=f"{point.seconds:.1f} s",
+    )
