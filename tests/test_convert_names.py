@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from spear_io import open_dump
 from spear_io.convert.names import understand, understand_all
 from tests.convert_files import converted
-from tests.io_files import Command, command
+from tests.io_files import Command, command, layer_data, write_good_dump
 
 
 @pytest.fixture
@@ -723,3 +724,32 @@ def test_columns_of_a_table_have_names(spear: Command, tmp_path: Path) -> None:
     converted(spear, tmp_path, path, "--feature-names", "age,income,<b>")
     with open_dump(tmp_path / "dump.h5") as dump:
         assert dump.records[0].info.feature_names == ("age", "income", "<b>")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_inspect_says_where_the_activation_was_assumed(spear: Command, tmp_path: Path, named: bool) -> None:
+    data = layer_data(b=4)
+    arrays = {name: getattr(data, name) for name in ("weight_grad", "bias_grad", "weight", "bias")}
+    np.savez(tmp_path / "one.npz", **{f"a.{name}": array for name, array in arrays.items()})
+    options = ("--activation", "a=relu") if named else ()
+    assert spear("convert", tmp_path / "one.npz", tmp_path / "dump.h5", *options).status == 0
+    said = spear("inspect", tmp_path / "dump.h5").out
+    assert ("relu (assumed)" in said) == (not named)
+    assert ("it is assumed, and nothing names it, that 'relu' follows" in said) == (not named)
+    assert ("rests on: the file says that 'relu' follows" in said) == named
+    assert "a first direction with the zeros of a ReLU" in said
+    (layer,) = json.loads(spear("inspect", tmp_path / "dump.h5", "--json").out)["records"][0]["layers"]
+    assert layer["activation_assumed"] == (not named)
+
+
+@pytest.mark.parametrize(
+    ("b", "why"), [(1, "a single input shows none"), (4, "the layer is too large for a short search")]
+)
+def test_what_inspect_has_not_looked_for_it_does_not_claim(
+    spear: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b: int, why: str
+) -> None:
+    monkeypatch.setattr(sys.modules["spear_np.survey"], "SMALL_MATRIX", 100)
+    write_good_dump(tmp_path / "dump.h5", layer_data(b=b))
+    said = spear("inspect", tmp_path / "dump.h5").out
+    assert f"the zeros of a ReLU were not looked for, as {why}" in said
+    assert "a first direction with the zeros" not in said

@@ -82,6 +82,8 @@ class Wiring:
     """What is applied to its output; names of several things joined by +."""
     follows: str | None = None
     between: str | None = None
+    assumed: bool = False
+    """Whether nothing names the activation."""
 
 
 def wire(steps: Sequence[Step], shapes: Mapping[str, tuple[int, int]]) -> dict[str, Wiring]:

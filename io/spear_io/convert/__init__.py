@@ -190,7 +190,7 @@ def _convert(
         chosen = _choose(ordered, layers, pairing, source)
         check_one_update(chosen, source.place)
         last = last_layer(ordered, pairing.unread, settled)
-        wiring, assumed = wired(last, chosen, settled, source, said, only_chosen=bool(layers))
+        wiring = wired(last, chosen, settled, source, said, only_chosen=bool(layers))
         written = {one.title: _arrays(one, settled.get(one.title), wiring[one.title]) for one in chosen}
         _add_inputs(written, pairing)
         check_input_shape(info, chosen[0].title, written[chosen[0].title], source.place)
@@ -200,6 +200,7 @@ def _convert(
             info = replace(info, round=origin.round)
         with working():
             dump.add(record, written, info, f"{source.producer}, converted from {source.format}")
+        assumed = any(one.assumed for one in wiring.values())
         notes = _notes(origin, pairing, source, order_note, assumed=assumed, last=last)
         if info.update == "weight_delta" and info.weight_decay is not None and info.learning_rate is None:
             notes.append(DECAY_NOT_USED)
@@ -242,7 +243,9 @@ def _wanted(one: FoundLayer, wanted: Sequence[str]) -> bool:
 def _arrays(one: FoundLayer, settled: Settled | None, wiring: Wiring) -> LayerArrays:
     """Return what is written of a layer; of one that cannot be inverted, that it is there."""
     if settled is None:
-        return LayerArrays(None, activation=wiring.activation, kind=one.kind)
+        return LayerArrays(
+            None, activation=wiring.activation, activation_assumed=wiring.assumed, kind=one.kind
+        )
 
     def part(name: Part) -> Any:
         array = one.parts.get(name)
@@ -257,6 +260,7 @@ def _arrays(one: FoundLayer, settled: Settled | None, wiring: Wiring) -> LayerAr
         part("weight"),
         part("bias"),
         activation=wiring.activation,
+        activation_assumed=wiring.assumed,
         follows=wiring.follows,
         between=wiring.between,
     )

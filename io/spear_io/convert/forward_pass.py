@@ -86,8 +86,8 @@ def wired(
     said: Said,
     *,
     only_chosen: bool,
-) -> tuple[dict[str, Wiring], bool]:
-    """Return what the dump says of each chosen layer, by title, and whether any activation was assumed.
+) -> dict[str, Wiring]:
+    """Return what the dump says of each chosen layer, by title.
 
     A ReLU is assumed after every layer but the `last`.
 
@@ -104,10 +104,10 @@ def wired(
         raise FileError(msg, source.place, "say which layer follows which: --follows LAYER=EARLIER")
     told = _told(chosen, settled, source)
     found: dict[str, Wiring] = {}
-    assumed = False
     before: str | None = None
     for one in chosen:
         wiring = told.get(one.title)
+        assumed = False
         if one.title in said.activations:
             activation = said.activations[one.title]
         elif said.activation is not None and (only_chosen or one is not last.layer):
@@ -118,15 +118,15 @@ def wired(
             activation = NONE
         else:
             activation = (UNSEEN if last.doubt else NONE) if one is last.layer else RELU
-            assumed |= said.activation is None
-        wiring = replace(wiring or Wiring(NONE), activation=activation)
+            assumed = said.activation is None
+        wiring = replace(wiring or Wiring(NONE), activation=activation, assumed=assumed)
         if one.title in said.links:
-            wiring = Wiring(activation, follows=said.links[one.title])
+            wiring = Wiring(activation, follows=said.links[one.title], assumed=assumed)
         elif said.follows and one.kind == "linear" and wiring.follows is wiring.between is None:
             wiring = replace(wiring, follows=before)
         before = one.title if one.kind == "linear" else None
         found[one.title] = wiring
-    return found, assumed
+    return found
 
 
 def _told(chosen: Sequence[FoundLayer], settled: Mapping[str, Settled], source: Source) -> dict[str, Wiring]:

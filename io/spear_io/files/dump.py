@@ -80,6 +80,8 @@ class Layer:
         self.kind = self._required_text("kind", 'kind = "linear" for a fully connected layer')
         said = self._required_text("activation", 'activation = "relu", or what follows the layer')
         self.activation = read_activation(group, said, place)
+        self.activation_assumed = bool(safety.integer(group, "activation_assumed", place))
+        """Whether whoever wrote the file took the activation for granted."""
         self.follows = safety.text(group, "follows", place)
         self.between = safety.text(group, "between", place)
         self.order = safety.number(group, "order", place)

@@ -60,6 +60,8 @@ class LayerArrays:
     between: str | None = None
     """What stands before this layer and keeps it from following another, e.g. "layer_norm"; several joined by +."""
     kind: str = "linear"
+    activation_assumed: bool = False
+    """Whether nothing names the activation: it is taken for granted."""
 
 
 class DumpWriter:
@@ -189,8 +191,16 @@ class DumpWriter:
             _check_shapes(layer, layer_place)
             with self._file.writing(layer_place):
                 group = groups.create_group(layer_name)
-                said = {"kind": layer.kind, "order": order}
-                write_attributes(group, said | {"follows": layer.follows, "between": layer.between})
+                write_attributes(
+                    group,
+                    {
+                        "kind": layer.kind,
+                        "order": order,
+                        "follows": layer.follows,
+                        "between": layer.between,
+                        "activation_assumed": 1 if layer.activation_assumed else None,
+                    },
+                )
                 write_activation(group, layer.activation)
             for dataset in DATASETS:
                 array = getattr(layer, dataset)

@@ -27,6 +27,8 @@ class LayerOverview:
     kind: str
     activation: str
     """With the parameters that differ from their defaults."""
+    activation_assumed: bool
+    """Whether whoever wrote the file took it for granted."""
     follows: str | None
     """The layer whose activated output is this one's input."""
     between: str | None
@@ -46,6 +48,22 @@ class LayerOverview:
     """Rank and noise, whatever the activation, and a forecast behind a ReLU; None where there is nothing to survey."""
     outlook: Outlook | None = None
     """What to expect of the default search; None where the layer cannot be inverted."""
+
+    @property
+    def rests_on(self) -> str:
+        """What it rests on that the layer can be inverted, and the outlook."""
+        named = (
+            f"it is assumed, and nothing names it, that '{printable(self.activation)}' follows"
+            if self.activation_assumed
+            else f"the file says that '{printable(self.activation)}' follows"
+        )
+        if not self.alone:
+            return f"{named}, and which layer comes next with nothing in between"
+        if self.survey is not None and self.survey.zeros_seen:
+            return f"{named}; a short search found a first direction with the zeros of a ReLU"
+        single = self.survey is not None and self.survey.batch_size == 1
+        untried = "a single input shows none" if single else "the layer is too large for a short search"
+        return f"{named}; the zeros of a ReLU were not looked for, as {untried}"
 
 
 @dataclass(frozen=True)
@@ -161,6 +179,7 @@ def _layer_overview(
         layer=layer.name,
         kind=layer.kind,
         activation=str(layer.activation),
+        activation_assumed=layer.activation_assumed,
         follows=layer.follows,
         between=layer.between,
         shape=None if gradient is None else gradient.shape,

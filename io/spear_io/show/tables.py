@@ -85,6 +85,8 @@ def print_overview(dump: Dump, groups: Sequence[Group]) -> None:
             console.print(_alike_line(group), soft_wrap=True)
         console.print(_stored_table(record))
         console.print(_survey_table(record))
+        for line in _rests_on(record):
+            console.print(line, soft_wrap=True)
         for chain in record.chains:
             console.print(f"chain: {_chain_text(record, chain)}{_reach(record, chain)}", soft_wrap=True)
         for layer in record.layers:
@@ -166,7 +168,7 @@ def _stored_table(record: RecordOverview) -> Grid:
             "–" if layer.shape is None else " × ".join(map(str, layer.shape)),
             layer.precision or "–",
             _input_from(layer),
-            printable(layer.activation),
+            printable(layer.activation) + (" (assumed)" if layer.activation_assumed else ""),
             " ".join(layer.datasets) or "–",
             "–" if layer.truth_inputs is None else str(layer.truth_inputs),
         )
@@ -203,6 +205,15 @@ def _survey_table(record: RecordOverview) -> Grid:
             verdict,
         )
     return table
+
+
+def _rests_on(record: RecordOverview) -> list[str]:
+    """What a yes rests on, a line for the layers that share it."""
+    layers: dict[str, list[str]] = {}
+    for layer in record.layers:
+        if layer.problem is None and layer.survey is not None:
+            layers.setdefault(layer.rests_on, []).append(layer.layer)
+    return [f"that {listing(names)} can be inverted rests on: {why}" for why, names in layers.items()]
 
 
 def _chain_text(record: RecordOverview, chain: Sequence[str]) -> str:
