@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 import spear_np
-from spear_io import DumpWriter, LayerArrays, RecordInfo, open_dump, write_dump
+from spear_io import DumpWriter, FileError, LayerArrays, RecordInfo, open_dump, write_dump
 from spear_io.audit import defences, sweep
 from spear_io.audit.defences import Defence
 from spear_io.audit.privacy import Training, epsilon, multiplier_for
@@ -374,3 +377,76 @@ def test_the_multiplier_of_an_epsilon() -> None:
     assert weaker is not None
     assert near <= 10 < weaker
     assert Training(batch_size=16).sample_rate == 1.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
+def test_a_signal_ends_it_with_what_is_finished(
+    spear: Command, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    begun: list[float] = []
+
+    def inverted(update: Shared, target: Target, defence: Defence, strength: float, *more: Any) -> Any:
+        begun.append(strength)
+        if len(begun) == 3:
+            signal.raise_signal(number)
+        return undisturbed(update, target, defence, strength, *more)
+
+    undisturbed = sweep.inverted
+    monkeypatch.setattr(sweep, "inverted", inverted)
+    done = spear("audit", dump, "-o", tmp_path / "audit.html", "--defence", "noise", "--defence", "bits")
+    assert done.status == 3
+    assert "stopped before its end: what was finished is above and on the page" in done.out
+    assert "bits: not tried: stopped before it began" in done.out
+    text = read(tmp_path / "audit.html").text
+    assert "The audit was stopped before its end" in text
+    assert "Every strength, with its figures" in text
+
+
+def test_stopped_before_anything_is_known_is_one_line(tmp_path: Path) -> None:
+    write_dump(tmp_path / "dump.h5", {"fc": layer_arrays(layer_data(b=4), inputs=None)})
+    with pytest.raises(FileError, match="was stopped before it was known what there is to protect"):
+        audit(tmp_path / "dump.h5", tmp_path / "a.html", Asked(), Budget(stop=lambda: True))
+    assert [path.name for path in tmp_path.iterdir()] == ["dump.h5"]
+
+
+@pytest.mark.parametrize("where", ["weight_grad", "truth"])
+def test_nan_is_one_line_that_says_where(spear: Command, dump: Path, tmp_path: Path, where: str) -> None:
+    with h5py.File(dump, "a") as file:
+        record = file["records/client-0"]
+        array = record["truth/fc1/inputs"] if where == "truth" else record["layers/fc1/weight_grad"]
+        array[2, 5] = np.nan
+    done = spear("audit", dump, "-o", tmp_path / "audit.html", "--defence", "clip_norm")
+    assert done.status == 2
+    assert "holds NaN at row 2, column 5" in done.error
+    assert not (tmp_path / "audit.html").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no limit there")
+def test_a_disk_that_is_full_is_one_line_below_what_was_found(
+    spear: Command, dump: Path, tmp_path: Path
+) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        done = spear("audit", dump, "-o", tmp_path / "audit.html", "--defence", "clip_norm")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.status == 2
+    assert "cannot be written (File too large); nothing was written" in done.error
+    assert "not enough at any strength: 100% recovered at 0.01 times its norm" in done.out
+    assert "written to" not in done.out
+    assert leftovers(tmp_path) == []
+    assert not (tmp_path / "audit.html").exists()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only_is_refused_before_anything_is_tried(
+    spear: Command, dump: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    done = spear("audit", dump, "-o", folder / "audit.html")
+    assert done.status == 2
+    assert "choose a folder you may write to" in done.error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import spear_np
 from ..files.atomic import new_file
 from ..files.dump import Dump, Layer, Record, named, open_dump
 from ..files.limits import working
+from ..files.storage import TRUTH_AGAIN, check_finite
 from ..problems import FileError
 from ..show.report.page import MARK, WHAT
 from .defences import Defence
@@ -25,11 +27,18 @@ BASELINE_SECONDS = 60.0
 
 
 def audit(
-    dump: Path, output: Path | None, asked: Asked, budget: Budget, *, replace_any: bool = False
+    dump: Path,
+    output: Path | None,
+    asked: Asked,
+    budget: Budget,
+    *,
+    replace_any: bool = False,
+    finished: Callable[[Audit], None] = lambda found: None,
 ) -> Audit:
     """Sweep the defences over one update of a dump, write the page if there is an `output`, and return what was found.
 
-    When `budget.stop` says so, the audit ends with what is finished, and that is written.
+    When `budget.stop` says so, the audit ends with what is finished, and that is written. `finished` is called with what was found
+    before the page is, so that a disk that is full does not lose it.
 
     Raises
     ------
@@ -42,6 +51,7 @@ def audit(
             return _audited(opened, record, layer, asked, budget)
         with new_file(output, what=WHAT, mark=MARK, sources=[dump], replace=replace_any) as write:
             found = _audited(opened, record, layer, asked, budget)
+            finished(found)
             with working():
                 write(page_of(found).encode())
             return found
@@ -69,7 +79,10 @@ def _chosen(dump: Dump, asked: Asked) -> tuple[Record, Layer]:
 
 def _audited(dump: Dump, record: Record, layer: Layer, asked: Asked, budget: Budget) -> Audit:
     update = read_update(record, layer)
-    truth = None if layer.truth is None else layer.truth[:, :]
+    truth = None
+    if layer.truth is not None:
+        check_finite(layer.truth, TRUTH_AGAIN)
+        truth = layer.truth[:, :]
     others = updates_to_sum(dump, record, layer, update)
     labels = record.labels
     known_labels = None if labels is None else labels[:]

@@ -8,7 +8,7 @@ from .result import Audit
 from .words import headline_of, lines_of, privacy_of
 
 
-def print_audit(found: Audit, output: str) -> None:
+def print_audit(found: Audit) -> None:
     """Print what `spear-np audit` found: a line a defence."""
     console = console_for()
     table = new_table("defence", "break-even")
@@ -21,4 +21,8 @@ def print_audit(found: Audit, output: str) -> None:
         console.print(line, soft_wrap=True)
     if not found.complete:
         console.print("stopped before its end: what was finished is above and on the page", soft_wrap=True)
-    console.print(f"written to {printable(output, 1000)}", soft_wrap=True)
+
+
+def print_written(output: str) -> None:
+    """Print where the page is."""
+    console_for().print(f"written to {printable(output, 1000)}", soft_wrap=True)

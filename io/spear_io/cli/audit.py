@@ -69,10 +69,11 @@ def audit(
 
     from ..audit.document import document_of
     from ..audit.privacy import Training
-    from ..audit.result import NAMES, Asked, chosen_names
+    from ..audit.result import NAMES, Asked, Audit, chosen_names
     from ..audit.run import audit as run_audit
     from ..audit.sweep import Budget
-    from ..audit.tables import print_audit
+    from ..audit.tables import print_audit, print_written
+    from ..problems import WriteError
     from ..show.progress import progress_bar
     from ..show.tables import print_json
     from .exit_status import INCOMPLETE
@@ -101,9 +102,15 @@ def audit(
     device_for(device)
     training = Training(dataset_size or 0, 0, steps, delta)
     asked = Asked(record, layer, names, clip_norm, learning_rate, training)
-    with stop_on_interrupt() as stopped, progress_bar() as start_bar:
-        budget = Budget(time_limit, seed, device, stopped, start_bar)
-        found = run_audit(dump, output, asked, budget, replace_any=force)
+    kept: list[Audit] = []
+    try:
+        with stop_on_interrupt() as stopped, progress_bar() as start_bar:
+            budget = Budget(time_limit, seed, device, stopped, start_bar)
+            found = run_audit(dump, output, asked, budget, replace_any=force, finished=kept.append)
+    except WriteError:
+        for one in kept:
+            print_audit(one)
+        raise
     if output is not None:
         complete_already(output)
     if json:
@@ -116,5 +123,6 @@ def audit(
             }
         )
     else:
-        print_audit(found, str(output))
+        print_audit(found)
+        print_written(str(output))
     raise typer.Exit(0 if found.complete else INCOMPLETE)

@@ -26,6 +26,8 @@ BLOCK_BYTES = 32 * 2**20
 
 FINITE = "every number must be finite: export a step that did not overflow"
 """What to do about a NaN or an infinity in a dump."""
+TRUTH_AGAIN = "export the true inputs again"
+"""What to do about one in true inputs."""
 
 
 class Bfloat16:

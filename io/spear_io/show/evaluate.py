@@ -19,7 +19,7 @@ from ..files.dump import Dump, Layer, Record, named
 from ..files.inversion import InversionFile, RecoveredLayer, stored_name
 from ..files.limits import working
 from ..files.sight import Seen, Sight
-from ..files.storage import Floats, LoadedRows, Rows, check_finite, column_blocks
+from ..files.storage import TRUTH_AGAIN, Floats, LoadedRows, Rows, check_finite, column_blocks
 from ..problems import FileError, listing, printable
 from .matching import Pair, matched, pair_blocks, squared_distances
 from .normalisation import Normalisation, normalisation_of
@@ -275,7 +275,7 @@ def _compared(
     result: LayerEvaluation, recovered: RecoveredLayer, truth: Rows, seen: Seen, display: Display
 ) -> LayerEvaluation:
     result = replace(result, seen=seen.sentence(result.layer))
-    check_finite(truth, "export the true inputs again")
+    check_finite(truth, TRUTH_AGAIN)
     check_finite(recovered.inputs, "run 'spear-np invert' again")
 
     pixels = normalisation_of(display, seen, truth.shape[1], truth.place)
