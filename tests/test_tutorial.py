@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -15,6 +16,13 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 STEPS = ("inspect", "invert", "report", "export")
 """Subcommands to run; `audit` takes its minute in its own tests, and `convert` is told of other files."""
+
+
+def headings(printed: str) -> list[str]:
+    """What stands over the columns of every table."""
+    lines = printed.splitlines()
+    over = [lines[number - 1] for number, line in enumerate(lines) if line.strip().startswith("──")]
+    return [name for line in over for name in re.split(r"\s{2,}", line.strip())]
 
 
 def test_it_leads_to_a_report(
@@ -35,6 +43,9 @@ def test_it_leads_to_a_report(
     for arguments in told:
         run = spear(*arguments)
         assert run.status == 0, run.error
+        if arguments[0] in ("inspect", "invert"):
+            assert headings(run.out)
+            assert [name for name in headings(run.out) if f"`{name}`" not in PAGE] == []
         if arguments[0] == "invert":
             assert "exact if layers linked, plain where W is blind" in " ".join(run.out.split())
     assert (tmp_path / "report.html").stat().st_size > 50_000

@@ -232,7 +232,7 @@ def inverted(
         best = point if best is None or point.recovered > best.recovered else best
         if best.recovered:
             break
-    return best
+    return None if best is None else replace(best, seconds=time.perf_counter() - started)
 
 
 def _refused(strength: float, reason: str, seconds: float) -> Point:
