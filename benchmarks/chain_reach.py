@@ -92,7 +92,7 @@ def report(table: dict[Way, dict[int, int]], options: argparse.Namespace) -> str
     """The figures as Markdown."""
     header = ("what is used", *(f"m = {m}" for m in options.widths), "by counting")
     lines = [
-        (way.title, *reached.values(), "" if way.counting is None else f"{way.counting:.2f} m")
+        (way.title, *reached.values(), "–" if way.counting is None else f"{way.counting:.2f} m")
         for way, reached in table.items()
     ]
     first, last = options.first_seed, options.first_seed + options.batches - 1

@@ -14,7 +14,7 @@ from tests.documents import run as run_code
 DOCS = Path(__file__).parent.parent / "docs"
 SECTIONS = (DOCS / "questions.md").read_text(encoding="utf-8").split("\n## ")[1:]
 QUESTIONS = {section.splitlines()[0]: section for section in SECTIONS}
-TABLES = ("head_to_head.md", "report.md", "tutorial.md", "privacy_officers.md")
+TABLES = ("head_to_head.md", "report.md", "tutorial.md", "privacy_officers.md", "reach.md")
 
 
 def commands(section: str) -> list[list[str]]:
