@@ -24,8 +24,8 @@ from spear_io.audit.result import NAMES, Asked, Audit
 from spear_io.audit.run import audit
 from spear_io.audit.sweep import Budget, Curve, Target, psnr_of
 from spear_io.audit.update import Shared, read_update
-from tests.backends import values_of
 from spear_io.audit.words import headline_of, privacy_of, verdict_of
+from tests.backends import values_of
 from tests.io_files import Command, command, layer_arrays, layer_data, leftovers, write_good_dump
 from tests.pages import HOSTILE
 from tests.test_report import read

@@ -18,6 +18,7 @@ from spear_io.audit.run import audit
 from spear_io.audit.sweep import Budget
 from spear_io.audit.update import Shared
 from spear_np.factors.gradients import NO_DECAY, WeightDecay
+from tests.backends import values_of
 from tests.chains import Loss, NetworkData, network_of
 from tests.networks import digit_batch
 
@@ -78,10 +79,14 @@ def test_clipped_parts_add_up_in_every_layer() -> None:
     half = examples.clipped(shared(data), norm)
     factors = np.minimum(1, norm / examples.norms)
     for number, layer in enumerate(data.layers):
-        np.testing.assert_allclose(whole.layers[number].weight_grad, layer.weight_grad, atol=1e-6)
+        np.testing.assert_allclose(
+            values_of(whole.layers[number].weight_grad), values_of(layer.weight_grad), atol=1e-6
+        )
         scaled = (data.output_grads[number] * factors[:, None]).T
-        np.testing.assert_allclose(half.layers[number].weight_grad, scaled @ data.inputs[number], atol=1e-6)
-        np.testing.assert_allclose(half.layers[number].bias_grad, scaled.sum(axis=1), atol=1e-6)
+        np.testing.assert_allclose(
+            values_of(half.layers[number].weight_grad), scaled @ data.inputs[number], atol=1e-6
+        )
+        np.testing.assert_allclose(values_of(half.layers[number].bias_grad), scaled.sum(axis=1), atol=1e-6)
 
 
 def test_weight_decay_is_no_part_of_any_input() -> None:
@@ -90,8 +95,8 @@ def test_weight_decay_is_no_part_of_any_input() -> None:
     decayed = tuple(
         replace(
             layer,
-            weight_grad=layer.weight_grad + np.float32(0.01) * layer.weight,
-            bias_grad=layer.bias_grad + np.float32(0.02) * layer.bias,
+            weight_grad=values_of(layer.weight_grad) + np.float32(0.01) * values_of(layer.weight),
+            bias_grad=values_of(layer.bias_grad) + np.float32(0.02) * values_of(layer.bias),
             decay=decay,
         )
         for layer in data.layers
@@ -102,7 +107,7 @@ def test_weight_decay_is_no_part_of_any_input() -> None:
     whole = replay.examples.clipped(update, float("inf"))
     for clipped, plain in zip(whole.layers, data.layers, strict=True):
         assert not clipped.decay.present
-        np.testing.assert_allclose(clipped.weight_grad, plain.weight_grad, atol=1e-6)
+        np.testing.assert_allclose(values_of(clipped.weight_grad), values_of(plain.weight_grad), atol=1e-6)
 
 
 def test_labels_are_read_off_the_gradient_at_the_output() -> None:
@@ -127,7 +132,9 @@ def test_what_does_not_give_the_update_is_refused(what: str) -> None:
     if what == "inputs":
         batch = Batch(batch.inputs[::-1] * 1.3, batch.labels)
     if what == "weights":
-        update = replace(update, layers=data.changed(1, weight=data.layers[1].weight * np.float32(1.3)))
+        update = replace(
+            update, layers=data.changed(1, weight=values_of(data.layers[1].weight) * np.float32(1.3))
+        )
     found = replayed(update, [batch], NO_DECAY)
     assert isinstance(found, str)
     assert "misses the gradients" in found
@@ -160,7 +167,9 @@ def test_one_step_is_the_gradient_and_five_are_those_of_pytorch() -> None:
             np.testing.assert_allclose(found, wanted, atol=1e-6)
             assert np.max(np.abs(wanted - getattr(before, f"{name}_grad"))) > 1e-4
     one = played(data).steps(update, 1, rate, mean=True)
-    np.testing.assert_allclose(one.first.weight_grad, data.layers[0].weight_grad, atol=1e-6)
+    np.testing.assert_allclose(
+        values_of(one.first.weight_grad), values_of(data.layers[0].weight_grad), atol=1e-6
+    )
 
 
 def test_a_summed_loss_takes_steps_as_much_larger() -> None:
@@ -169,7 +178,9 @@ def test_a_summed_loss_takes_steps_as_much_larger() -> None:
         played(data).steps(shared(data), 2, rate, mean=mean)
         for rate, mean in ((0.01, False), (0.01 * B, True))
     )
-    np.testing.assert_allclose(summed.first.weight_grad, B * mean.first.weight_grad, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        values_of(summed.first.weight_grad), B * values_of(mean.first.weight_grad), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_a_network_without_its_weights_is_not_played() -> None:

@@ -6,14 +6,13 @@ nothing but rounding hides the zeros: singular vectors that are off by 1e-14 hid
 
 from __future__ import annotations
 
-from typing import Any
-
 import array_api_compat
 
-from ..backend import Array, inverse_or_pseudoinverse
+from ..arrays import Array, Namespace
+from ..backend import inverse_or_pseudoinverse
 
 
-def sharp_svd(xp: Any, matrix: Array) -> tuple[Array, Array, Array]:
+def sharp_svd(xp: Namespace, matrix: Array) -> tuple[Array, Array, Array]:
     """U (m, b), S (b,), Vᵀ (b, b) of a float64 `matrix` (m, b), m ≥ b: the singular value decomposition, refined once.
 
     References
@@ -37,7 +36,7 @@ def sharp_svd(xp: Any, matrix: Array) -> tuple[Array, Array, Array]:
     return Q @ (U + U @ to_left), xp.abs(S), (V + V @ to_right).T
 
 
-def sharp_row_space(xp: Any, rows: Array, left: Array, values: Array) -> tuple[Array, Array]:
+def sharp_row_space(xp: Namespace, rows: Array, left: Array, values: Array) -> tuple[Array, Array]:
     """T (m, b) and an orthonormal basis rowsᵀ T (n, b) of what the leading singular vectors of `rows` (m, n) span.
 
     Half a step of subspace iteration from the singular vectors `left` (m, b) with their `values` (b,): what is left is the

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from spear_np import Sliceable
+
 from ..files.storage import Floats
 from ..show.progress import power_of_ten
 from .replay import PerExample, Replay
@@ -262,7 +264,7 @@ def usual_defences(update: Shared) -> list[Defence]:
     return found
 
 
-def _sum(arrays: Sequence[spear_np.Sliceable]) -> Floats:
+def _sum(arrays: Sequence[Sliceable]) -> Floats:
     """Return the sum of arrays, added in float64, in the precision of the first."""
     total = np.sum([np.asarray(array[...], dtype=np.float64) for array in arrays], axis=0)
     return np.asarray(total, dtype=arrays[0].dtype)

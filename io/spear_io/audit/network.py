@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import spear_np
+from spear_np.backend import to_host
 
 from ..files.storage import Floats
 from .update import Shared
@@ -40,12 +41,15 @@ class Network:
     def of(cls, update: Shared) -> Network | None:
         """Take the model from an update; None where a weight is not known, or an activation cannot be computed."""
         layers = update.layers
-        if any(layer.weight is None for layer in layers) or not all(layer.sigma.known for layer in layers):
+        weights = [layer.weight for layer in layers if layer.weight is not None]
+        if len(weights) < len(layers) or not all(layer.sigma.known for layer in layers):
             return None
         return cls(
-            tuple(layer.weight.astype(np.float64) for layer in layers),
+            tuple(np.asarray(weight[...], dtype=np.float64) for weight in weights),
             tuple(
-                np.zeros(layer.shape[0]) if layer.bias is None else layer.bias.astype(np.float64)
+                np.zeros(layer.shape[0])
+                if layer.bias is None
+                else np.asarray(layer.bias[...], dtype=np.float64)
                 for layer in layers
             ),
             tuple(layer.sigma for layer in layers),
@@ -57,8 +61,9 @@ class Network:
         passed = inputs
         for weight, bias, activation in zip(self.weights, self.biases, self.activations, strict=True):
             taken.append(passed)
-            passed, slope = activation.value_and_slope(passed @ weight.T + bias)
-            slopes.append(slope)
+            values, slope = activation.value_and_slope(passed @ weight.T + bias)
+            passed = to_host(values)
+            slopes.append(to_host(slope))
         return Pass(tuple(taken), tuple(slopes), passed)
 
     def backward(self, forward: Pass, top: Floats) -> tuple[Floats, ...]:

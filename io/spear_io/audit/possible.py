@@ -216,7 +216,7 @@ def updates_to_sum(dump: Dump, record: Record, layer: Layer, update: Shared) -> 
 def _same_model(one: Shared, other: Shared) -> bool:
     return all(
         (a.weight is None and b.weight is None)
-        or (a.weight is not None and b.weight is not None and np.array_equal(a.weight, b.weight))
+        or (a.weight is not None and b.weight is not None and np.array_equal(a.weight[...], b.weight[...]))
         for a, b in zip(one.layers, other.layers, strict=True)
     )
 

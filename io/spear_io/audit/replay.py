@@ -93,7 +93,9 @@ class Replay:
 
         The loss is the `mean` over the batch, or its sum. The model is kept in the precision of the file between steps, as a client keeps it.
         """
+        held = update.first.weight
         assert self.labels is not None
+        assert held is not None  # or there would be no replay
         after = self.network.trained(
             self.inputs,
             self.labels,
@@ -101,7 +103,7 @@ class Replay:
             steps=count,
             mean=mean,
             decay=self.decay,
-            dtype=update.first.weight.dtype,
+            dtype=held.dtype,
         )
         layers = []
         for number, layer in enumerate(update.layers):
@@ -206,7 +208,7 @@ def _without(layer: spear_np.LayerGradients, decay: spear_np.WeightDecay) -> dic
     ):
         gradient = getattr(layer, name)
         if gradient is not None:
-            found[name] = gradient.astype(np.float64)
+            found[name] = np.asarray(gradient[...], dtype=np.float64)
             if multiple and values is not None:
-                found[name] = found[name] - multiple * values.astype(np.float64)
+                found[name] = found[name] - multiple * np.asarray(values[...], dtype=np.float64)
     return found
