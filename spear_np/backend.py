@@ -465,12 +465,28 @@ def triangular_factor(xp: Namespace, matrix: Array) -> Array:
     return xp.linalg.qr(matrix).R
 
 
+CUPY_BATCHED = 256
+"""Columns up to which CuPy solves a stack at once; larger systems go one by one.
+
+Derived: the limit of `cupyx.set_batched_gesv_limit`.
+"""
+
+
+def solve_by_inverse(xp: Namespace, matrices: Array, right: Array) -> Array:
+    """As `solve_or_nan`, by inverses, which CuPy computes at once whatever their size, and a step of refinement."""
+    inverse = xp.linalg.inv(matrices)
+    solution = inverse @ right
+    return solution + inverse @ (right - matrices @ solution)
+
+
 def solve_or_nan(xp: Namespace, matrices: Array, right: Array) -> Array:
     """Solve a stack of square systems; where the library refuses a singular one, its answer is NaN.
 
     `matrices` (..., r, r), `right` (..., r, p); returns (..., r, p). LAPACK's callers raise for the whole stack
     when one matrix is exactly singular, CUDA's return non-finite numbers for that one: this makes them alike.
     """
+    if array_api_compat.is_cupy_namespace(xp) and matrices.ndim > 2 and matrices.shape[-1] > CUPY_BATCHED:
+        return solve_by_inverse(xp, matrices, right)
     try:
         return xp.linalg.solve(matrices, right)
     except np.linalg.LinAlgError:

@@ -14,6 +14,7 @@ from threadpoolctl import ThreadpoolController
 from spear_np import DeviceError, InputError
 from spear_np.backend import (
     CPU,
+    CUPY_BATCHED,
     SMALL_MATRIX,
     between,
     blocks,
@@ -26,6 +27,7 @@ from spear_np.backend import (
     replace_rows,
     scatter_columns,
     smallest,
+    solve_by_inverse,
     solve_or_nan,
     suitable_threads,
     to_host,
@@ -181,6 +183,30 @@ class TestLinearAlgebra:
         solved = backend.host(solve_or_nan(backend.xp, backend.array(singular), backend.array(right)))
         assert not np.isfinite(solved[1]).any()
         np.testing.assert_allclose(solved[[0, 2, 3]], wanted[[0, 2, 3]], rtol=1e-9)
+
+    def test_inverses_solve_as_well_as_eliminations_do(self, backend: Backend) -> None:
+        rng = np.random.default_rng(5)
+        matrices = rng.standard_normal((5, 40, 40)) * np.logspace(0, -6, 40)
+        x = rng.standard_normal((5, 40, 3))
+        right = matrices @ x
+        solved = backend.host(solve_by_inverse(backend.xp, backend.array(matrices), backend.array(right)))
+        errors = [
+            np.linalg.norm(matrices @ one - right) for one in (solved, np.linalg.solve(matrices, right))
+        ]
+        assert errors[0] < 3 * errors[1]
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("size", [CUPY_BATCHED, CUPY_BATCHED + 1, CUPY_BATCHED + 44])
+    def test_large_systems_are_solved_on_a_card(self, size: int) -> None:
+        backend = Backend.CUPY
+        if backend.missing:
+            pytest.skip(backend.missing)
+        rng = np.random.default_rng(size)
+        matrices, right = rng.standard_normal((3, size, size)), rng.standard_normal((3, size, 2))
+        matrices[1, :, 5] = matrices[1, :, 6]
+        solved = backend.host(solve_or_nan(backend.xp, backend.array(matrices), backend.array(right)))
+        wanted = np.linalg.solve(matrices[[0, 2]], right[[0, 2]])
+        np.testing.assert_allclose(solved[[0, 2]], wanted, rtol=1e-6, atol=1e-8)
 
 
 class TestPicking:

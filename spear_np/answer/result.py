@@ -202,6 +202,19 @@ class Inversion:
                 yield columns, self.recovery @ block
 
 
+def on_device(answer: Inversion, device: Device) -> Inversion:
+    """The `answer`, computed on the host, with its arrays on `device`."""
+    labels = None if answer.labels is None else device.integers(answer.labels)
+    return replace(
+        answer,
+        output_grad=device.float64(answer.output_grad),
+        recovery=device.float64(answer.recovery),
+        labels=labels,
+        device=device.name,
+        where=device,
+    )
+
+
 def with_decay_said(answer: Inversion) -> Inversion:
     """Return the `answer` with the weight decay that was taken out of its gradient among reason and caveats."""
     decay = answer.gradients.decay

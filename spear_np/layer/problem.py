@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..answer.labels import labels_from
-from ..answer.result import Inversion, Status
+from ..answer.result import Inversion, Status, on_device
 from ..arrays import Array, HostArray
 from ..backend import Device, suitable_threads, to_host
 from ..checks.certify import ROUGH_AGREEMENT, Verdict
@@ -29,10 +29,12 @@ from ..factors.signs import SignModel, sign_model
 from ..factors.suspects import holds_signs, other_causes
 from ..loop.options import DataRange, Options, SearchFactory
 from ..loop.problem import Reading
+from ..placement import algebra_device
 from ..search import Search
 from ..search.columns import Columns
 from ..search.completion import Completion
 from ..search.descent import Descent
+from ..search.elsewhere import Elsewhere
 from ..search.sampling import Sampling
 from ..search.schedule import Schedule
 from .assemble import CROWDED, Ending, assemble_result, inversion, no_rank_reason, no_zeros_reason
@@ -125,6 +127,8 @@ class LayerProblem:
     data_range: DataRange | None = None
     behind: Behind | None = None
     """The layer that follows, if it is known."""
+    where: Device | None = None
+    """Where the answer is wanted, if not on the device of the factors."""
 
     @property
     def batch_size(self) -> int:
@@ -230,7 +234,8 @@ class LayerProblem:
 
     def _barren(self, state: LayerState) -> bool:
         """Whether a search that finds a direction at once, where there are any, has found none."""
-        if state.barren is None or not isinstance(self.search, Schedule | Descent):
+        search = self.search.search if isinstance(self.search, Elsewhere) else self.search
+        if state.barren is None or not isinstance(search, Schedule | Descent):
             return False
         crowded = self.batch_size > CROWDED * self.factors.space.live.shape[0]
         return state.barren >= (BARREN_CROWDED if crowded else BARREN_ROUNDS)
@@ -239,7 +244,8 @@ class LayerProblem:
         """Return the inputs that are vouched for."""
         ending = Ending(state.choice, state.verdict, state.fullest, ended)
         answer = assemble_result(self.factors, ending, self.data_range)
-        return replace(answer, labels=self._labels(answer))
+        answer = replace(answer, labels=self._labels(answer))
+        return answer if self.where is None else on_device(answer, self.where)
 
     def _labels(self, answer: Inversion) -> Array | None:
         """(k,): labels of the inputs of an `answer`, where the layer behind is the output layer."""
@@ -258,13 +264,14 @@ def layer_readings(
 ) -> Callable[[int], Reading]:
     """Return what reads `gradients`, without weight decay, at one reading of their singular values.
 
-    `behind` is the layer that follows, if it is known.
+    `behind` is the layer that follows, if it is known. Of a small layer on a card only the search is there.
     """
+    algebra = algebra_device(device, gradients.shape[0])
 
     @cache
     def decayed() -> Decayed:
-        with _threads(gradients, device):
-            return without_decay(gradients, device, options.batch_size)
+        with _threads(gradients, algebra):
+            return without_decay(gradients, algebra, options.batch_size)
 
     return lambda reading: read_layer(decayed(), device, options, reading, behind)
 
@@ -277,11 +284,12 @@ def _threads(gradients: LayerGradients, device: Device) -> AbstractContextManage
 def read_layer(
     decayed: Decayed, device: Device, options: Options, reading: int = 0, behind: Behind | None = None
 ) -> Reading:
-    """Factorise a layer at one reading of the singular values and pose the problem of inverting it."""
+    """Factorise a layer at one reading of the singular values and pose the problem of inverting it, with its search on `device`."""
     gradients, factors = decayed.gradients, decayed.factors
+    algebra = algebra_device(device, gradients.shape[0])
     if reading > 0:
-        with _threads(gradients, device):
-            factors = factorize(gradients, device, options.batch_size, reading=reading)
+        with _threads(gradients, algebra):
+            factors = factorize(gradients, algebra, options.batch_size, reading=reading)
     spectrum = factors if isinstance(factors, Spectrum) else factors.space.spectrum
     left = spectrum.alternatives if options.batch_size is None else 0
 
@@ -295,15 +303,16 @@ def read_layer(
         )
 
     if isinstance(factors, Spectrum):
-        return refused(no_rank_reason(factors, gradients, device))
+        return refused(no_rank_reason(factors, gradients, algebra))
     crowded = factors.space.batch_size > CROWDED * factors.space.live.shape[0]
-    if crowded and holds_signs(gradients, device):
-        return refused(other_causes(gradients, device))
+    if crowded and holds_signs(gradients, algebra):
+        return refused(other_causes(gradients, algebra))
     factors = replace(factors, space=with_layer_behind(factors.space, behind))
-    with suitable_threads(device, gradients.shape[0] * factors.space.batch_size):
+    with suitable_threads(algebra, gradients.shape[0] * factors.space.batch_size):
         model = sign_model(factors)
-        search = search_for(options.method, factors, model, behind)
-    return Reading(LayerProblem(factors, model, search, options.data_range, behind), left)
+        search = search_for(options.method, factors, model, behind, device)
+    where = None if algebra is device else device
+    return Reading(LayerProblem(factors, model, search, options.data_range, behind, where), left)
 
 
 def search_for(
@@ -311,15 +320,28 @@ def search_for(
     factors: Factors,
     model: SignModel | None,
     behind: Behind | None = None,
+    device: Device | None = None,
 ) -> Search:
-    """Return the search of that name, or the caller's own; `behind` is the layer that follows, if it is known."""
-    if method == "sampling" or factors.space.batch_size == 1:
-        return Sampling()
+    """Return the search of that name, or the caller's own.
+
+    `behind` is the layer that follows, if it is known. Searches that follow thousands of starts or subsets run on `device`, by
+    default that of the factors, as the others do.
+    """
+    space = factors.space
+
+    def there(search: Search) -> Search:
+        return search if device is None or device == space.device else Elsewhere.on(device, search, space)
+
+    if method == "sampling" or space.batch_size == 1:
+        return there(Sampling())
     if not isinstance(method, str):
         return method(factors, model)
-    descent = Descent.prepare(factors.space, model)
+    descent = there(Descent.prepare(space, model))
     if method == "descent":
         return descent
     return Schedule(
-        descent, Sampling(), Completion.prepare(factors, model), Columns.prepare(factors, model, behind)
+        descent,
+        there(Sampling()),
+        Completion.prepare(factors, model),
+        Columns.prepare(factors, model, behind),
     )

@@ -62,11 +62,12 @@ CHECK_ROWS = 32
 
 Derived: a direction with half of its rows zero misses all of them with a probability of 2^-32.
 """
-MAX_SUBMATRICES = 2500
+MAX_SUBMATRICES = 5000
 """Submatrices of one block, at most.
 
-Measured: what a block finds guides the next. Blocks of 10,000 draw more than twice as many a second, and take four times as many at
-b = 16 and 20 until a batch is whole: 0.9 and 6.7 s for 1.0 and 5.7 s (m = 200, seeds 51 to 54, one thread).
+Measured: what a block finds guides the next, and polish takes longer than drawing. Until a batch is whole, 5,000 take 0.17 s where 2,500
+take 0.20 and 10,000 take 0.20 at b = 16, and 0.60 s for 0.64 and 0.48 at b = 20 (m = 200, seeds 51 to 70 and 151 to 170, 51 to 56 and
+151 to 158; one thread of a busy machine, time of the processor).
 """
 MAX_LAUNCHED = 4_000_000
 """The same on a card.

@@ -11,8 +11,6 @@ from ..factors.row_space import RowSpace
 from . import Proposals, Search
 from .columns import Columns
 from .completion import Completion
-from .descent import Descent
-from .sampling import Sampling
 
 SAMPLING_SUFFICES = 6
 """Batch size up to which one block of submatrices nearly always finds everything.
@@ -30,8 +28,8 @@ Heuristic: none is to wait long for another.
 class Schedule:
     """Descent first, unless the batch is tiny; the others in turn where they can still succeed."""
 
-    descent: Descent
-    sampling: Sampling
+    descent: Search
+    sampling: Search
     completion: Completion | None = None
     columns: Columns | None = None
     name: str = "auto"

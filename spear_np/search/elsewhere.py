@@ -1,0 +1,42 @@
+"""A search on another device than what is done with its candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..backend import Device, to_host
+from ..directions.pool import Pool
+from ..factors.row_space import RowSpace
+from ..placement import carried
+from . import Proposals, Search
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """A `search` and the row space that it sees, both on the same device; its candidates go to the caller's."""
+
+    search: Search
+    space: RowSpace
+
+    @classmethod
+    def on(cls, device: Device, search: Search, space: RowSpace) -> Elsewhere:
+        """Carry a `search` that was prepared on the host, and its `space`, to `device`."""
+        return cls(carried(search, device), carried(space, device))
+
+    @property
+    def name(self) -> str:
+        """That of the search."""
+        return self.search.name
+
+    def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
+        """Ask the search there."""
+        with self.space.device.activate():
+            found = self.search.propose(self.space, pool, rng)
+            candidates = to_host(found.candidates)
+        return replace(found, candidates=space.device.float64(candidates))
+
+    def forecast(self, space: RowSpace) -> float | None:
+        """Forecast of the search."""
+        return self.search.forecast(space)
