@@ -169,7 +169,7 @@ def draw_subsets(tables: HostArray, rows: int, size: int, subsets: HostArray, se
     draws = min(MOST_DRAWS * size, max(size, math.ceil(expected + DRAWN_SIGMAS * math.sqrt(expected))))
     while len(open_) and size:
         drawn = _drawn(tables, subsets[open_], draws, seed)
-        fresh = np.stack([~np.any(drawn[:draw] == drawn[draw], axis=0) for draw in range(draws)])
+        fresh = _fresh(drawn, rows)
         rank = np.cumsum(fresh, axis=0, dtype=np.int32)
         done = rank[-1] >= size
         chosen = (fresh & (rank <= size) & done).T
@@ -181,6 +181,19 @@ def draw_subsets(tables: HostArray, rows: int, size: int, subsets: HostArray, se
             break
         open_, draws = open_[~done], min(2 * draws, MOST_DRAWS * size)
     return picks
+
+
+def _fresh(drawn: HostArray, rows: int) -> HostArray:
+    """(draws, k) bool: which of the rows `drawn` (draws, k) out of `rows` have not come before in their column."""
+    draws, k = drawn.shape
+    fresh = np.empty((draws, k), dtype=bool)
+    seen = np.zeros(k * rows, dtype=bool)
+    first = np.arange(k) * rows
+    for draw in range(draws):
+        place = first + drawn[draw]
+        fresh[draw] = ~seen[place]
+        seen[place] = True
+    return fresh
 
 
 def _filled(distinct: HostArray, last: int, rows: int, size: int) -> HostArray:
