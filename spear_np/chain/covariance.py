@@ -10,7 +10,7 @@ import numpy as np
 from ..arrays import Array, HostArray, Namespace
 from ..backend import inverse_or_zero, to_host
 from ..positive import positive_definite
-from .equations import Forward, System, membership_change
+from .equations import Forward, System, membership_change, ones_deviation
 from .layers import Chain
 
 TOLD_BY_ONE = 1e-3
@@ -72,6 +72,20 @@ def noise_along(
     told = ~xp.any(alone, axis=1) & (variance > 0)
     result: HostArray = to_host(xp.sqrt(seen / xp.where(told, variance, xp.ones_like(variance))))
     return np.where(to_host(told), np.nan_to_num(result, nan=math.inf, posinf=math.inf), math.inf)
+
+
+def with_scale_doubt(chain: Chain, c: Array, covariance: Array) -> Array:
+    """The `covariance` (k, b, b) of coordinates `c` (k, b) that were fitted with s · c = 1 kept, and what noise makes of s.
+
+    A fit under a condition that is off by ε is off by ``ε C s / (s · C s)``: by the input itself, times ε, where activations and small
+    biases leave its scale to s.
+    """
+    xp, first = chain.xp, chain.layers[0]
+    towards = covariance @ first.ones
+    along = (towards @ first.ones)[:, None]
+    moved = towards / xp.where(along > 0, along, xp.ones_like(along))
+    moved = moved * ones_deviation(chain, first, c, None)[:, None]
+    return covariance + moved[:, :, None] * moved[:, None, :]
 
 
 def rests_on_level(chain: Chain, passed: Forward, depth: int, jacobian: Array, inverse: Array) -> HostArray:

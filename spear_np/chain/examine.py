@@ -23,6 +23,7 @@ from .covariance import (
     slopes_beside,
     variance_of,
     wider,
+    with_scale_doubt,
 )
 from .equations import (
     ROUNDING_SHARE,
@@ -419,7 +420,7 @@ def _determined(chain: Chain, c: Array, depth: int, known: Known | None) -> tupl
     every = ahead if known is None else _joined(xp, [ahead, _orthogonal(chain, c, known)])
     inverse = covariance_of(gram, xp.zeros_like(gram))
     along = noise_along(chain, every, inverse, covariance)
-    return covariance, np.where(
+    return with_scale_doubt(chain, c, covariance), np.where(
         rests_on_level(chain, passed, depth, ahead.jacobian, inverse), math.inf, along
     )
 

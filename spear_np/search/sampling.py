@@ -84,7 +84,7 @@ FEWEST_SUBMATRICES = 64
 
 Heuristic: as `MAX_SUBMATRICES`.
 """
-SAMPLED_CANDIDATES = 64
+SAMPLED_CANDIDATES = 24
 """Candidates handed on from one block, the sparsest first.
 
 Heuristic: it bounds the time of their polish.
