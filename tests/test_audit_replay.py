@@ -172,6 +172,27 @@ def test_one_step_is_the_gradient_and_five_are_those_of_pytorch() -> None:
     )
 
 
+def test_a_layer_without_a_bias_gets_none_by_training() -> None:
+    data = data_of(dtype=np.float64)
+    unbiased = tuple(replace(layer, bias=np.zeros(layer.shape[0])) for layer in data.layers)
+    zero = Network.of(Shared(unbiased, ("a", "b", "c"), None))
+    none = Network.of(
+        Shared(
+            tuple(replace(layer, bias=None, bias_grad=None) for layer in data.layers), ("a", "b", "c"), None
+        )
+    )
+    assert zero is not None
+    assert none is not None
+    inputs, labels = data.inputs[0], np.asarray(data.labels)
+    options: dict[str, Any] = {"rate": 0.1, "mean": True, "decay": NO_DECAY, "dtype": np.float64}
+    np.testing.assert_array_equal(none.forward(inputs).outputs, zero.forward(inputs).outputs)
+    one, with_one = (net.trained(inputs, labels, steps=1, **options) for net in (none, zero))
+    assert one.biases == (None, None, None)
+    np.testing.assert_array_equal(one.weights[0], with_one.weights[0])
+    two, with_two = (net.trained(inputs, labels, steps=2, **options) for net in (none, zero))
+    assert np.max(np.abs(two.weights[0] - with_two.weights[0])) > 1e-6
+
+
 def test_a_summed_loss_takes_steps_as_much_larger() -> None:
     data = data_of(dtype=np.float64)
     summed, mean = (

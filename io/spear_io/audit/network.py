@@ -33,25 +33,23 @@ class Network:
 
     weights: tuple[Floats, ...]
     """(m, n) each."""
-    biases: tuple[Floats, ...]
-    """(m,) each."""
+    biases: tuple[Floats | None, ...]
+    """(m,) each; None where the layer has none."""
     activations: tuple[spear_np.Activation, ...]
 
     @classmethod
     def of(cls, update: Shared) -> Network | None:
-        """Take the model from an update; None where a weight is not known, or an activation cannot be computed."""
+        """Take the model from an update; None where a weight is not known, or an activation cannot be computed.
+
+        A bias whose gradient is shared, but not itself, is taken for zero.
+        """
         layers = update.layers
         weights = [layer.weight for layer in layers if layer.weight is not None]
         if len(weights) < len(layers) or not all(layer.sigma.known for layer in layers):
             return None
         return cls(
             tuple(np.asarray(weight[...], dtype=np.float64) for weight in weights),
-            tuple(
-                np.zeros(layer.shape[0])
-                if layer.bias is None
-                else np.asarray(layer.bias[...], dtype=np.float64)
-                for layer in layers
-            ),
+            tuple(_bias_of(layer) for layer in layers),
             tuple(layer.sigma for layer in layers),
         )
 
@@ -61,7 +59,8 @@ class Network:
         passed = inputs
         for weight, bias, activation in zip(self.weights, self.biases, self.activations, strict=True):
             taken.append(passed)
-            values, slope = activation.value_and_slope(passed @ weight.T + bias)
+            summed = passed @ weight.T
+            values, slope = activation.value_and_slope(summed if bias is None else summed + bias)
             passed = to_host(values)
             slopes.append(to_host(slope))
         return Pass(tuple(taken), tuple(slopes), passed)
@@ -96,10 +95,18 @@ class Network:
             columns = now.backward(forward, share * cross_entropy_grad(forward.outputs, labels))
             for number, (column, taken) in enumerate(zip(columns, forward.inputs, strict=True)):
                 step = column @ taken + decay.weight * weights[number]
-                bias_step = column.sum(axis=1) + decay.bias * biases[number]
                 weights[number] = (weights[number] - rate * step).astype(dtype).astype(np.float64)
-                biases[number] = (biases[number] - rate * bias_step).astype(dtype).astype(np.float64)
+                bias = biases[number]
+                if bias is not None:
+                    bias_step = column.sum(axis=1) + decay.bias * bias
+                    biases[number] = (bias - rate * bias_step).astype(dtype).astype(np.float64)
         return Network(tuple(weights), tuple(biases), self.activations)
+
+
+def _bias_of(layer: spear_np.LayerGradients) -> Floats | None:
+    if layer.bias is not None:
+        return np.asarray(layer.bias[...], dtype=np.float64)
+    return None if layer.bias_grad is None else np.zeros(layer.shape[0])
 
 
 def cross_entropy_grad(outputs: Floats, labels: Integers) -> Floats:

@@ -108,12 +108,15 @@ class Replay:
         layers = []
         for number, layer in enumerate(update.layers):
             weight = (self.network.weights[number] - after.weights[number]) / (rate * count)
-            bias = (self.network.biases[number] - after.biases[number]) / (rate * count)
+            before, then = self.network.biases[number], after.biases[number]
+            bias = None
+            if layer.bias_grad is not None and before is not None and then is not None:
+                bias = ((before - then) / (rate * count)).astype(layer.bias_grad.dtype)
             layers.append(
                 replace(
                     layer,
                     weight_grad=weight.astype(layer.weight_grad.dtype),
-                    bias_grad=None if layer.bias_grad is None else bias.astype(layer.bias_grad.dtype),
+                    bias_grad=bias,
                     precision=None,
                 )
             )
