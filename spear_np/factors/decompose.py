@@ -11,6 +11,13 @@ import array_api_compat
 from ..arrays import Array, Namespace
 from ..backend import inverse_or_pseudoinverse
 
+SEPARATED = 1e4
+"""Errors of a decomposition that two singular values must be apart for their vectors to be turned towards each other.
+
+Derived: the turn is by no more than 1/`SEPARATED` then, and taken to first order off from orthogonal by the square of that, which one step
+of Newton and Schulz squares again: 1e-16, rounding. Vectors of values that are closer are nearly any basis of what they span together.
+"""
+
 
 def sharp_svd(xp: Namespace, matrix: Array) -> tuple[Array, Array, Array]:
     """U (m, b), S (b,), Vᵀ (b, b) of a float64 `matrix` (m, b), m ≥ b: the singular value decomposition, refined once.
@@ -27,13 +34,18 @@ def sharp_svd(xp: Namespace, matrix: Array) -> tuple[Array, Array, Array]:
     left, right, turned = one - U.T @ U, one - V.T @ V, U.T @ R @ V
     S = xp.linalg.diagonal(turned) / (1 - (xp.linalg.diagonal(left) + xp.linalg.diagonal(right)) / 2)
     off = xp.max(xp.abs(turned - one * S)) + xp.max(S) * (xp.max(xp.abs(left)) + xp.max(xp.abs(right)))
-    # Vectors of values that are closer than the error are any basis of what they span together.
-    equal = xp.abs(S[None, :] - S[:, None]) <= 2 * off
+    equal = xp.abs(S[None, :] - S[:, None]) <= SEPARATED * off
     gap = xp.where(equal, xp.ones_like(turned), (S[None, :] - S[:, None]) * (S[None, :] + S[:, None]))
     along, across = turned + left * S[None, :], turned.T + right * S[None, :]
     to_left = xp.where(equal, left / 2, (along * S[None, :] + across * S[:, None]) / gap)
     to_right = xp.where(equal, right / 2, (along * S[:, None] + across * S[None, :]) / gap)
-    return Q @ (U + U @ to_left), xp.abs(S), (V + V @ to_right).T
+    U, V = _orthonormal(U + U @ to_left, one), _orthonormal(V + V @ to_right, one)
+    return Q @ U, xp.abs(S), V.T
+
+
+def _orthonormal(nearly: Array, one: Array) -> Array:
+    """Columns that are orthonormal but for a little, without its first order: one step of Newton and Schulz from `one`, the identity."""
+    return nearly + nearly @ (one - nearly.T @ nearly) / 2
 
 
 def sharp_row_space(xp: Namespace, rows: Array, left: Array, values: Array) -> tuple[Array, Array]:

@@ -1,0 +1,76 @@
+"""Singular vectors that are refined once: no worse than those of the library for any spacing of the values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import numpy as np
+import pytest
+
+from spear_np.backend import to_host
+from spear_np.factors.decompose import sharp_svd
+from tests.backends import Backend
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+def basis(rng: np.random.Generator, rows: int, columns: int) -> Any:
+    return np.linalg.qr(rng.normal(size=(rows, columns)))[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(10, 1, 20),
+        [3.0],
+        [2.0] * 6,
+        [1 + 1e-8, 1 + 1e-13, 1 + 1e-15, 1],
+        [1 + 1e-9, 1 + 1e-10, 1 + 1e-11, 1],
+        1 + 10.0 ** -np.arange(1, 15),
+        [1, 1e-4, 1e-8, 1e-12, 1e-16],
+        [3.0, 2.0, 1.0, 0.0, 0.0],
+    ],
+    ids=["spread", "one", "equal", "clustered", "close", "every spacing", "graded", "zero"],
+)
+def test_factors_are_orthonormal_and_give_the_matrix(backend: Backend, values: Any) -> None:
+    rng, wanted = np.random.default_rng(1), np.asarray(values, dtype=np.float64)
+    b = len(wanted)
+    matrix = (basis(rng, 60, b) * wanted) @ basis(rng, b, b).T
+    U, S, Vt = (to_host(one) for one in sharp_svd(backend.xp, backend.array(matrix)))
+    most = 20 * EPS
+    np.testing.assert_allclose(U.T @ U, np.eye(b), atol=most)
+    np.testing.assert_allclose(Vt @ Vt.T, np.eye(b), atol=most)
+    np.testing.assert_allclose((U * S) @ Vt, matrix, atol=most * wanted[0])
+    np.testing.assert_allclose(np.sort(S)[::-1], wanted, atol=most * wanted[0])
+
+
+def test_vectors_that_are_off_are_sharpened() -> None:
+    rng = np.random.default_rng(2)
+    matrix = (basis(rng, 80, 12) * np.linspace(9, 1, 12)) @ basis(rng, 12, 12).T
+    xp = array_api_compat.array_namespace(matrix)
+    svd = np.linalg.svd
+
+    class Blunt:
+        """A library whose vectors are off by hundreds of roundings."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(xp.linalg, name)
+
+        def svd(self, one: Any, **options: Any) -> Any:
+            U, S, Vt = svd(one, **options)
+            return (
+                U + 300 * EPS * rng.normal(size=U.shape),
+                S,
+                Vt + 300 * EPS * rng.normal(size=Vt.shape),
+            )
+
+    class Library:
+        linalg = Blunt()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(xp, name)
+
+    U, S, Vt = sharp_svd(Library(), matrix)  # type: ignore[arg-type]
+    assert np.max(np.abs((U * S) @ Vt - matrix)) < 20 * EPS * S[0]
+    assert np.max(np.abs(U.T @ U - np.eye(12))) < 20 * EPS
