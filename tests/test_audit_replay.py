@@ -12,6 +12,7 @@ import pytest
 from spear_io import LayerArrays, RecordInfo, write_dump
 from spear_io.audit.defences import STEPS
 from spear_io.audit.network import Network
+from spear_io.audit.possible import Known, _whole, possible_defences
 from spear_io.audit.replay import Batch, Replay, replayed
 from spear_io.audit.result import Asked
 from spear_io.audit.run import audit
@@ -138,6 +139,75 @@ def test_what_does_not_give_the_update_is_refused(what: str) -> None:
     found = replayed(update, [batch], NO_DECAY)
     assert isinstance(found, str)
     assert "misses the gradients" in found
+
+
+def test_a_small_gradient_of_the_first_layer_counts_like_any_other() -> None:
+    data = data_of()
+    faint = data.changed(0, weight_grad=1.5 * values_of(data.layers[0].weight_grad))
+    last = 1e4 * values_of(data.layers[2].weight_grad), 1e4 * values_of(data.layers[2].bias_grad)
+    layers = (*faint[:2], replace(faint[2], weight_grad=last[0], bias_grad=last[1]))
+    network = tuple(
+        replace(layer, weight=(1e-4 if number == 2 else 1) * values_of(layer.weight))
+        for number, layer in enumerate(layers)
+    )
+    found = replayed(Shared(network, ("a", "b", "c"), "mse"), [batch_of(data)], NO_DECAY)
+    assert isinstance(found, str)
+    assert "misses the gradients" in found
+
+
+def test_a_network_of_one_class_has_no_gradient_to_compare() -> None:
+    inputs, _ = digit_batch(B, seed=7)
+    data = network_of(inputs, np.zeros(B, dtype=np.int64), widths=(30, 20), outputs=1, activation="tanh")
+    found = replayed(shared(data), [batch_of(data)], NO_DECAY)
+    assert isinstance(found, str)
+    assert "misses the gradients that were shared:" in found
+
+
+def test_numbers_that_overflow_are_refused() -> None:
+    data = data_of(dtype=np.float64)
+    layers = tuple(
+        replace(layer, weight=1e200 * values_of(layer.weight), activation="relu" if number < 2 else "none")
+        for number, layer in enumerate(data.layers)
+    )
+    found = replayed(Shared(layers, ("a", "b", "c"), None), [batch_of(data)], NO_DECAY)
+    assert isinstance(found, str)
+    assert "not finite" in found
+
+
+@pytest.mark.parametrize("label", [1e300, float(2**60), np.nan, 0.5])
+def test_labels_that_name_no_class_are_none(label: float) -> None:
+    assert _whole(np.asarray([label, 1.0])) is None
+
+
+@pytest.mark.parametrize(("reduction", "mean"), [(None, False), ("sum", False), ("mean", True)])
+def test_a_sum_is_told_by_the_labels_where_the_record_says_nothing(reduction: str | None, mean: bool) -> None:
+    data = data_of(dtype=np.float64)
+    summed = tuple(
+        replace(layer, weight_grad=B * values_of(layer.weight_grad), bias_grad=B * values_of(layer.bias_grad))
+        for layer in data.layers
+    )
+    update = shared(replace(data, layers=summed))
+    baseline = update.invert(time_limit=5.0)
+    known = Known(RecordInfo(loss_reduction=reduction), data.inputs[0], data.labels, baseline)
+    possible = possible_defences(update, known, (), Asked())
+    assert possible.in_mean == (B if mean else 1)
+    whole = possible_defences(
+        shared(data), replace(known, info=RecordInfo()), (), Asked()
+    )  # a mean, as is taken for granted
+    assert whole.in_mean == B
+
+
+def test_a_training_that_overflows_is_no_defence() -> None:
+    inputs, labels = digit_batch(B, seed=7)
+    data = network_of(inputs, labels, widths=(30, 20), activation="relu", seed=7, dtype=np.float32)
+    baseline = shared(data).invert(time_limit=5.0)
+    known = Known(RecordInfo(), data.inputs[0], data.labels, baseline)
+    for rate, wanted in ((1e-2, STEPS), (1e8, (1.0, 2.0)), (1e45, ())):
+        possible = possible_defences(
+            shared(data), known, (), Asked(defences=("local_steps",), learning_rate=rate)
+        )
+        assert tuple(count for one in possible.defences for count in one.strengths) == wanted
+        assert bool(possible.not_tried) is (not wanted)
 
 
 def test_one_step_is_the_gradient_and_five_are_those_of_pytorch() -> None:

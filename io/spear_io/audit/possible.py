@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from spear_np.backend import to_host
 
 from ..files.dump import Dump, Layer, Record, RecordInfo
 from ..files.storage import Floats
+from ..problems import FileError
 from .defences import (
     LEARNING_RATE,
     MULTIPLIERS,
@@ -25,12 +27,14 @@ from .defences import (
     usual_defences,
 )
 from .network import Integers
-from .replay import Batch, PerExample, Replay, replayed
+from .replay import AGREES, Batch, PerExample, Replay, replayed
 from .result import NAMES, Asked
 from .update import Shared, read_update
 
 MOST_SUMMED = 32
 """Updates that are summed, at most."""
+LARGEST_LABEL = 2.0**53
+"""Up to which float64 holds every whole number: no class beyond it is one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +62,10 @@ class Known:
     """The inversion of the update without a defence."""
 
     @property
-    def mean(self) -> bool:
-        """Whether the update holds a mean over the batch; a record that does not say is taken to, as losses usually do."""
-        return self.info.loss_reduction != "sum"
+    def batch_size(self) -> int:
+        """b, as the record states it, else as the truth has it or the gradient shows: identical inputs show once."""
+        shown = max(1, self.baseline.batch_size, 0 if self.truth is None else len(self.truth))
+        return self.info.batch_size or shown
 
     @property
     def complete(self) -> bool:
@@ -89,20 +94,24 @@ def possible_defences(update: Shared, known: Known, others: Sequence[Shared], as
     left = {
         "no_bias": "the gradient of the bias is not shared already",
         "fewer_layers": "only one layer is used",
-        "records": "the dump holds no other update of the same model",
+        "records": "the dump holds no other update of the same model that can be read",
     }
-    in_mean = float(known.info.batch_size or known.baseline.batch_size or 1) if known.mean else 1.0
     replay = (
         replayed(update, known.batches, known.baseline.gradients.decay) if len(update.layers) > 1 else None
     )
+    mean = _is_mean(known, replay)
+    in_mean = float(known.batch_size) if mean else 1.0
     examples = _examples(known, replay)
     norm = asked.clip_norm
     if isinstance(examples, PerExample):
-        norm = norm or in_mean * float(np.median(examples.norms))
+        norm = norm or in_mean * float(np.median(examples.norms)) or None
+        if norm is None:
+            examples = "half of the inputs have no gradient, and tell no clipping norm: --clip-norm does"
+    if isinstance(examples, PerExample) and norm is not None:
         found |= {one.name: one for one in _of_each_input(examples, norm, in_mean)}
     else:
-        left |= dict.fromkeys(("clip_examples", "dp_sgd"), examples)
-    steps = _local_steps(known, replay, asked)
+        left |= dict.fromkeys(("clip_examples", "dp_sgd"), str(examples))
+    steps = _local_steps(known, replay, asked, mean=mean)
     if isinstance(steps, Defence):
         found[steps.name] = steps
     else:
@@ -116,6 +125,17 @@ def possible_defences(update: Shared, known: Known, others: Sequence[Shared], as
         norm,
         in_mean,
     )
+
+
+def _is_mean(known: Known, replay: Replay | str | None) -> bool:
+    """Whether the update holds a mean over the batch.
+
+    A record that does not say is taken to, as losses usually do, unless the labels give just the sum.
+    """
+    stated = known.info.loss_reduction
+    if stated is None and isinstance(replay, Replay) and replay.labels is not None:
+        return len(replay.labels) == 1 or not math.isclose(replay.scale, 1, rel_tol=AGREES)
+    return stated != "sum"
 
 
 def _examples(known: Known, replay: Replay | str | None) -> PerExample | str:
@@ -154,7 +174,7 @@ def _of_each_input(examples: PerExample, norm: float, in_mean: float) -> list[De
     ]
 
 
-def _local_steps(known: Known, replay: Replay | str | None, asked: Asked) -> Defence | str:
+def _local_steps(known: Known, replay: Replay | str | None, asked: Asked, *, mean: bool) -> Defence | str:
     """Local steps on the same batch, or why they cannot be played."""
     if replay is None:
         return "needs all layers up to the output, linked in the file: with a single layer the gradient of a second step is not known"
@@ -168,13 +188,16 @@ def _local_steps(known: Known, replay: Replay | str | None, asked: Asked) -> Def
     stated = asked.learning_rate or known.info.learning_rate
     rate = stated or LEARNING_RATE
     given = "" if stated else ", which is assumed: --learning-rate tells another"
+    strengths = tuple(count for count in STEPS if replay.stays_finite(int(count), rate, mean=mean))
+    if not strengths:
+        return f"a step at a learning rate of {text(rate)} leaves weights that are no finite numbers: --learning-rate tells another"
     return Defence(
         "local_steps",
         f"Local steps on the same batch, at a learning rate of {text(rate)}",
         "local steps",
         "more",
-        STEPS,
-        local_steps(replay, rate, mean=known.mean),
+        strengths,
+        local_steps(replay, rate, mean=mean),
         f"The learning rate is {text(rate)}{given}. Steps over the same inputs add up to a matrix of the same rank. What hides them is how "
         "far the weights move from the first step to the last, and at a small rate the rounding of the weights that are shared. An attacker "
         "who knows the rate can play the steps again.",
@@ -198,7 +221,7 @@ def _sums(others: Sequence[Shared]) -> Defence:
 
 
 def updates_to_sum(dump: Dump, record: Record, layer: Layer, update: Shared) -> list[Shared]:
-    """Return other updates of the dump whose sum with this one can be taken."""
+    """Return other updates of the dump whose sum with this one can be taken; those that cannot be read are left out."""
     found: list[Shared] = []
     for other in dump.records:
         if other is record or len(found) >= MOST_SUMMED - 1:
@@ -206,7 +229,10 @@ def updates_to_sum(dump: Dump, record: Record, layer: Layer, update: Shared) -> 
         twin = next((one for one in other.layers if one.name == layer.name and one.kind == "linear"), None)
         if twin is None or other.problem_of(twin) is not None:
             continue
-        read = read_update(other, twin)
+        try:
+            read = read_update(other, twin)
+        except FileError:  # numbers that are none, say: what is asked for is the audit of another record
+            continue
         same_shapes = [one.shape for one in read.layers] == [one.shape for one in update.layers]
         if same_shapes and _same_model(read, update):
             found.append(read)
@@ -229,6 +255,7 @@ def _whole(labels: Floats | None) -> Integers | None:
         or numbers.dtype.kind not in "iuf"
         or not np.all(np.isfinite(numbers))
         or np.any(numbers != np.rint(numbers))
+        or np.any(np.abs(numbers.astype(np.float64)) > LARGEST_LABEL)
     ):
         return None
     return numbers.astype(np.int64)

@@ -19,7 +19,7 @@ from .network import Integers, Network, Pass, cross_entropy_grad
 from .update import GRADIENTS, Shared
 
 AGREES = 1e-2
-"""Share of the shared gradient by which a step that is played again may miss it.
+"""Share of the shared gradient of any layer by which a step that is played again may miss it.
 
 Heuristic: rounding to bfloat16 leaves 4e-3, and to float32 3e-7; one wrong label among 30 leaves 0.15, among 300 0.04 (digits, tanh).
 """
@@ -87,24 +87,38 @@ class Replay:
     decay: spear_np.WeightDecay
     """What the shared gradients hold of the weights besides."""
     examples: PerExample
+    scale: float
+    """Of what was shared to the gradient of the summed loss: 1, or 1/b for a mean."""
+    dtype: np.dtype[np.floating]
+    """Of the weights in the file."""
+
+    def trained(self, count: int, rate: float, *, mean: bool) -> Network:
+        """Return the model after `count` steps on this batch, kept in the precision of the file between them, as a client keeps it.
+
+        The loss is the `mean` over the batch, or its sum.
+        """
+        assert self.labels is not None
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.network.trained(
+                self.inputs,
+                self.labels,
+                rate=rate,
+                steps=count,
+                mean=mean,
+                decay=self.decay,
+                dtype=self.dtype,
+            )
+
+    def stays_finite(self, count: int, rate: float, *, mean: bool) -> bool:
+        """Whether `count` steps leave finite weights: a training that overflows protects nobody, it fails."""
+        after = self.trained(count, rate, mean=mean)
+        return all(
+            bool(np.all(np.isfinite(array))) for array in (*after.weights, *after.biases) if array is not None
+        )
 
     def steps(self, update: Shared, count: int, rate: float, *, mean: bool) -> Shared:
-        """Return what the client shares after `count` steps on this batch: (W₀ - W_count) / (`rate` · `count`).
-
-        The loss is the `mean` over the batch, or its sum. The model is kept in the precision of the file between steps, as a client keeps it.
-        """
-        held = update.first.weight
-        assert self.labels is not None
-        assert held is not None  # or there would be no replay
-        after = self.network.trained(
-            self.inputs,
-            self.labels,
-            rate=rate,
-            steps=count,
-            mean=mean,
-            decay=self.decay,
-            dtype=held.dtype,
-        )
+        """Return what the client shares after `count` steps as `trained` takes them: (W₀ - W_count) / (`rate` · `count`)."""
+        after = self.trained(count, rate, mean=mean)
         layers = []
         for number, layer in enumerate(update.layers):
             weight = (self.network.weights[number] - after.weights[number]) / (rate * count)
@@ -130,12 +144,16 @@ def replayed(update: Shared, batches: Sequence[Batch], decay: spear_np.WeightDec
     squares, if the batch has no more inputs than that layer has room for; labels that are not known are read off it. Either way
     the layers before must then have the gradients that were shared.
     """
-    network = Network.of(update)
-    if network is None:
+    network, held = Network.of(update), update.first.weight
+    if network is None or held is None:
         return "the file does not hold the weights of every layer that is used, or names an activation that is not known"
     why = "neither the true inputs nor all of the batch are known"
     for batch in batches:
-        forward = network.forward(batch.inputs)
+        with np.errstate(over="ignore", invalid="ignore"):
+            forward = network.forward(batch.inputs)
+        if not all(np.all(np.isfinite(array)) for array in (*forward.inputs, forward.outputs)):
+            why = "the step, played again with these inputs, gives numbers that are not finite"
+            continue
         by_gradient = _top_by_gradient(update, forward, decay)
         labels = _labels(update, batch, by_gradient, classes=forward.outputs.shape[1])
         by_labels = None if labels is None else cross_entropy_grad(forward.outputs, labels)
@@ -155,9 +173,11 @@ def replayed(update: Shared, batches: Sequence[Batch], decay: spear_np.WeightDec
             scale, miss = _agreement(update, examples, decay)
             if miss <= AGREES:
                 scaled = replace(examples, output_grads=tuple(scale * one for one in examples.output_grads))
-                return Replay(network, batch.inputs, labels if top is by_labels else None, decay, scaled)
+                told = labels if top is by_labels else None
+                return Replay(network, batch.inputs, told, decay, scaled, scale, held.dtype)
+            by = f" by {miss:.0%}" if math.isfinite(miss) else ""
             why = (
-                f"the step, played again with these inputs, misses the gradients that were shared by {miss:.0%}: something stands "
+                f"the step, played again with these inputs, misses the gradients that were shared{by}: something stands "
                 "between the layers, inputs are repeated, or the update is no plain gradient"
             )
     return why
@@ -188,19 +208,23 @@ def _top_by_gradient(update: Shared, forward: Pass, decay: spear_np.WeightDecay)
 
 
 def _agreement(update: Shared, examples: PerExample, decay: spear_np.WeightDecay) -> tuple[float, float]:
-    """Scale of what was shared to what the examples add up to, and the share of it that they miss at that scale."""
+    """Scale of what was shared to what the examples add up to, and the share of a layer's that they miss at that scale, at most.
+
+    Of each layer by itself: a layer of which much is shared must not hide what another one misses.
+    """
     there, again = [], []
     for layer, inputs, columns in zip(update.layers, examples.inputs, examples.output_grads, strict=True):
         sums = {"weight_grad": columns @ inputs, "bias_grad": columns.sum(axis=1)}
-        for name, values in _without(layer, decay).items():
-            there.append(values.ravel())
-            again.append(sums[name].ravel())
+        held = _without(layer, decay)
+        there.append(np.concatenate([values.ravel() for values in held.values()]))
+        again.append(np.concatenate([sums[name].ravel() for name in held]))
     shared, played = np.concatenate(there), np.concatenate(again)
-    size, norm = float(played @ played), float(np.linalg.norm(shared))
-    if not size > 0 or not norm > 0 or not math.isfinite(size):
+    size, norms = float(played @ played), [float(np.linalg.norm(values)) for values in there]
+    if not size > 0 or not min(norms) > 0 or not math.isfinite(size):
         return 1.0, math.inf
     scale = float(played @ shared) / size
-    return scale, float(np.linalg.norm(shared - scale * played)) / norm
+    missed = (float(np.linalg.norm(one - scale * two)) for one, two in zip(there, again, strict=True))
+    return scale, max(miss / norm for miss, norm in zip(missed, norms, strict=True))
 
 
 def _without(layer: spear_np.LayerGradients, decay: spear_np.WeightDecay) -> dict[str, Floats]:

@@ -83,7 +83,8 @@ def _audited(dump: Dump, record: Record, layer: Layer, asked: Asked, budget: Bud
     if layer.truth is not None:
         check_finite(layer.truth, TRUTH_AGAIN)
         truth = layer.truth[:, :]
-    others = updates_to_sum(dump, record, layer, update)
+    summed = not asked.defences or "records" in asked.defences
+    others = updates_to_sum(dump, record, layer, update) if summed else []
     labels = record.labels
     known_labels = None if labels is None else labels[:]
     with working():
@@ -99,7 +100,7 @@ def _audited(dump: Dump, record: Record, layer: Layer, asked: Asked, budget: Bud
         possible = possible_defences(update, known, others, asked)
         training = asked.training
         if not training.batch_size:
-            training = replace(training, batch_size=max(1, baseline.batch_size))
+            training = replace(training, batch_size=known.batch_size)
         curves = [
             as_dp(curve, _multiplier_of(curve.defence, update, possible), training)
             for curve in sweep(update, target, possible.defences, budget, refine=asked.refine)

@@ -78,5 +78,6 @@ def _changed(layer: spear_np.LayerGradients, change: Callable[[Floats], Floats])
     for name in GRADIENTS:
         values = getattr(layer, name)
         if values is not None:
-            arrays[name] = change(values.astype(np.float64)).astype(values.dtype)
+            with np.errstate(over="ignore"):  # what is infinite then, the solver refuses
+                arrays[name] = change(values.astype(np.float64)).astype(values.dtype)
     return replace(layer, **arrays, precision=None)
