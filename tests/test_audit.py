@@ -61,6 +61,18 @@ def test_noise_has_the_size_that_it_is_said_to_have(update: Shared) -> None:
     assert noised.weight_grad.dtype == update.first.weight_grad.dtype
 
 
+def test_noise_beyond_the_range_of_a_type_is_infinite(update: Shared) -> None:
+    half = replace(
+        update.first,
+        weight_grad=values_of(update.first.weight_grad).astype(np.float16),
+        bias_grad=values_of(update.first.bias_grad).astype(np.float16),
+        precision=None,
+    )
+    noised = defences.noise(replace(update, layers=(half,)), 1e12, RNG).first
+    assert values_of(noised.weight_grad).dtype == np.float16
+    assert np.any(np.isinf(values_of(noised.weight_grad)))
+
+
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
 def test_top_k_keeps_the_largest(update: Shared, share: float) -> None:
     kept = values_of(defences.top_k(update, share, RNG).first.weight_grad)
@@ -124,6 +136,20 @@ def test_psnr_is_that_of_the_true_inputs() -> None:
     assert psnr_of(np.zeros((0, 50)), target).tolist() == [0.0] * 3
 
 
+def test_psnr_of_what_is_no_number_or_huge() -> None:
+    truth = np.random.default_rng(1).uniform(size=(2, 50))
+    broken = truth.copy()
+    broken[0, 0] = np.nan
+    psnr = psnr_of(broken, Target(truth, true=True))
+    assert psnr[0] == 0
+    assert psnr[1] == sweep.LARGEST_PSNR
+    huge = Target(1e200 * truth, true=True)
+    np.testing.assert_allclose(psnr_of(1e200 * truth, huge), sweep.LARGEST_PSNR)
+    for fit_scale in (False, True):
+        near = psnr_of(1e200 * (truth + 0.01 * huge.data_range / 1e200), huge, fit_scale=fit_scale)
+        assert np.all(near >= 40 - 1e-6)
+
+
 def test_noise_is_weighed_by_the_accountant() -> None:
     pytest.importorskip("opacus", reason="Opacus is not installed")
     training = Training(60_000, 16, 1000)
@@ -132,6 +158,7 @@ def test_noise_is_weighed_by_the_accountant() -> None:
     assert strong is not None
     assert 0 < strong < weak
     assert epsilon(0.0, training) == float("inf")
+    assert epsilon(1e4, Training(batch_size=16, delta=0.9)) == 0  # the bound is -2.3
 
 
 def point(strength: float, recovered: int) -> sweep.Point:
@@ -355,6 +382,61 @@ def test_the_break_even_says_what_it_is_worth(
     assert "not where privacy begins" in said
     for fragment in fragments:
         assert fragment in said
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_epsilon_of_noise_says_that_inputs_are_clipped_too(update: Shared, told: bool) -> None:
+    noise = defences.usual_defences(update)[0]
+    changes: dict[str, Any] = {"multiplier": 1.0, "epsilon": 4.7 if told else None}
+    said = " ".join(privacy_of(found_of(curve_of(noise, (4, 4, 0, 0), **changes))))
+    assert ("Noise by itself has no ε" in said) is told
+    assert "only where the gradient of each input is clipped too" in noise.limits
+    dp_sgd = replace(noise, name="dp_sgd")
+    assert "by itself" not in " ".join(privacy_of(found_of(curve_of(dp_sgd, (4, 4, 0, 0), **changes))))
+
+
+@pytest.mark.parametrize(
+    ("training", "warned"),
+    [
+        (Training(50_000, 16, 100, 1e-5), False),
+        (Training(100_000, 16, 100, 1e-5), True),
+        (Training(0, 4, 1, 1e-5), False),
+        (Training(0, 4, 1, 0.5), True),
+    ],
+)
+def test_a_delta_that_lets_a_record_be_published_is_said_to(
+    update: Shared, training: Training, warned: bool
+) -> None:
+    curve = curve_of(defences.usual_defences(update)[0], (4, 4, 0, 0), multiplier=1.0, epsilon=4.7)
+    said = " ".join(privacy_of(found_of(curve, training=training)))
+    assert ("publishing one record whole" in said) is warned
+
+
+@pytest.mark.parametrize("stated", [None, 40])
+def test_batches_are_as_large_as_the_record_says_or_the_truth_has(tmp_path: Path, stated: int | None) -> None:
+    data = layer_data(b=4)
+    twice = np.concatenate([data.inputs, data.inputs[:2]])
+    arrays = layer_arrays(data, inputs=twice)
+    write_dump(tmp_path / "dump.h5", {"fc": arrays}, info=RecordInfo(batch_size=stated))
+    asked = Asked(defences=("noise",), clip_norm=1.0, training=Training(1000), refine=False)
+    found = audit(tmp_path / "dump.h5", None, asked, QUICK)
+    assert found.training.batch_size == (stated or 6)
+    first = found.curves[0].points[0]
+    size = float(np.sqrt(np.mean(data.weight_grad.astype(float) ** 2)))
+    assert first.multiplier == pytest.approx(first.strength * size * (stated or 6), rel=1e-6)
+
+
+def test_another_record_that_cannot_be_read_is_no_reason_to_stop(tmp_path: Path) -> None:
+    data = layer_data(b=4)
+    with DumpWriter(tmp_path / "dump.h5") as out:
+        for name in ("good", "bad"):
+            out.add_record(name, {"fc": layer_arrays(data)})
+    with h5py.File(tmp_path / "dump.h5", "r+") as file:
+        file["records/bad/layers/fc/weight_grad"][0, 0] = np.nan
+    asked = Asked(record="good", defences=("records", "clip_norm"), refine=False)
+    found = audit(tmp_path / "dump.h5", None, asked, QUICK)
+    assert [curve.defence.name for curve in found.curves] == ["clip_norm"]
+    assert "that can be read" in found.not_tried["records"]
 
 
 def test_without_the_accountant_it_says_so(

@@ -191,8 +191,9 @@ def usual_defences(update: Shared) -> list[Defence]:
             "more",
             NOISE,
             noise,
-            "It covers one update. Noise of the same inputs in T updates averages out: T of them are worth noise that is √T times "
-            "smaller. And what this method no longer finds, another may still guess in part.",
+            "It covers one update, and has an ε only where the gradient of each input is clipped too. Noise of the same inputs in T updates "
+            "averages out: T of them are worth noise that is √T times smaller. And what this method no longer finds, another may still "
+            "guess in part.",
         ),
         Defence(
             "clip_norm",

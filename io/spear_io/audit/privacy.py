@@ -31,6 +31,11 @@ class Training:
         """Share of the records in one batch."""
         return min(1.0, self.batch_size / self.dataset_size) if self.dataset_size else 1.0
 
+    @property
+    def large_delta(self) -> bool:
+        """Whether δ lets a mechanism through that publishes one record of the data whole: 1/N and above."""
+        return self.delta * (self.dataset_size or self.batch_size) >= 1
+
 
 def epsilon(multiplier: float, training: Training) -> float | None:
     """Return ε of DP-SGD at (ε, δ) for a noise `multiplier`, by Rényi differential privacy; None without Opacus.
@@ -52,7 +57,8 @@ def epsilon(multiplier: float, training: Training) -> float | None:
             found = float(accountant.get_epsilon(training.delta))
         except (ValueError, OverflowError, ZeroDivisionError):
             return math.inf
-    return found if math.isfinite(found) else math.inf
+    # At a large δ the bound falls below zero, and zero is as good.
+    return max(0.0, found) if math.isfinite(found) else math.inf
 
 
 def multiplier_for(target: float, training: Training) -> float | None:

@@ -138,15 +138,20 @@ def psnr_of(rows: Floats, target: Target, *, fit_scale: bool = False) -> Floats:
     psnr = np.zeros(len(truth))
     if not len(rows):
         return psnr
-    tt, rr, tr = np.sum(truth**2, axis=1)[:, None], np.sum(rows**2, axis=1)[None, :], truth @ rows.T
-    distance = tt - tr**2 / np.maximum(rr, np.finfo(float).tiny) if fit_scale else tt + rr - 2 * tr
-    for true, row in zip(
-        *linear_sum_assignment(np.nan_to_num(distance, nan=1e300, posinf=1e300)), strict=True
-    ):
-        scale = tr[true, row] / max(rr[0, row], np.finfo(float).tiny) if fit_scale else 1.0
-        error = float(np.mean((truth[true] - scale * rows[row]) ** 2))
-        ratio = target.data_range**2 / error if error > 0 else math.inf
-        psnr[true] = min(LARGEST_PSNR, max(0.0, 10 * math.log10(ratio))) if ratio > 0 else 0.0
+    # In units of the range, squares overflow nowhere but far from it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        truth, rows = truth / target.data_range, rows / target.data_range
+        tt, rr, tr = np.sum(truth**2, axis=1)[:, None], np.sum(rows**2, axis=1)[None, :], truth @ rows.T
+        distance = tt - tr**2 / np.maximum(rr, np.finfo(float).tiny) if fit_scale else tt + rr - 2 * tr
+        # Farther than all others together, but not so far that their differences are rounded away beside it.
+        comparable = np.isfinite(distance)
+        far = min(1e300, 1 + len(truth) * float(np.max(distance, where=comparable, initial=0)))
+        for true, row in zip(*linear_sum_assignment(np.where(comparable, distance, far)), strict=True):
+            scale = tr[true, row] / max(rr[0, row], np.finfo(float).tiny) if fit_scale else 1.0
+            error = float(np.mean((truth[true] - scale * rows[row]) ** 2))
+            if math.isfinite(error):
+                ratio = 1 / error if error > 10 ** (-LARGEST_PSNR / 10) else math.inf
+                psnr[true] = min(LARGEST_PSNR, max(0.0, 10 * math.log10(ratio)))
     return psnr
 
 

@@ -17,6 +17,12 @@ NOT_PRIVACY = (
     "noise leaves an update that still depends on the inputs, and other methods may guess parts of them."
 )
 
+CLIPPED_TOO = (
+    "Noise by itself has no ε, as nothing limits the gradient of one input: this one holds where, besides, the gradient of each input is "
+    "clipped to that norm, over all layers together, before they are added up."
+)
+LARGE_DELTA = "δ = {delta} is no less than one in {records} records: such a δ is met even by publishing one record whole. Take a smaller one, --delta."
+
 
 def verdict_of(curve: Curve) -> tuple[str, bool]:
     """Return where a defence begins to stop this method, in a sentence, and whether it does."""
@@ -70,7 +76,13 @@ def privacy_of(audit: Audit) -> tuple[str, ...]:
     if enough is None:
         return (NOT_PRIVACY,)
     point = next(one for one in curve.points if one.strength == enough)
-    return NOT_PRIVACY, _worth(audit, point)
+    said = [NOT_PRIVACY, _worth(audit, point)]
+    if point.epsilon is not None and curve.defence.name == "noise":
+        said.append(CLIPPED_TOO)
+    if point.epsilon is not None and audit.training.large_delta:
+        records = audit.training.dataset_size or audit.training.batch_size
+        said.append(LARGE_DELTA.format(delta=text(audit.training.delta), records=records))
+    return tuple(said)
 
 
 def _worth(audit: Audit, point: Point) -> str:
@@ -110,7 +122,7 @@ def training_of(audit: Audit) -> str:
 def _training(training: Training) -> str:
     steps = "one step" if training.steps == 1 else f"{training.steps} steps"
     of = (
-        f"with batches of {training.batch_size} of {training.dataset_size} records"
+        f"with batches of {training.batch_size} drawn at random of {training.dataset_size} records"
         if training.dataset_size
         else "on all of the data"
     )

@@ -33,7 +33,9 @@ def audit(
     clip_norm: Annotated[
         float | None,
         typer.Option(
-            "--clip-norm", metavar="C", help="Of DP-SGD; default: the median of the inputs in this layer."
+            "--clip-norm",
+            metavar="C",
+            help="Of DP-SGD; default: the median of the inputs in the layers used.",
         ),
     ] = None,
     learning_rate: Annotated[
