@@ -18,6 +18,8 @@ import spear_np
 from spear_io import DumpWriter, FileError, LayerArrays, RecordInfo, open_dump, write_dump
 from spear_io.audit import defences, sweep
 from spear_io.audit.defences import Defence
+from spear_io.audit.document import document_of
+from spear_io.audit.page import page_of
 from spear_io.audit.privacy import Training, epsilon, multiplier_for
 from spear_io.audit.replay import PerExample
 from spear_io.audit.result import NAMES, Asked, Audit
@@ -331,6 +333,17 @@ def test_every_verdict_names_unit_and_direction(update: Shared) -> None:
         "not enough at any strength: 100% recovered at 0.01 times its norm",
         False,
     )
+
+
+def test_where_nothing_leaks_no_defence_is_said_to_stop_it(update: Shared) -> None:
+    curve = curve_of(defences.usual_defences(update)[0], (0, 0))
+    assert verdict_of(curve, leaky=False) == ("nothing recovered, with the defence or without", False)
+    found = found_of(curve, baseline=point(0.0, 0))
+    (one,) = document_of(found)["defences"]
+    assert one["verdict"] == "nothing recovered, with the defence or without"
+    assert 'class="stops"' not in page_of(found)
+    assert headline_of(found) == "Nothing is recovered from this update, even without a defence."
+    assert 'class="stops"' in page_of(found_of(curve))
 
 
 def found_of(curve: Curve, **changes: Any) -> Audit:

@@ -32,7 +32,7 @@ def document_of(audit: Audit) -> dict[str, Any]:
                 "title": curve.defence.title,
                 "unit": curve.defence.unit,
                 "stronger": curve.defence.stronger,
-                "verdict": verdict_of(curve)[0],
+                "verdict": verdict_of(curve, leaky=audit.leaky)[0],
                 "limits": curve.defence.limits,
                 "still_leaks": curve.break_even[0],
                 "enough": curve.break_even[1],

@@ -58,7 +58,7 @@ class Panel:
 
 def page_of(audit: Audit) -> str:
     """Return the page of an audit."""
-    panels = [_panel(number, curve) for number, curve in enumerate(audit.curves, 1)]
+    panels = [_panel(number, curve, leaky=audit.leaky) for number, curve in enumerate(audit.curves, 1)]
     return rendered(
         "audit.html",
         audit=audit,
@@ -75,7 +75,7 @@ def page_of(audit: Audit) -> str:
     )
 
 
-def _panel(number: int, curve: Curve) -> Panel:
+def _panel(number: int, curve: Curve, *, leaky: bool) -> Panel:
     anchor = f"defence-{number}"
     names = [text(point.strength) for point in curve.points]
     along = np.arange(len(names), dtype=np.float64)
@@ -97,7 +97,7 @@ def _panel(number: int, curve: Curve) -> Panel:
         ],
         ticks=names,
     )
-    verdict, good = verdict_of(curve)
+    verdict, good = verdict_of(curve, leaky=leaky)
     return Panel(
         anchor=anchor,
         title=curve.defence.title,

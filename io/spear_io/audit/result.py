@@ -62,6 +62,11 @@ class Audit:
     multiplier_needed: float | None
     """Noise multiplier whose ε is `spear_io.audit.privacy.MEANINGFUL`, for this training; None without the accountant."""
 
+    @property
+    def leaky(self) -> bool:
+        """Whether any input is recovered without a defence."""
+        return self.baseline.recovered > 0
+
 
 def chosen_names(names: Sequence[str]) -> tuple[str, ...]:
     """Return names of defences as they are known, whatever hyphens they are written with."""

@@ -24,9 +24,14 @@ CLIPPED_TOO = (
 LARGE_DELTA = "δ = {delta} is no less than one in {records} records: such a δ is met even by publishing one record whole. Take a smaller one, --delta."
 
 
-def verdict_of(curve: Curve) -> tuple[str, bool]:
-    """Return where a defence begins to stop this method, in a sentence, and whether it does."""
+def verdict_of(curve: Curve, *, leaky: bool = True) -> tuple[str, bool]:
+    """Return where a defence begins to stop this method, in a sentence, and whether it does.
+
+    Unless the update is `leaky`, nothing comes back without a defence either: none is the cause then.
+    """
     leaks, enough = curve.break_even
+    if leaks is None and not leaky:
+        return "nothing recovered, with the defence or without", False
     defence, last = curve.defence, curve.points[-1]
     if leaks is None:
         return f"nothing recovered even at the weakest that was tried, {defence.amount(enough or 0)}", True
@@ -48,13 +53,13 @@ def verdict_of(curve: Curve) -> tuple[str, bool]:
 def lines_of(audit: Audit) -> Iterator[tuple[str, str]]:
     """Yield title and verdict of every defence."""
     for curve in audit.curves:
-        yield curve.defence.title, verdict_of(curve)[0]
+        yield curve.defence.title, verdict_of(curve, leaky=audit.leaky)[0]
 
 
 def headline_of(audit: Audit) -> str:
     """Return in a sentence what leaks without a defence, and the noise that stops this method."""
     curve = noise_of(audit)
-    if not audit.baseline.recovered:
+    if not audit.leaky:
         return "Nothing is recovered from this update, even without a defence."
     if curve is None:
         return f"{audit.baseline.recovered} of {audit.batch} inputs are recovered without a defence."
@@ -70,7 +75,7 @@ def headline_of(audit: Audit) -> str:
 def privacy_of(audit: Audit) -> tuple[str, ...]:
     """Return, in paragraphs, what the noise that stops this method does and does not protect, with its ε where that can be told."""
     curve = noise_of(audit)
-    if curve is None or not audit.baseline.recovered:
+    if curve is None or not audit.leaky:
         return ()
     enough = curve.break_even[1]
     if enough is None:
