@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.factors.decompose import sharp_svd
+from spear_np.factors.decompose import sharp_row_space, sharp_svd
 from tests.backends import Backend
+from tests.networks import Floats
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -74,3 +78,43 @@ def test_vectors_that_are_off_are_sharpened() -> None:
     U, S, Vt = sharp_svd(Library(), matrix)  # type: ignore[arg-type]
     assert np.max(np.abs((U * S) @ Vt - matrix)) < 20 * EPS * S[0]
     assert np.max(np.abs(U.T @ U - np.eye(12))) < 20 * EPS
+
+
+SPECTRA: dict[str, Callable[[np.random.Generator, int], Floats]] = {
+    "spread": lambda rng, b: np.sort(np.exp(rng.standard_normal(b)))[::-1],
+    "wide": lambda rng, b: np.sort(np.exp(5 * rng.standard_normal(b)))[::-1],
+    "equal": lambda rng, b: np.ones(b),
+    "clusters": lambda rng, b: np.sort(np.repeat(rng.uniform(0.1, 1, b), 4)[:b])[::-1],
+    "nearly equal": lambda rng, b: 1 + 10.0 ** -rng.uniform(3, 16) * rng.standard_normal(b),
+    "singular": lambda rng, b: np.where(np.arange(b) < max(1, b // 2), 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@given(b=st.integers(1, 24), more=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
+def test_it_is_a_decomposition_to_rounding(spectrum: str, b: int, more: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    left = np.linalg.qr(rng.standard_normal((b + more, b)))[0]
+    right = np.linalg.qr(rng.standard_normal((b, b)))[0]
+    matrix = left * SPECTRA[spectrum](rng, b) @ right
+    for backend in (Backend.NUMPY, Backend.STRICT):
+        found: Any = sharp_svd(backend.xp, backend.array(matrix))
+        U, S, transposed = map(backend.host, found)
+        np.testing.assert_allclose(U.T @ U, np.eye(b), atol=1e-14)
+        np.testing.assert_allclose(transposed @ transposed.T, np.eye(b), atol=1e-14)
+        np.testing.assert_allclose(U * S @ transposed, matrix, atol=2e-14 * S.max())
+        np.testing.assert_allclose(
+            np.sort(S)[::-1], np.linalg.svd(matrix, compute_uv=False), atol=2e-14 * S.max()
+        )
+
+
+def test_a_row_space_is_made_of_the_rows(backend: Backend) -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((30, 7)) * np.logspace(0, -5, 7) @ rng.standard_normal((7, 50))
+    left, values = np.linalg.svd(rows, full_matrices=False)[:2]
+    loose = left[:, :7] + 1e-12 * rng.standard_normal((30, 7))
+    found = sharp_row_space(backend.xp, backend.array(rows), backend.array(loose), backend.array(values[:7]))
+    weights, basis = map(backend.host, found)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(7), atol=1e-13)
+    np.testing.assert_allclose(rows.T @ weights, basis, atol=1e-9)
+    assert np.linalg.norm(rows - rows @ basis @ basis.T) < 1e-13 * np.linalg.norm(rows)

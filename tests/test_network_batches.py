@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 from spear_np import ACTIVATIONS, Activation, LayerGradients, Status, invert_chain
 from spear_np.backend import to_host
-from tests.backends import Backend, assert_lives_on
-from tests.chains import ARRAYS, NetworkData, assert_whole, digit_network, with_noise
+from tests.backends import Backend, assert_lives_on, values_of
+from tests.chains import ARRAYS, NetworkData, assert_whole, digit_network, network_of, with_noise
+from tests.networks import digit_batch
 
 SECONDS = 20.0
 """What no inversion below comes near."""
@@ -187,3 +189,28 @@ class TestEveryLibrary:
             for one in data.layers
         ]
         assert_whole(invert_chain(layers, time_limit=SECONDS), data)
+
+
+@pytest.mark.parametrize("seed", range(100, 106))
+def test_bounds_hold_where_the_scale_is_what_is_known_least(seed: int) -> None:
+    """Of large inputs behind small biases only bias_grad tells the scale, and two saved models leave noise in it."""
+    inputs, labels = digit_batch(20, seed=seed)
+    leaky = Activation("leaky_relu", {"negative_slope": 0.1})
+    inputs = (inputs - inputs.min()) * (16 / np.ptp(inputs))
+    data = network_of(inputs, labels, widths=(120, 90), activation=leaky, seed=seed, dtype=np.float32)
+    rate = np.float32(0.05)
+    layers = []
+    for layer in data.layers:
+        held = {name: values_of(getattr(layer, name)) for name in ("weight", "bias")}
+        deltas = {
+            f"{name}_grad": (value - (value - rate * values_of(getattr(layer, f"{name}_grad")))).astype(
+                np.float64
+            )
+            / 0.05
+            for name, value in held.items()
+        }
+        layers.append(replace(layer, precision="float32", **deltas))  # type: ignore[arg-type]
+    answer = invert_chain(layers, loss="cross_entropy", time_limit=SECONDS)
+    assert answer.found == 20
+    errors, _ = data.errors(answer)
+    assert np.all(errors * np.ptp(inputs) <= np.asarray(answer.certificate.error_bound))

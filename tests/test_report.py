@@ -446,6 +446,22 @@ def test_a_truth_beyond_the_bounds_is_said_beside_the_verdict(
     assert (said in (tmp_path / "out.html").read_text()) == (factor != 1)
 
 
+@pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-8, True), (3e-5, False)])
+def test_claims_are_held_against_the_bounds_themselves(
+    spear: Command, tmp_path: Path, off: float, holds: bool
+) -> None:
+    """But for the rounding of the truth as it is stored: 1e-8 of the range passes, whatever the bound."""
+    truth = pictures(5)
+    path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(truth))], display=Display((1, 8, 8)))
+    with h5py.File(path, "r+") as file:
+        file["records/a/layers/fc/error_bound"][...] = 1e-12
+    np.save(tmp_path / "truth.npy", truth.astype(np.float64) + off * np.ptp(truth))
+    assert spear("report", path, tmp_path / "truth.npy", "-o", tmp_path / "out.html").status == 0
+    page = (tmp_path / "out.html").read_text()
+    assert page.count('<dt>As claimed</dt><dd class="yes">') == (5 if holds else 0)
+    assert page.count('<dt>As claimed</dt><dd class="no">') == (0 if holds else 5)
+
+
 HOLE = np.where(np.arange(4 * 64).reshape(4, 64) == 70, np.nan, 0.5)
 ODD: dict[str, Callable[[h5py.Group], None]] = {
     **{f"client {name[:30]!r}": attribute("client", name) for name in HOSTILE},

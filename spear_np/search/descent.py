@@ -30,6 +30,7 @@ import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
 from ..backend import (
+    OWN_ROUNDING,
     SHARED_FROM,
     Device,
     contiguous,
@@ -457,7 +458,9 @@ def _weighting(space: RowSpace, alpha: float) -> Weighting:
         # D column = coordinates y = left · (leftᵀ coordinates) y, and y = q / S.
         to_left = left.T @ raw / space.S
     leverage = xp.linalg.vector_norm(left, axis=1)
-    Q, R = xp.linalg.qr(left * ((leverage / xp.max(leverage)) ** -alpha)[:, None])
+    # A row that all others drown has no leverage at all, and no weight makes one of it.
+    relative = xp.maximum(leverage / xp.max(leverage), xp.full_like(leverage, OWN_ROUNDING))
+    Q, R = xp.linalg.qr(left * (relative**-alpha)[:, None])
     to_weighted = R @ to_left
     to_weighted = to_weighted / xp.linalg.vector_norm(to_weighted)
     return Weighting(space.device.float32(Q), inverse_or_pseudoinverse(xp, to_weighted), to_weighted)

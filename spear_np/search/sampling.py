@@ -87,7 +87,8 @@ Heuristic: as `MAX_SUBMATRICES`.
 SAMPLED_CANDIDATES = 24
 """Candidates handed on from one block, the sparsest first.
 
-Heuristic: it bounds the time of their polish.
+Measured: most are none, and their polish takes longer than all else. Until a batch is whole, 24 take 0.11 s where 64 take 0.17 and 16 take
+0.12 at b = 16, and 0.33 s for 0.51 and 0.36 at b = 20 (m = 200, seeds 251 to 270 and 251 to 256; one thread, time of the processor).
 """
 LOOKED_AT = 8
 """Vectors that are held against each other, for each candidate handed on.

@@ -28,6 +28,12 @@ from .similarity import discrete_columns, structural_similarity
 EXACT = 1e-4
 """An input counts as exact if its largest error is below this share of the data range."""
 
+STORED_ROUNDING = float(np.finfo(np.float32).eps)
+"""Share of the data range by which a true input may be off as it is stored, whatever a bound says.
+
+Derived: one rounding to float32, in which most data are kept, and normalised.
+"""
+
 LAYER_INPUTS, PIXELS = "layer inputs", "pixels"
 """Units of errors: those of the layer, or those of the data where normalisation can be undone."""
 
@@ -49,7 +55,7 @@ class RowMatch:
     scale: float
     """What the recovered row was multiplied by: 1 unless the file says that the scale is unknown."""
     within_bound: bool | None
-    """Whether the error stays within the bound that the inversion gave; None without one."""
+    """Whether the error stays within the bound that the inversion gave, but for `STORED_ROUNDING`; None without one."""
     ssim: float | None = None
     """Structural similarity, for images and where scikit-image is installed."""
     discrete: float | None = None
@@ -365,7 +371,9 @@ def _match(
             max_error=share,
             exact=share < EXACT,
             scale=pair.scale,
-            within_bound=None if np.isnan(bounds[pair.row]) else bool(largest_raw <= bounds[pair.row]),
+            within_bound=None
+            if np.isnan(bounds[pair.row])
+            else bool(largest_raw <= bounds[pair.row] or share <= STORED_ROUNDING),
         )
     alone = {
         row: RowMatch(row, None, None, None, exact=False, scale=1.0, within_bound=None) for row in range(k)

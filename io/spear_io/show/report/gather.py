@@ -205,7 +205,7 @@ def _section(
 def _contradiction(comparison: Comparison | None) -> str | None:
     """What to say if the truth beside the inputs is not what they are claimed to be."""
     rows = comparison.evaluation.rows if comparison else ()
-    off = sum(row.within_bound is False and not row.exact for row in rows)
+    off = sum(row.within_bound is False for row in rows)
     if not off:
         return None
     return (

@@ -101,7 +101,7 @@ def _cards(layer: RecoveredLayer, comparison: Comparison | None, order: Sequence
                 true_label=None if true is None else label_text(true),
                 psnr="no counterpart" if match.psnr is None else decibels(match.psnr),
                 error=None if match.max_error is None else number_text(match.max_error * span),
-                good=match.exact or bool(match.within_bound),
+                good=match.exact if match.within_bound is None else match.within_bound,
             )
         cards.append(card)
     return cards
