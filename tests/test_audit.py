@@ -328,9 +328,14 @@ def test_every_verdict_names_unit_and_direction(update: Shared) -> None:
     ):
         assert verdict_of(curve_of(by_name[name], (4, 4, 0, 0))) == (f"nothing recovered {said}", True)
         assert by_name[name].scale.endswith(f"; {by_name[name].stronger} is stronger.")
-    assert "even at the weakest that was tried, 16 bits" in verdict_of(curve_of(by_name["bits"], (0, 0)))[0]
+    assert (
+        "even at the weakest that was tried, 16 bits for each entry, and weaker was not tried"
+        in verdict_of(curve_of(by_name["bits"], (0, 0)))[0]
+    )
+    told = replace(by_name["bits"], at_weakest="that says nothing of bits")
+    assert verdict_of(curve_of(told, (0, 0)))[0].endswith("; that says nothing of bits")
     assert verdict_of(curve_of(by_name["clip_norm"], (4, 4, 4))) == (
-        "not enough at any strength: 100% recovered at 0.01 times its norm",
+        "not enough: 100% recovered at the strongest that was tried, 0.01 times its norm",
         False,
     )
 
@@ -530,7 +535,7 @@ def test_a_disk_that_is_full_is_one_line_below_what_was_found(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert done.status == 2
     assert "cannot be written (File too large); nothing was written" in done.error
-    assert "not enough at any strength: 100% recovered at 0.01 times its norm" in done.out
+    assert "not enough: 100% recovered at the strongest that was tried, 0.01 times its norm" in done.out
     assert "written to" not in done.out
     assert leftovers(tmp_path) == []
     assert not (tmp_path / "audit.html").exists()

@@ -361,3 +361,18 @@ def test_large_layers_are_read_again(path: Path, monkeypatch: pytest.MonkeyPatch
         read = layer.gradients.weight_grad
     with pytest.raises(FileError, match="cannot be read"):
         read[:, 1:3]
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray, tuple])
+def test_names_of_features_may_be_those_of_numpy(path: Path, kind: Any) -> None:
+    """As scikit-learn has them."""
+    names = np.asarray([f"feature {number}" for number in range(N)])
+    write_dump(
+        path,
+        {"fc1": layer_arrays(layer_data())},
+        info=RecordInfo(feature_names=kind(names), client=np.str_("a")),
+    )
+    with open_dump(path) as dump:
+        info = dump.records[0].info
+        assert info.feature_names == tuple(names.tolist())
+        assert info.client == "a"

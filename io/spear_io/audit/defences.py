@@ -40,6 +40,8 @@ class Defence:
     """Whether there are strengths between those of the sweep."""
     switch: bool = False
     """Whether it is there or not, and nothing between: strengths 0 and 1."""
+    at_weakest: str = ""
+    """What it means if even the weakest strength stops this method; by default that weaker was not tried."""
 
     @property
     def scale(self) -> str:

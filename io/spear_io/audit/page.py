@@ -12,12 +12,12 @@ from ..show.report import plots
 from ..show.report.page import rendered
 from .defences import text
 from .result import Audit
-from .sweep import RECOGNISED, Curve, Point
+from .sweep import LARGEST_PSNR, RECOGNISED, Curve, Point
 from .words import headline_of, privacy_of, training_of, verdict_of
 
 ONLY_THIS = (
-    "An input counts as recovered where it comes back with {good:g} dB or more: an error of a tenth of the range of the data, which hides no "
-    "picture. What this method does not recover is not shown to be safe: noise and rounding leave traces from which other methods may guess "
+    "An input counts as recovered where it comes back with {good:g} dB or more: an error of a tenth of the range of the data, over all its "
+    "values, which hides no picture, and in a table little of the columns that are large. What this method does not recover is not shown to be safe: noise and rounding leave traces from which other methods may guess "
     "parts of an input, and what one update hides, several may give away together."
 )
 
@@ -114,6 +114,11 @@ def _panel(number: int, curve: Curve, *, leaky: bool) -> Panel:
     )
 
 
+def _decibels(psnr: float) -> str:
+    """A PSNR as the page shows it: inputs held against themselves do not differ."""
+    return "no difference" if psnr >= LARGEST_PSNR else f"{psnr:.0f} dB"
+
+
 def _row(point: Point) -> Row:
     bound = point.worst_bound
     shown = "–" if bound is None else "unbounded" if math.isinf(bound) else text(bound)
@@ -121,8 +126,8 @@ def _row(point: Point) -> Row:
     return Row(
         strength=text(point.strength),
         share=f"{point.share:.0%}",
-        worst=f"{point.worst_psnr:.0f} dB",
-        median=f"{point.median_psnr:.0f} dB",
+        worst=_decibels(point.worst_psnr),
+        median=_decibels(point.median_psnr),
         bound=shown,
         status=point.status,
         multiplier="–" if point.multiplier is None else text(point.multiplier),

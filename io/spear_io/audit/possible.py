@@ -194,7 +194,7 @@ def _local_steps(known: Known, replay: Replay | str | None, asked: Asked, *, mea
     return Defence(
         "local_steps",
         f"Local steps on the same batch, at a learning rate of {text(rate)}",
-        "local steps",
+        "local step(s)",
         "more",
         strengths,
         local_steps(replay, rate, mean=mean),
@@ -202,6 +202,7 @@ def _local_steps(known: Known, replay: Replay | str | None, asked: Asked, *, mea
         "far the weights move from the first step to the last, and at a small rate the rounding of the weights that are shared. An attacker "
         "who knows the rate can play the steps again.",
         graded=False,
+        at_weakest="a single step is the update itself: what hides the inputs is the rounding of the weights that are shared, not the steps",
     )
 
 

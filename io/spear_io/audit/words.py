@@ -34,14 +34,18 @@ def verdict_of(curve: Curve, *, leaky: bool = True) -> tuple[str, bool]:
         return "nothing recovered, with the defence or without", False
     defence, last = curve.defence, curve.points[-1]
     if leaks is None:
-        return f"nothing recovered even at the weakest that was tried, {defence.amount(enough or 0)}", True
+        rest = f"; {defence.at_weakest}" if defence.at_weakest else ", and weaker was not tried"
+        return (
+            f"nothing recovered even at the weakest that was tried, {defence.amount(enough or 0)}{rest}",
+            True,
+        )
     if defence.switch and curve.complete:
         return f"{last.share:.0%} of the inputs still recovered", enough is not None
     if enough is None and not curve.complete:
         return f"inputs still come back at {defence.amount(last.strength)}; nothing stronger was tried", False
     if enough is None:
         return (
-            f"not enough at any strength: {last.share:.0%} recovered at {defence.amount(last.strength)}",
+            f"not enough: {last.share:.0%} recovered at the strongest that was tried, {defence.amount(last.strength)}",
             False,
         )
     return (

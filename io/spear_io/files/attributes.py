@@ -25,6 +25,13 @@ LARGEST = 2**63
 """Whole numbers from here on are not int64."""
 
 
+def _plain(value: Any) -> Any:
+    """What h5py stores: texts and sequences of them may be NumPy's own, as scikit-learn names its features."""
+    if isinstance(value, tuple | list | np.ndarray):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, str) else value
+
+
 def write_attributes(holder: h5py.Group | h5py.Dataset, values: Mapping[str, Any]) -> None:
     """Write attributes that are not there yet, as h5py would; those that are None are left out."""
     for name, value in values.items():
@@ -32,7 +39,7 @@ def write_attributes(holder: h5py.Group | h5py.Dataset, values: Mapping[str, Any
             continue
         kind = _SCALARS.get(type(value))
         if kind is None or (type(value) is int and not -LARGEST <= value < LARGEST):
-            holder.attrs[name] = list(value) if isinstance(value, tuple) else value
+            holder.attrs[name] = _plain(value)
             continue
         dtype, stored = kind
         attribute = h5py.h5a.create(holder.id, name.encode(), stored, _SCALAR)
