@@ -25,6 +25,7 @@ from spear_io.show.report.check_words import CHECKS
 from spear_io.show.report.content import Report
 from spear_io.show.report.inputs import CARDS
 from spear_io.show.report.page import LARGEST_PAGE, write_report
+from spear_io.show.report.words import known_text
 from tests.io_files import Command, command, leftovers
 from tests.pages import HOSTILE, SCRIPT, answer, change, pictures, write_inversion
 
@@ -646,3 +647,22 @@ def test_an_older_file_makes_a_page(spear: Command, tmp_path: Path) -> None:
 def test_where_nobody_may_write_is_one_line(spear: Command, tmp_path: Path) -> None:
     path = write_inversion(tmp_path / "out.h5", [("a", "fc", answer(pictures(2)))])
     assert "cannot be written" in spear("report", path, "-o", "/proc/report").error
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "shown"),
+    [
+        (514.31, 0.15, "514"),
+        (514.31, 0.05, "514.3"),
+        (0.00512345, 1e-9, "0.00512345"),
+        (107.99999, 1e-4, "108"),
+        (-1.5, 1e-7, "-1.5"),
+        (0.0, 1e-3, "0"),
+        (12345678.0, 1.0, "1.23457·10⁷"),
+        (3.14159, float("inf"), "3.14"),
+        (float("nan"), 0.1, "–"),
+        (77.0, 300.0, "77"),
+    ],
+)
+def test_cells_of_tables_have_the_digits_that_are_known(value: float, bound: float, shown: str) -> None:
+    assert known_text(value, bound) == shown

@@ -17,7 +17,7 @@ from ..looks import EACH_ITS_OWN, Kind, Look, look_of, own_range, read_rows, ton
 from .content import Card, Record, Section, Sheet
 from .pictures import GREY, curve, fitted, inline, largest_side, sheet
 from .units import units_of
-from .words import decibels, label_text, number_text
+from .words import decibels, known_text, label_text, number_text
 
 CARDS = 48
 """Inputs of a layer that have a card of their own; those after them are on sheets."""
@@ -208,21 +208,29 @@ def _with_table(
     shown = order[:MOST_TABLE_ROWS]
     values = _scaled(layer, comparison, shown, look)[:, :MOST_TABLE_COLUMNS]
     partners = _partners(comparison, shown)
+    width = values.shape[1]
+    bound = layer.details.figures.get("error_bound")
+    units = units_of(layer, look)
+    spread = np.full(width, units.factor) if units.of_features is None else units.of_features[:width]
+    labels = None if layer.labels is None else layer.labels[:]
     records = []
     for row, cells, partner in zip(shown, values, partners, strict=True):
-        records.append(Record(f"input {row}", tuple(map(number_text, cells)), true=False))
+        errors = np.full(width, np.inf) if bound is None else bound[row] * spread
+        label = None if labels is None else label_text(labels[row])
+        records.append(
+            Record(_named(f"input {row}", label), tuple(map(known_text, cells, errors)), true=False)
+        )
         if comparison is not None and partner is not None:
             (original,) = read_rows(comparison.truth, [partner], look)
-            records.append(Record("original", tuple(map(number_text, original[: len(cells)])), true=True))
-    width = values.shape[1]
+            true = None if comparison.labels is None else label_text(comparison.labels[partner])
+            records.append(
+                Record(_named("original", true), tuple(map(known_text, original[:width], errors)), true=True)
+            )
     left = [
         f"{count} more {what} are not on this page"
         for count, what in ((len(order) - len(shown), "inputs"), (look.shape[0] - width, "columns"))
         if count
     ]
-    bound = layer.details.figures.get("error_bound")
-    units = units_of(layer, look)
-    spread = np.full(width, units.factor) if units.of_features is None else units.of_features[:width]
     return replace(
         section,
         columns=tuple(printable(name, 60) for name in look.names[:width]),
@@ -231,6 +239,11 @@ def _with_table(
         cards=(),
         omitted=f"{' and '.join(left)}: spear-np export writes all of them." if left else None,
     )
+
+
+def _named(row: str, label: str | None) -> str:
+    """The head of a row of a table, with the label where it is known: in a table nothing else shows it."""
+    return row if label is None else f"{row}, label {label}"
 
 
 def _with_curves(

@@ -168,6 +168,22 @@ def number_text(value: float) -> str:
     return power_of_ten(f"{number:.3g}")
 
 
+MOST_DIGITS = 6
+"""Digits of a number in a table, at most, however well it is known."""
+
+
+def known_text(value: float, bound: float) -> str:
+    """A number with the digits that an error of up to `bound` leaves, six at most; with three where nothing bounds it."""
+    if not (math.isfinite(value) and math.isfinite(bound) and bound > 0):
+        return number_text(value)
+    size = math.floor(math.log10(abs(value))) if value else 0
+    decimals = min(-math.ceil(math.log10(bound)), MOST_DIGITS - 1 - size)
+    if abs(value) >= 1e6 or decimals > 2 * MOST_DIGITS:
+        return power_of_ten(f"{value:.{MOST_DIGITS}g}")
+    shown = f"{value:.{max(0, decimals)}f}"
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
+
+
 def share_text(value: float) -> str:
     """A share as a percentage: of numbers that are shares of a range nobody has to guess of which."""
     return number_text(100 * value) + (" %" if math.isfinite(value) else "")
