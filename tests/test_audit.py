@@ -197,6 +197,8 @@ def test_an_audit_of_a_dump(spear: Command, dump: Path, tmp_path: Path) -> None:
     assert "What would have stopped the inversion of this update" in page.text
     assert "Clipping the whole update" in page.text
     assert "stops this method" in page.text
+    for word in ("Noise multiplier", "Clipping norm", "Peak signal-to-noise ratio"):
+        assert word in page.text
 
 
 def test_the_same_seed_gives_the_same_curve(dump: Path) -> None:

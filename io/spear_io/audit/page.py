@@ -9,6 +9,7 @@ import numpy as np
 
 from ..problems import printable
 from ..show.report import plots
+from ..show.report.glossary import PSNR
 from ..show.report.page import rendered
 from .defences import text
 from .result import Audit
@@ -20,6 +21,30 @@ ONLY_THIS = (
     "values, which hides no picture, and in a table little of the columns that are large. What this method does not recover is not shown to be safe: noise and rounding leave traces from which other methods may guess "
     "parts of an input, and what one update hides, several may give away together."
 )
+
+
+AUDIT_WORDS = (
+    (
+        "Root mean square of the gradient",
+        "The size of its typical number: noise is measured against it, as 0.1 of it is a tenth of what is shared.",
+    ),
+    (
+        "Clipping norm",
+        "The length to which the gradient of one input is cut before noise is added, so that no single input can weigh more.",
+    ),
+    (
+        "Noise multiplier",
+        "The standard deviation of the noise, divided by the clipping norm: what the accountants of differential privacy count with.",
+    ),
+    (
+        "ε and δ",
+        (
+            "How much more likely any outcome may become because one record takes part: at most e^ε times, but for a chance of δ. At ε = 1 that is "
+            "some three times, at ε = 10 twenty thousand times. Protection of one record, and not of everything a person contributes."
+        ),
+    ),
+)
+"""Words of an audit that a report does not have."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,7 @@ def page_of(audit: Audit) -> str:
         headline=headline_of(audit),
         privacy=privacy_of(audit),
         training=training_of(audit),
+        glossary=(*AUDIT_WORDS, PSNR),
         caveat=ONLY_THIS.format(good=RECOGNISED),
         baseline=_row(audit.baseline),
         not_tried={name.replace("_", " "): printable(why, 500) for name, why in audit.not_tried.items()},

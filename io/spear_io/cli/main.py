@@ -42,7 +42,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="spear-np",
-    help="Recover the inputs of a batch from the gradients of a fully connected ReLU layer.",
+    help="Recover the inputs of a batch from the gradients of fully connected layers: one before a ReLU, or several in a row.",
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -68,7 +68,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Recover the inputs of a batch from the gradients of a fully connected ReLU layer."""
+    """Recover the inputs of a batch from the gradients of fully connected layers: one before a ReLU, or several in a row."""
 
 
 for command in (inspect, invert, evaluate, report, export, audit):
