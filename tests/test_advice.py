@@ -94,6 +94,19 @@ def test_parameters_of_an_activation_are_named_as_commands_take_them(tmp_path: P
     assert one.attempt == "state it: convert --activation leaky_relu:negative_slope=0.2"
 
 
+@pytest.mark.parametrize(
+    "likely", ["relu; rm -rf ~", "$(id)", "`id`", "relu(a=1) && id", "relu --force", "relu|sh"]
+)
+def test_no_command_is_made_of_what_a_stranger_wrote(tmp_path: Path, likely: str) -> None:
+    reason = f"it looks as if '{likely}' followed the first layer, not 'relu': 0 of 4 inputs"
+    failed = replace(answer(pictures(0), status="failed", batch_size=4), reason=reason)
+    with InversionWriter(tmp_path / "out.h5", source="dump.h5") as out:
+        out.add("a", "fc", failed)
+    with open_inversion(tmp_path / "out.h5") as inversion:
+        given = advice(findings(inversion.layers[0], None))
+    assert not any(likely in one.attempt or likely in one.cause for one in given)
+
+
 @pytest.mark.parametrize(("first", "batch", "named"), [(0, 3, True), (1, 3, False), (0, 9, False)])
 def test_first_candidates_that_come_late_speak_of_the_activation_before_the_time(
     tmp_path: Path, first: int, batch: int, named: bool

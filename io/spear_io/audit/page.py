@@ -18,11 +18,10 @@ from .words import headline_of, privacy_of, training_of, verdict_of
 
 ONLY_THIS = (
     "An input counts as recovered where it comes back with {good:g} dB or more: an error of a tenth of the range of the data, over all its "
-    "values, which hides no picture, and in a table little of the columns that are large. What this method does not recover is not shown to be safe: noise and rounding leave traces from which other methods may guess "
-    "parts of an input, and what one update hides, several may give away together."
+    "values, which hides no picture, and in a table little of the columns that are large. What this method does not recover is not shown "
+    "to be safe: noise and rounding leave traces from which other methods may guess parts of an input, and what one update hides, several "
+    "may give away together."
 )
-
-
 AUDIT_WORDS = (
     (
         "Root mean square of the gradient",

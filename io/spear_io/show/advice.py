@@ -32,7 +32,12 @@ Measured: in all of 305 layers that ended with inputs, see `BARREN_ROUNDS` in sp
 NO_ZEROS = ("none of", "something else than a ReLU")
 SIGNS = "signs of a gradient"
 OTHER_LAYER = "activation signs contradict the layer"
-LOOKS_LIKE = re.compile(r"it looks as if '(?P<likely>[^']+)' followed the first layer, not '(?P<said>[^']+)'")
+ACTIVATION = r"\w+(?:\([\w=., +-]*\))?"
+"""An activation as results name it, and nothing that a shell takes for more: files of strangers say it, and it becomes part of a command."""
+LOOKS_LIKE = re.compile(
+    rf"it looks as if '(?P<likely>{ACTIVATION})' followed the first layer, not '(?P<said>{ACTIVATION})'",
+    re.ASCII,
+)
 """What the solver says of a chain of which another activation explains the gradients."""
 
 
