@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spear_np.backend import to_host
-from spear_np.factors.decompose import sharp_row_space, sharp_svd
+from spear_np.factors.decompose import ABSORBED, sharp_row_space, sharp_svd
 from tests.backends import Backend
 from tests.networks import Floats
 
@@ -43,7 +43,7 @@ def test_factors_are_orthonormal_and_give_the_matrix(backend: Backend, values: A
     matrix = (basis(rng, 60, b) * wanted) @ basis(rng, b, b).T
     U, S, Vt = (to_host(one) for one in sharp_svd(backend.xp, backend.array(matrix)))
     most = 20 * EPS
-    np.testing.assert_allclose(U.T @ U, np.eye(b), atol=most)
+    np.testing.assert_allclose(U.T @ U, np.eye(b), atol=most + ABSORBED)
     np.testing.assert_allclose(Vt @ Vt.T, np.eye(b), atol=most)
     np.testing.assert_allclose((U * S) @ Vt, matrix, atol=most * wanted[0])
     np.testing.assert_allclose(np.sort(S)[::-1], wanted, atol=most * wanted[0])
@@ -100,12 +100,20 @@ def test_it_is_a_decomposition_to_rounding(spectrum: str, b: int, more: int, see
     for backend in (Backend.NUMPY, Backend.STRICT):
         found: Any = sharp_svd(backend.xp, backend.array(matrix))
         U, S, transposed = map(backend.host, found)
-        np.testing.assert_allclose(U.T @ U, np.eye(b), atol=1e-14)
+        np.testing.assert_allclose(U.T @ U, np.eye(b), atol=1e-14 + ABSORBED)
         np.testing.assert_allclose(transposed @ transposed.T, np.eye(b), atol=1e-14)
         np.testing.assert_allclose(U * S @ transposed, matrix, atol=2e-14 * S.max())
         np.testing.assert_allclose(
             np.sort(S)[::-1], np.linalg.svd(matrix, compute_uv=False), atol=2e-14 * S.max()
         )
+
+
+@given(b=st.integers(2, 16), seed=st.integers(0, 2**32 - 1))
+def test_nearly_equal_values_leave_nothing_over(b: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = basis(rng, b + 30, b) * SPECTRA["nearly equal"](rng, b) @ basis(rng, b, b)
+    U, S, transposed = map(to_host, sharp_svd(Backend.NUMPY.xp, matrix))
+    assert np.max(np.abs(U * S @ transposed - matrix)) < 6 * EPS * S.max()
 
 
 def test_a_row_space_is_made_of_the_rows(backend: Backend) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.linalg import hadamard
 
 from spear_np import Status
 from tests.altered import altered_case
@@ -224,3 +225,31 @@ class TestWhatNoGradientCanShow:
         result = case_of("no gradient", silent).invert()
         assert (result.status, result.found) == (Status.EXACT, 2)
         assert any("leave no trace" in caveat for caveat in result.certificate.caveats)
+
+
+def nearly_one_norm(seed: int) -> LayerData:
+    """Orthonormal inputs of a float64 layer whose norms differ by next to nothing, and columns that are orthogonal as well.
+
+    All singular values are nearly equal: singular vectors are what the library makes of the differences.
+    """
+    rng = np.random.default_rng(seed)
+    b, n = 8, int(rng.integers(16, 60))
+    signs = hadamard(b)
+    rows = []
+    for _ in range(int(rng.integers(4, 7))):
+        silent = rng.standard_normal(b) * (rng.random(b) < 0.5)
+        silent[0] += not silent.any()
+        rows += [np.roll(silent / np.linalg.norm(silent), turn) * sign for turn in range(b) for sign in signs]
+    output_grad = np.stack(rows) * 10.0 ** rng.uniform(-1.5, 1.5, len(rows))[:, None]
+    inputs = np.linalg.qr(rng.standard_normal((n, b)))[0].T.copy()
+    inputs[0] *= 1 + 10.0 ** rng.uniform(-16, -9)
+    bias = 0.3 * rng.standard_normal(len(rows))
+    reached = np.where(output_grad != 0, 1.0, -1.0) * rng.uniform(0.2, 1.5, output_grad.shape)
+    weight = (reached - bias[:, None]) @ inputs / np.sum(inputs**2, axis=1).mean()
+    return LayerData(output_grad @ inputs, output_grad.sum(axis=1), weight, bias, inputs, output_grad)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bounds_hold_where_all_singular_values_are_nearly_equal(seed: int) -> None:
+    case = case_of("nearly one norm", nearly_one_norm(seed))
+    assert broken_promises(case.invert(max_proposals=6000), case.truth) == []
