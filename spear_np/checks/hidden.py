@@ -22,6 +22,12 @@ GROUP = 8
 
 Heuristic: all of them must turn on whatever it turns on, which leaves less room the more they are, and the less alike.
 """
+FARKAS_FIRST = 8
+"""Units for each input of a group that Farkas' equations are tried with before all are.
+
+Measured: 3.5 ms instead of 4.9 for a batch of 16 at 180 live units, 9 instead of 13 for 40 at 190, 30 instead of 63 for 100 at 390, 98 instead
+of 320 for 200 at 990; 6 and 10 do as well, from 16 on little is saved (one thread, time of the processor).
+"""
 NO_COMBINATION = 1e-6
 """Residual of Farkas' equations, of which the right side is one, up to which they hold.
 
@@ -53,11 +59,17 @@ def room_for_hidden(z: HostArray) -> tuple[int, int] | None:
 
 def _has_room(z: HostArray) -> bool:
     """Whether ``z α ≤ 0`` for some α that adds up to one; `z` (ℓ, t)."""
+    few = FARKAS_FIRST * z.shape[1]
+    return not _no_combination(z[:few]) and (len(z) <= few or not _no_combination(z))
+
+
+def _no_combination(z: HostArray) -> bool:
+    """Whether Farkas' equations show that no α that adds up to one makes ``z α ≤ 0``; `z` (ℓ, t)."""
     if not len(z):
-        return True
+        return False
     from scipy.optimize import nnls  # slow to import
 
     try:
-        return float(nnls(z.T, np.ones(z.shape[1]))[1]) > NO_COMBINATION
+        return float(nnls(z.T, np.ones(z.shape[1]))[1]) <= NO_COMBINATION
     except RuntimeError:  # it gave up, and excludes nothing
-        return True
+        return False

@@ -24,7 +24,7 @@ LEAST_SWAPS = 4
 
 Heuristic: as `SWAP_WORK`.
 """
-TRIED_FIRST = 8
+TRIED_FIRST = 16
 """Alternatives whose λ are computed together; twice as many whenever none of them is better.
 
 Heuristic: what lies behind one that is better was computed in vain; it changes no answer.

@@ -45,10 +45,13 @@ def null_vectors(xp: Namespace, submatrices: Array) -> Array:
     last = xp.ones((k, 1), dtype=submatrices.dtype, device=array_api_compat.device(submatrices))
     if r == 1:
         return last
-    solution = solve_or_nan(xp, submatrices[:, :, :-1], -submatrices[:, :, -1:])
-    vectors = xp.concat([solution[:, :, 0], last], axis=1)
+    if r == 2:
+        vectors = xp.concat([-submatrices[:, 0, 1:], submatrices[:, 0, :1]], axis=1)
+    else:
+        solution = solve_or_nan(xp, submatrices[:, :, :-1], -submatrices[:, :, -1:])
+        vectors = xp.concat([solution[:, :, 0], last], axis=1)
     length = xp.linalg.vector_norm(vectors, axis=1, keepdims=True)
-    good = xp.isfinite(length)
+    good = xp.isfinite(length) & (length > 0)
     return xp.where(good, vectors / xp.where(good, length, xp.ones_like(length)), xp.zeros_like(vectors))
 
 

@@ -63,6 +63,11 @@ PENALTY = 0.05
 
 Heuristic: a few failures outweigh the usual difference in zeros.
 """
+SIFTED = 16
+"""Vectors that are held against a basis together.
+
+Heuristic: a few products instead of one for each, and few of them in vain; it changes no answer.
+"""
 SAME_POSITION = 1 - 1e-12
 """Cosine from which a direction of the basis is the one that it was.
 
@@ -153,21 +158,21 @@ class Pool:
 
     def merge(self, found: Candidates) -> Pool:
         """Add polished directions; a sharper copy replaces what is known already."""
-        columns = {name: list(getattr(self, name)) for name in COLUMNS}
-        for index in range(len(found.q)):
-            entry = {field.name: getattr(found, field.name)[index] for field in fields(found)}
-            entry |= {"q": entry["q"] / np.linalg.norm(entry["q"]), "penalty": 0}
-            match = _same_direction(entry["q"], entry["angle"], columns["q"])
-            if match is None:
-                for name in COLUMNS:
-                    columns[name].append(entry[name])
-            elif entry["zero_mask"].sum() > columns["zero_mask"][match].sum():
-                for name in COLUMNS:
-                    columns[name][match] = entry[name]
-        if not columns["q"]:
+        known, total = len(self.q), len(self.q) + len(found.q)
+        if not total:
             return self
-        grown: dict[str, Any] = {name: np.asarray(values) for name, values in columns.items()}
-        return replace(self, **grown)._rebuilt()
+        unit = found.q / np.linalg.norm(found.q, axis=1, keepdims=True)
+        added = {**vars(found), "q": unit, "penalty": np.zeros(len(unit), dtype=self.penalty.dtype)}
+        grown: dict[str, Any] = {name: np.concatenate([getattr(self, name), added[name]]) for name in COLUMNS}
+        every = replace(self, **grown)
+        zeros, kept = every.zero_count, list(range(known))
+        for index in range(known, total):
+            match = _same_direction(every.q[index], every.angle[index], every.q[kept])
+            if match is None:
+                kept.append(index)
+            elif zeros[index] > zeros[kept[match]]:
+                kept[match] = index
+        return every._taken(np.asarray(kept))._rebuilt()
 
     def after_round(self, *, news: int) -> Pool:
         """Count rounds without news; `news` is the number of directions that came into the basis."""
@@ -257,22 +262,29 @@ def greedy_basis(vectors: HostArray, angle: HostArray) -> list[int]:
     `vectors` (p, b) unit vectors, best first; one counts as dependent if what is left of it, outside the span of
     those chosen before, is within its `angle` (p,) noise.
     """
-    b = vectors.shape[1]
+    p, b = vectors.shape
     span = np.zeros((b, b))
     chosen: list[int] = []
-    for index, vector in enumerate(vectors):
-        known = span[: len(chosen)]
-        rest = vector - known.T @ (known @ vector)
-        rest -= known.T @ (
-            known @ rest
-        )  # once more: the first pass loses digits for nearly dependent vectors
-        length = np.linalg.norm(rest)
-        if length > angle[index]:
-            span[len(chosen)] = rest / length
-            chosen.append(index)
-            if len(chosen) == b:
-                break
+    for first in range(0, p, SIFTED):
+        # Many depend on what was known before them: these are told at once.
+        sifted = np.linalg.norm(_rest(vectors[first : first + SIFTED], span[: len(chosen)]), axis=1)
+        for index in (first + np.flatnonzero(sifted > angle[first : first + SIFTED])).tolist():
+            rest = _rest(vectors[index], span[: len(chosen)])
+            length = np.linalg.norm(rest)
+            if length > angle[index]:
+                span[len(chosen)] = rest / length
+                chosen.append(index)
+                if len(chosen) == b:
+                    return chosen
     return chosen
+
+
+def _rest(vectors: HostArray, known: HostArray) -> HostArray:
+    """What is left of `vectors` (..., b) outside the span of the orthonormal rows of `known` (f, b)."""
+    rest = vectors - (vectors @ known.T) @ known
+    # Once more: the first pass loses digits for nearly dependent vectors.
+    again: HostArray = rest - (rest @ known.T) @ known
+    return again
 
 
 def covered(
@@ -296,13 +308,12 @@ def covered(
     return redundant
 
 
-def _same_direction(unit: HostArray, angle: float, known: list[HostArray]) -> int | None:
-    """Index of the known direction within `angle` of `unit`, if any: the one definition of "the same"."""
-    if not known:
+def _same_direction(unit: HostArray, angle: float, known: HostArray) -> int | None:
+    """Index of the known direction (p, b) within `angle` of `unit` (b,), if any: the one definition of "the same"."""
+    if not len(known):
         return None
-    vectors = np.asarray(known)
-    cosine = vectors @ unit
+    cosine = known @ unit
     nearest = int(np.argmax(np.abs(cosine)))
     # The sine from the difference, not from 1 - cos²: angles of 1e-6 drown in the rounding of the cosine.
-    distance = np.linalg.norm(unit - np.sign(cosine[nearest]) * vectors[nearest])
+    distance = np.linalg.norm(unit - np.sign(cosine[nearest]) * known[nearest])
     return nearest if distance <= angle else None

@@ -304,9 +304,13 @@ def _by_gram(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs
     )  # H⁻¹ u_j, what row j alone could turn
     pulled = xp.where(clear[:, None, None], pulled, xp.zeros_like(pulled))
     strength = largest / xp.maximum(xp.sum(pulled**2, axis=2), xp.full_like(largest, TINIEST))
-    left, error = strength * (1 - largest), (GRAM_ERROR * size)[:, None]
-    known = 1 - largest > GRAM_MARGIN * error
-    sure = (largest < DISPENSABLE) | known | (left + GRAM_MARGIN * strength * error < noise_energy[:, None])
+    left, error = strength * (1 - largest), (GRAM_MARGIN * GRAM_ERROR * size)[:, None]
+    known = 1 - largest > error
+    sure = (largest < DISPENSABLE) | known
+    if not bool(xp.all(sure | ~clear[:, None])):
+        # What the others have along `pulled` shows how little they resist, where that is known as well as it is asked for.
+        little = _resistance(space, rows, heavy, pulled) < noise_energy[:, None]
+        sure = sure | (little & (error < math.sqrt(UNSEEN)))
     mixing = system.forms(inputs[None, :, :])
     mixing = xp.where(clear[:, None], mixing, xp.zeros_like(mixing))
     return _Response(
@@ -329,6 +333,20 @@ def _heavy_rows(space: RowSpace, rows: Array, leverage: Array) -> tuple[Array, A
     first = r * xp.arange(k, dtype=heavy.dtype, device=space.device.handle)[:, None]
     some = gather(xp, xp.reshape(rows, (k * r, b)), first + heavy)
     return heavy, some, xp.take_along_axis(leverage, heavy, axis=1)
+
+
+def _resistance(space: RowSpace, rows: Array, heavy: Array, pulled: Array) -> Array:
+    """(k, h): the energy in noise units that all of `rows` (k, r, b) but the `heavy` one (k, h) have along what it has `pulled` (k, h, b).
+
+    Not less than what they have along the direction that they resist least, but for the rounding of the products.
+    """
+    xp = space.xp
+    length = xp.linalg.vector_norm(pulled, axis=2, keepdims=True)
+    turned = space.S * pulled / xp.where(length > 0, length, xp.ones_like(length))
+    along = rows @ xp.matrix_transpose(turned)
+    every = xp.arange(rows.shape[1], dtype=heavy.dtype, device=space.device.handle)
+    others = xp.astype(every[None, :, None] != heavy[:, None, :], xp.float64)
+    return xp.sum((others * along) ** 2, axis=1)
 
 
 def _by_svd(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs: Array) -> _Response:

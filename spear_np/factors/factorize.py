@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import array_api_compat
 import numpy as np
@@ -114,8 +113,17 @@ class _Reading:
     """weight_grad in the basis of its triangular factor, each row divided by `model`."""
     model: Array
     """(m,): noise of one entry of each row, as far as it is known before it is measured."""
-    svd: Any
-    """Singular value decomposition of `rows`."""
+    values: Array
+    """Singular values of `rows`, largest first."""
+
+    known: Array | None = None
+    """Left singular vectors of `rows`, as columns, where they were computed with the values."""
+
+    @property
+    def left(self) -> Array:
+        """Left singular vectors of `rows`, as columns; they take three times as long as the values, and only what is chosen needs them."""
+        xp: Namespace = array_api_compat.array_namespace(self.rows)
+        return xp.linalg.svd(self.rows, full_matrices=False).U if self.known is None else self.known
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,12 +271,12 @@ def _row_space(
     of each row; its spectrum if it has none."""
     xp = device.xp
     n = gradients.shape[1]
-    spectrum, model, svd = chosen.spectrum, chosen.model, chosen.svd
+    spectrum, model = chosen.spectrum, chosen.model
     b = batch_size if batch_size is not None else spectrum.rank
     if not b or spectrum.rank == 0:
         return spectrum
-    b = min(b, int(xp.sum(xp.astype(svd.S > 0, xp.int64))))
-    to_right, right = sharp_row_space(xp, chosen.rows, svd.U[:, :b], svd.S[:b])
+    b = min(b, int(xp.sum(xp.astype(chosen.values > 0, xp.int64))))
+    to_right, right = sharp_row_space(xp, chosen.rows, chosen.left[:, :b], chosen.values[:b])
     whitened = chosen.rows @ right
     residual = xp.linalg.vector_norm(chosen.rows - whitened @ right.T, axis=1)
     row_norm = accumulated.row_norm
@@ -316,13 +324,13 @@ def _hidden_input_factor(
     xp: Namespace = array_api_compat.array_namespace(noise)
     factor = 1.0
     for reading in readings:
-        spectrum, svd = reading.spectrum, reading.svd
+        spectrum, values = reading.spectrum, to_host(reading.values)
         if b >= (spectrum.rank or 0) or (chosen.rounding and not spectrum.rounding):
             continue  # coherent rounding looks like signal where all rows count alike
         if spectrum is not chosen and (spectrum.rank or 0) > 2 * b > 2:
             continue  # not a few more inputs: noise that this reading does not know
-        value = float(svd.S[b])
-        if value > STANDS_OUT * noise_edge(to_host(svd.S), b + 1, noise.shape[0], n):
+        value = float(values[b])
+        if value > STANDS_OUT * noise_edge(values, b + 1, noise.shape[0], n):
             factor = max(
                 factor, float(np.median(to_host(xp.take(reading.model / noise, live)))) * value / ZERO_SIGMAS
             )
@@ -361,7 +369,7 @@ def _decompose(
     row_norm = accumulated.rounded_norm
     if float(device.xp.max(accumulated.row_norm)) == 0:
         nothing = Spectrum((0.0,) * min(m, n), 0, math.inf, rounding=True)
-        return [_Reading(nothing, accumulated.R.T, device.xp.ones_like(row_norm), None)], []
+        return [_Reading(nothing, accumulated.R.T, device.xp.ones_like(row_norm), device.zeros(0))], []
     rounding = _read_rounding(accumulated, gradients, device, row_norm)
     rank, gap = rounding.spectrum.rank, rounding.spectrum.gap
     if rank is not None and gap > BEYOND_DOUBT and m > LARGE_LAYER:
@@ -405,7 +413,7 @@ def _read_rounding(
     if bool(xp.any((row_norm > 0) & (relative < half))):
         without = rank_of(xp.linalg.svdvals(accumulated.R.T / relative[:, None]))
         spectrum = replace(spectrum, spacing=accumulated.spacing, rank_without_spacing=without)
-    return _Reading(spectrum, rows, model, svd)
+    return _Reading(spectrum, rows, model, svd.S, svd.U)
 
 
 def _read_noise(
@@ -415,8 +423,8 @@ def _read_noise(
     xp, n = device.xp, gradients.shape[1]
     model = xp.ones_like(row_norm) * (float(xp.max(row_norm)) * gradients.unit_roundoff / math.sqrt(n))
     rows = accumulated.R.T / model[:, None]
-    svd = xp.linalg.svd(rows, full_matrices=False)
-    values = to_host(svd.S)
+    singular = xp.linalg.svdvals(rows)
+    values = to_host(singular)
     live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
     independent = additive_rank(values, live, accumulated.used_features)
     by_gap = gap_rank(values, gradients.unit_roundoff)
@@ -426,7 +434,7 @@ def _read_noise(
         if rank != independent or not in_all_rows(values, rank, to_host(row_norm / model), n):
             excess = excess_over_noise(values, rank, live, n)
             spectrum = replace(spectrum, noise_known=False, noise_excess=excess)
-        readings.append(_Reading(spectrum, rows, model, svd))
+        readings.append(_Reading(spectrum, rows, model, singular))
     return readings
 
 

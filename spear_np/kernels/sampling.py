@@ -31,10 +31,10 @@ MOST_DRAWS = 32
 
 Derived: five times what `CERTAIN` lets a subset need on average; it only makes sure of an end.
 """
-BISECTIONS = 40
+BISECTIONS = 20
 """Halvings of an interval on a logarithmic scale.
 
-Derived: from a hundred decades to far less than a slot.
+Derived: from a hundred decades to a share of 2e-4, and a slot is that of one row in 64.
 """
 DRAWN_SIGMAS = 3.0
 """Standard deviations of the number of draws that a subset needs that all subsets are given at once.
