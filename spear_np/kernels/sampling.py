@@ -186,13 +186,11 @@ def draw_subsets(tables: HostArray, rows: int, size: int, subsets: HostArray, se
 def _fresh(drawn: HostArray, rows: int) -> HostArray:
     """(draws, k) bool: which of the rows `drawn` (draws, k) out of `rows` have not come before in their column."""
     draws, k = drawn.shape
-    fresh = np.empty((draws, k), dtype=bool)
-    seen = np.zeros(k * rows, dtype=bool)
-    first = np.arange(k) * rows
-    for draw in range(draws):
-        place = first + drawn[draw]
-        fresh[draw] = ~seen[place]
-        seen[place] = True
+    places = drawn + np.arange(k) * rows
+    first = np.empty(k * rows, dtype=np.int16)
+    for draw in range(draws - 1, -1, -1):  # the first of those of a row is written last
+        first[places[draw]] = draw
+    fresh: HostArray = first[places] == np.arange(draws, dtype=np.int16)[:, None]
     return fresh
 
 
