@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from spear_np.directions.disaggregate import contradicting, disaggregate, doubtful
+from spear_np.directions.disaggregate import (
+    EXPLAINED,
+    MAX_BIAS_RESIDUAL,
+    bias_direction,
+    contradicting,
+    disaggregate,
+    doubtful,
+)
 from spear_np.directions.exchange import exchange_directions
 from spear_np.inputs.reconstruct import reconstruct
 from tests.backends import Backend, assert_array, assert_lives_on
@@ -25,6 +34,22 @@ def unscaled(truth: Floats, seed: int) -> Floats:
     rng = np.random.default_rng(seed)
     rows: Floats = truth * (rng.uniform(0.1, 10, (B, 1)) * rng.choice([-1, 1], (B, 1)))
     return rows
+
+
+def test_bias_grad_of_units_without_weight_grad_is_not_explained(backend: Backend) -> None:
+    data = layer(126)
+    plain = factors_of(data, backend)
+    q = backend.array(true_directions(plain, data.inputs))
+    silent = np.setdiff1d(np.arange(WIDTH), backend.host(plain.space.live))
+    assert len(silent)
+    assert (disaggregate(plain, q).bias_residual or 0.0) < EXPLAINED
+    assert bias_direction(plain) is not None
+    # As of an input that is zero: it leaves no trace in weight_grad.
+    bias_grad = data.bias_grad.copy()
+    bias_grad[silent[0]] = np.max(np.abs(bias_grad))
+    factors = factors_of(replace(data, bias_grad=bias_grad), backend)
+    assert (disaggregate(factors, q).bias_residual or 0.0) > MAX_BIAS_RESIDUAL
+    assert bias_direction(factors) is None
 
 
 class TestTheTheorem:

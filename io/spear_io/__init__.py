@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .files.display import Display
     from .files.dump import Dump, RecordInfo, open_dump
     from .files.dump_writer import DumpWriter, LayerArrays, write_dump
-    from .files.inversion import InversionWriter, open_inversion
+    from .files.inversion import open_inversion
+    from .files.inversion_writer import InversionWriter
     from .files.storage import Bfloat16
     from .many.executors import ExecutorError
     from .many.run import Inverted, invert_dumps
@@ -45,7 +46,8 @@ _HOMES = {
     ".files.display": ("Display",),
     ".files.dump": ("Dump", "RecordInfo", "open_dump"),
     ".files.dump_writer": ("DumpWriter", "LayerArrays", "write_dump"),
-    ".files.inversion": ("InversionWriter", "open_inversion"),
+    ".files.inversion": ("open_inversion",),
+    ".files.inversion_writer": ("InversionWriter",),
     ".files.storage": ("Bfloat16",),
     ".many.executors": ("ExecutorError",),
     ".many.run": ("Inverted", "invert_dumps"),

@@ -123,6 +123,7 @@ def bias_direction(factors: Factors) -> HostArray | None:
     solution = to_host(xp.where(told, along / space.S, xp.zeros_like(along)))
     size = float(xp.linalg.vector_norm(target))
     rest = float(xp.linalg.vector_norm(target - space.U @ xp.where(told, along, xp.zeros_like(along))))
+    rest = math.hypot(rest, factors.silent_bias)
     explained = rest <= MAX_BIAS_RESIDUAL * space.relative_noise * size
     return solution if explained and size > 0 else None
 
@@ -143,7 +144,7 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     inverse = inverse_or_pseudoinverse(xp, R)
     inverse = xp.clip(xp.where(xp.isfinite(inverse), inverse, xp.full_like(inverse, HUGE)), -HUGE, HUGE)
     scale = inverse @ (Q.T @ target)
-    rest = float(xp.linalg.vector_norm(target - Q @ (Q.T @ target)))
+    rest = math.hypot(float(xp.linalg.vector_norm(target - Q @ (Q.T @ target))), factors.silent_bias)
     size = float(xp.linalg.vector_norm(target))
     dof = max(1, A.shape[0] - A.shape[1])
     residual = rest / size / space.relative_noise if size > 0 else math.inf

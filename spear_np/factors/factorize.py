@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import array_api_compat
 import numpy as np
@@ -97,6 +98,18 @@ class Factors:
     """(m,) float64 on the device; None if missing."""
     multiple: Multiple | None = None
     """How much of W lies outside the spaces of weight_grad, beyond the decay that was taken out; None without W."""
+
+    @cached_property
+    def silent_bias(self) -> float:
+        """Norm of bias_grad on the rows of weight_grad that are not live, in units of the largest noise of those that are.
+
+        What noise does not explain of it is the gradient of inputs that are zero: they leave no other trace.
+        """
+        if self.bias_grad is None:
+            return 0.0
+        space, xp = self.space, self.space.xp
+        silent = self.bias_grad - space.whole(space.live_of(self.bias_grad)[:, None])[:, 0]
+        return float(xp.linalg.vector_norm(silent) / xp.max(space.live_of(space.noise)))
 
     @property
     def signs_known(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -44,3 +46,8 @@ def write_attributes(holder: h5py.Group | h5py.Dataset, values: Mapping[str, Any
         dtype, stored = kind
         attribute = h5py.h5a.create(holder.id, name.encode(), stored, _SCALAR)
         attribute.write(np.asarray(value, dtype=dtype))
+
+
+def stored_name(path: Path) -> str:
+    """The name of a file as a text that can be stored."""
+    return os.fsencode(path.name).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The inversion: what was recovered, written whole or not at all, and read back lazily.
+"""The inversion: what was recovered, read back lazily; `inversion_writer` writes it.
 
 The layout is `format = "spear-inversion"`, `format_version = 1`::
 
@@ -23,19 +23,16 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
 import spear_np
 from spear_np.answer.notebook import (
@@ -47,12 +44,9 @@ from spear_np.answer.notebook import (
     figures_of,
     square_picture,
 )
-from spear_np.backend import to_host
 
 from ..problems import FileError, Place, listing, printable
 from . import safety
-from .atomic import NewFile, new_hdf5
-from .attributes import write_attributes
 from .details import (
     AGAIN,
     Brief,
@@ -60,9 +54,8 @@ from .details import (
     figure_of,
     read_brief,
     read_details,
-    write_details,
 )
-from .display import Display, image_axes, read_display, write_display
+from .display import Display, image_axes, read_display
 from .sight import Seen, Sight
 from .storage import Floats, StoredArray
 
@@ -74,169 +67,6 @@ FORMAT_VERSION = 1
 
 LONGEST_REASON = 1000
 """Characters of a reason that are shown."""
-
-
-class InversionWriter:
-    """An inversion being written; it takes its name when the `with` block ends well.
-
-    Parameters
-    ----------
-    path : path
-        Where. Whatever keeps it from being written shows when the block is entered, before any search.
-    source : path, optional
-        The dump that is inverted; it is never replaced. None if there are several.
-    replace : bool
-        Whether a file that is no inversion may be replaced.
-    durable : bool
-        Whether to wait, at the end, until the disk has the file.
-    run : str, optional
-        Tells files of the same sources and options from others.
-
-    Examples
-    --------
-    ::
-
-        with InversionWriter("inverted.h5", source="dump.h5") as out:
-            out.add("client-0", "fc1", spear_np.invert_layer(gradients))
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        source: str | Path | None,
-        replace: bool = True,
-        durable: bool = True,
-        run: str | None = None,
-    ) -> None:
-        self.place = Place(Path(path))
-        self._source = None if source is None else Path(source)
-        self._run = run
-        self._new = new_hdf5(
-            Path(path),
-            kind=FORMAT,
-            version=FORMAT_VERSION,
-            sources=[] if self._source is None else [self._source],
-            replace=replace,
-            durable=durable,
-        )
-
-    def __enter__(self) -> Self:
-        """Start the file under a temporary name."""
-        with ExitStack() as stack:
-            self._file: NewFile = stack.enter_context(self._new)
-            root = self._file.root
-            with self._file.writing(self.place):
-                source = None if self._source is None else stored_name(self._source)
-                write_attributes(root, {"source": source, "run": self._run, "version": spear_np.__version__})
-                self._records = root.create_group("records", track_order=True)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give the file its name, or leave nothing behind."""
-        self._stack.__exit__(kind, error, trace)
-
-    def add(
-        self,
-        record: str,
-        layer: str,
-        result: spear_np.Inversion,
-        notes: Iterable[str] = (),
-        *,
-        display: Display | None = None,
-        seen: Seen | None = None,
-    ) -> None:
-        """Write the result of one layer; its inputs go through memory block by block.
-
-        Parameters
-        ----------
-        record, layer : str
-            Names, as in the dump.
-        result : spear_np.Inversion
-            What the solver handed back.
-        notes : iterable of str
-            What the dump itself gives reason to say about the result.
-        display : Display, optional
-            What the record says of drawing its inputs and of whose they are, e.g. `Record.info`.
-        seen : Seen, optional
-            What the layer sees, and what stands before it, as the dump tells it: `Layer.seen`.
-
-        Raises
-        ------
-        FileError
-            If the file cannot be written.
-        """
-        place = self.place.at(record=record, layer=layer)
-        k, n = result.found, result.gradients.shape[1]
-        with self._file.writing(place):
-            group = self._layers(record).create_group(layer)
-            write_attributes(
-                group,
-                {
-                    "status": str(result.status),
-                    "claim": result.claim,
-                    "reason": result.reason,
-                    "batch_size": result.batch_size,
-                    "found": k,
-                    "scale_known": result.scale_known,
-                    "data_range": result.data_range,
-                    "chain": result.chain or None,
-                },
-            )
-            if seen is not None:
-                _write_seen(group, seen)
-            if display is not None:
-                write_display(group, display)
-            group.create_dataset("output_grad", data=to_host(result.output_grad))
-            write_details(group, result, tuple(notes))
-            if k and result.labels is not None:
-                group.create_dataset("labels", data=to_host(result.labels).astype(np.int64))
-            inputs = group.create_dataset("inputs", (k, n), np.float64)
-        if k == 0:
-            return
-        for columns, block in result.input_blocks():
-            values = to_host(block)
-            with self._file.writing(place.at(dataset="inputs")):
-                inputs[:, columns] = values
-
-    def take(self, other: h5py.File, record: str) -> None:
-        """Copy what another inversion, written by this program, holds of one record, byte for byte.
-
-        Raises
-        ------
-        FileError
-            If this file cannot be written.
-        """
-        with self._file.writing(self.place.at(record=record)):
-            layers, own = other["records"][record]["layers"], self._layers(record)
-            for layer in layers:
-                layers.copy(layer, own)
-
-    def describe(self, record: str, **said: str) -> None:
-        """Store texts as attributes of a record: `source` and `source_record`, where it came from, or its `problem`."""
-        with self._file.writing(self.place.at(record=record)):
-            self._layers(record)
-            write_attributes(self._records[record], said)
-
-    def mark(self, record: str, layer: str, repeats: npt.ArrayLike) -> None:
-        """Store the numbers (k,) of the groups of equal inputs that those of a layer belong to."""
-        with self._file.writing(self.place.at(record=record, layer=layer)):
-            group = self._layers(record)[layer]
-            group.create_dataset("repeats", data=np.asarray(repeats, dtype=np.int64))
-
-    def _layers(self, record: str) -> h5py.Group:
-        """The group of the layers of a record, made if it is not there."""
-        if record not in self._records:
-            return self._records.create_group(record).create_group("layers", track_order=True)
-        return self._records[record]["layers"]
-
-
-def stored_name(path: Path) -> str:
-    """The name of a file as a text that can be stored."""
-    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, repr=False)
@@ -510,10 +340,6 @@ def _read_layer(
         source_record=source_record,
         _group=group,
     )
-
-
-def _write_seen(group: h5py.Group, seen: Seen) -> None:
-    write_attributes(group, {"sees": str(seen.sight), "follows": seen.follows, "between": seen.between})
 
 
 def _read_seen(group: h5py.Group, place: Place, display: Display, features: int) -> Seen:

@@ -15,7 +15,9 @@ import h5py
 import numpy as np
 
 from ..files.atomic import check_target
-from ..files.inversion import FORMAT, InversionWriter, stored_name
+from ..files.attributes import stored_name
+from ..files.inversion import FORMAT
+from ..files.inversion_writer import InversionWriter
 from ..files.storage import column_blocks
 from ..problems import FileError, Place, WriteError, cause
 from .journal import Journal

@@ -20,7 +20,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from ..files.atomic import remove_stale, sync_folder
-from ..files.inversion import stored_name
+from ..files.attributes import stored_name
 from ..problems import Place, WriteError, cause
 from .task import STOP, Done, entry_path
 

@@ -18,7 +18,7 @@ import spear_np
 from spear_np.backend import device_for
 
 from ..files.dump import Layer, Record, named, open_dump
-from ..files.inversion import InversionWriter
+from ..files.inversion_writer import InversionWriter
 from ..files.limits import working
 from ..problems import FileError, Place, WriteError
 from .selection import Task

@@ -14,9 +14,10 @@ import numpy as np
 
 import spear_np
 
+from ..files.attributes import stored_name
 from ..files.display import Display, image_axes
 from ..files.dump import Dump, Layer, Record, named
-from ..files.inversion import InversionFile, RecoveredLayer, stored_name
+from ..files.inversion import InversionFile, RecoveredLayer
 from ..files.limits import working
 from ..files.sight import Seen, Sight
 from ..files.storage import TRUTH_AGAIN, Floats, LoadedRows, Rows, check_finite, column_blocks
