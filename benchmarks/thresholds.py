@@ -35,6 +35,8 @@ from spear_np.factors.signs import fit_signs, sign_model
 LIMITS = (
     "BLOCK_NUMBERS",
     "BLOCK_BYTES",
+    "CARD_ARRAYS",
+    "ALIGNED",
     "SMALL_MATRIX",
     "COVARIANCE_NUMBERS",
     "CALIBRATION",

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,12 +48,14 @@ class Device:
     def activate(self) -> AbstractContextManager[Any]:
         """Make this the current device of its library, where the library has such a notion.
 
+        What CuPy's pools keep for arrays to come is handed back when the outermost of such blocks ends; no array is touched.
+
         Raises
         ------
         DeviceError
             On leaving, if a card ran out of memory or stopped answering.
         """
-        return _on_card(self.handle, self.name) if self.name != "cpu" else nullcontext()
+        return _at_work(self) if array_api_compat.is_cupy_namespace(self.xp) else nullcontext()
 
     def float64(self, values: Any) -> Array:
         """Copy `values` (array, block of a dataset, sequence) to this device as float64."""
@@ -61,6 +64,16 @@ class Device:
     def float32(self, values: Any) -> Array:
         """Copy `values` to this device as float32."""
         return self._move(values, np.float32, self.xp.float32)
+
+    def streamed(self, reads: Iterable[Sequence[Any]]) -> Iterator[tuple[Array, ...]]:
+        """As `float64`, of all arrays of each of `reads`, which are made one after the other.
+
+        On a card each is on its way while its predecessor is computed with; elsewhere it is made when it is asked for. What making
+        one raises comes when its turn comes.
+        """
+        if array_api_compat.is_cupy_namespace(self.xp):
+            return _uploaded(self, reads)
+        return (tuple(self.float64(values) for values in read) for read in reads)
 
     def integers(self, values: Any) -> Array:
         """Copy host integers to this device as an int64 index array."""
@@ -94,9 +107,14 @@ class Device:
 CPU = Device(np_compat, "cpu", "cpu")
 
 BLOCK_NUMBERS = 8_000_000
-"""Numbers of one temporary array that a loop over blocks may make (64 MB in float64).
+"""Numbers of one temporary array that a loop over blocks may make where nothing tells how much memory is free (64 MB in float64).
 
 Heuristic: large enough to keep a GPU busy, small beside the memory of any machine; it changes no answer.
+"""
+CARD_ARRAYS = 32
+"""Temporary arrays of the size of a block that the free memory of a card has room for.
+
+Heuristic: a block makes some ten at once, and what decomposes them takes as much again; if it does not do, blocks are halved.
 """
 TINIEST = 1e-300
 """Stands for zero where something is divided by it, or takes its place.
@@ -123,9 +141,19 @@ def block_length(entries: int, numbers: int = BLOCK_NUMBERS) -> int:
     return max(1, numbers // max(1, entries))
 
 
+def block_numbers(device: Device) -> int:
+    """Numbers of one temporary array that a loop over blocks makes: what a processor caches, or what a card has free for it."""
+    if device.name == "cpu":
+        return CACHED_NUMBERS
+    free = free_memory(device)
+    room = BLOCK_NUMBERS if free is None else free // (np.dtype(np.float64).itemsize * CARD_ARRAYS)
+    # A power of two: what another process takes of the card seldom changes how the work is divided.
+    return max(1, 1 << max(0, room.bit_length() - 1 - _HALVINGS.get()))
+
+
 def blocks(device: Device, count: int, entries: int) -> list[slice]:
     """Slices of `count` items with `entries` numbers each that fill temporary arrays one at a time."""
-    step = block_length(entries, CACHED_NUMBERS if device.name == "cpu" else BLOCK_NUMBERS)
+    step = block_length(entries, block_numbers(device))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
@@ -180,6 +208,10 @@ def _threads_of(pools: ThreadpoolController) -> int:
     return max((pool["num_threads"] for pool in pools.select(user_api="blas").info()), default=1)
 
 
+_HALVINGS: ContextVar[int] = ContextVar("halvings", default=0)
+"""How often `narrowing` has halved the blocks of a card."""
+
+
 def mapped(device: Device, function: Callable[[slice], T], parts: Sequence[slice]) -> list[T]:
     """[function(part) for part in parts], on all cores; a part for which memory does not do is halved, again and again.
 
@@ -195,16 +227,44 @@ def mapped(device: Device, function: Callable[[slice], T], parts: Sequence[slice
     pools = None if serial else _pools(len(sys.modules))
     workers = 1 if pools is None else min(len(parts), _WORKERS.get() or _threads_of(pools))
     if pools is None or workers == 1:
-        return [result for part in parts for result in _halved(device, function, part)]
+        return one_by_one(device, function, parts)
     with pools.limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(lambda part: _halved(device, function, part), parts))
     return [result for results in found for result in results]
 
 
+def one_by_one(device: Device, function: Callable[[slice], T], parts: Sequence[slice]) -> list[T]:
+    """As `mapped`, in this thread: where a part is one large operation, which all cores share."""
+    return [result for part in parts for result in _halved(device, function, part)]
+
+
+def narrowing(device: Device, entries: int, compute: Callable[[], T]) -> T:
+    """compute(), which loops over blocks; again with blocks of half the size while the memory of a card does not do.
+
+    Raises
+    ------
+    MemoryError
+        If it does not do for blocks of `entries` numbers, those of a single item.
+    """
+    before = _HALVINGS.get()
+    try:
+        while True:
+            try:
+                return compute()
+            except MemoryError:
+                if device.name == "cpu" or block_numbers(device) <= entries:
+                    raise
+            give_back_memory(device)
+            _HALVINGS.set(_HALVINGS.get() + 1)
+    finally:
+        _HALVINGS.set(before)
+
+
 def _halved(device: Device, function: Callable[[slice], T], part: slice) -> list[T]:
     """[function(part)], or of the halves of `part` if memory does not do for all of it."""
     try:
-        return [function(part)]
+        with _current(device):
+            return [function(part)]
     except MemoryError:  # CuPy's is one too
         if part.stop - part.start < 2:
             raise
@@ -215,12 +275,18 @@ def _halved(device: Device, function: Callable[[slice], T], part: slice) -> list
 
 
 def give_back_memory(device: Device) -> None:
-    """Hand back what CuPy keeps of the memory of `device` for arrays to come; a no-op on a CPU."""
+    """Hand back what CuPy keeps of the memory of `device`, and of pinned memory, for arrays to come; a no-op on a CPU."""
     if array_api_compat.is_cupy_namespace(device.xp):
-        with device.activate():
-            import cupy
+        import cupy
 
+        with _current(device):
             cupy.get_default_memory_pool().free_all_blocks()
+            cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
+def _current(device: Device) -> AbstractContextManager[Any]:
+    """Make a card the current one of this thread, and no more."""
+    return device.handle if array_api_compat.is_cupy_namespace(device.xp) else nullcontext()
 
 
 def device_for(name: str | None, *arrays: Any) -> Device:
@@ -260,7 +326,8 @@ ADVICE = {
     "or CuPy for an older CUDA, pip install 'spear-np[cuda12]'",
     "cudaErrorSystemDriverMismatch": "the NVIDIA driver was updated and the old one still runs: restart the machine",
     "cudaErrorDevicesUnavailable": "another process holds the card: end it, `nvidia-smi` names it, or choose another card with gpu:N",
-    "cudaErrorMemoryAllocation": "the card has no memory left: end what holds it, `nvidia-smi` names it, or choose another card with gpu:N",
+    "cudaErrorMemoryAllocation": "the card has no memory left: end what holds it, `nvidia-smi` names it, or choose another card with gpu:N, "
+    "or the CPU",
     "cudaErrorNoKernelImageForDevice": "this CuPy does not know the card: pip install --upgrade 'spear-np[cuda13]'",
     "cudaErrorUnsupportedPtxVersion": "the NVIDIA driver is older than CuPy's compiler: install a newer one, or CuPy for an older CUDA, "
     "pip install 'spear-np[cuda12]'",
@@ -312,6 +379,30 @@ def _check_card(number: int) -> None:
         square = cupy.zeros((2, 2), dtype=cupy.float32)
         cupy.matmul(square, square)
         cupy.cuda.runtime.deviceSynchronize()
+
+
+@contextmanager
+def _at_work(device: Device) -> Iterator[None]:
+    """`_on_card`, and its pools hand back what they took; blocks inside of another only make it current.
+
+    What is inside may try again with less memory, and then no error has happened.
+    """
+    if device.name in _WORKING.get():
+        with _current(device):
+            yield
+        return
+    before = _WORKING.set(_WORKING.get() | {device.name})
+    try:
+        with _on_card(device.handle, device.name):
+            yield
+    finally:
+        _WORKING.reset(before)
+        with suppress(Exception):  # a card that does not answer has said so already
+            give_back_memory(device)
+
+
+_WORKING: ContextVar[frozenset[str]] = ContextVar("working", default=frozenset())
+"""Names of the cards that this thread works on."""
 
 
 @contextmanager
@@ -381,14 +472,27 @@ def kernel_cache() -> Path:
 def memory_of(device: Device) -> int | None:
     """Bytes of memory that `device` has in all, or that this process may take of it; None where the system does not say."""
     if array_api_compat.is_cupy_namespace(device.xp):
-        with device.activate():
-            import cupy
+        import cupy
 
+        with _current(device):
             return int(cupy.cuda.runtime.memGetInfo()[1])
     sizes = _memory_of_groups()
     with suppress(AttributeError, ValueError, OSError):
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(sizes, default=None)
+
+
+def free_memory(device: Device) -> int | None:
+    """Bytes that a card has free, with what CuPy's pool holds unused, within the limit of that pool; None for what is no card."""
+    if not array_api_compat.is_cupy_namespace(device.xp):
+        return None
+    import cupy
+
+    with _current(device):
+        pool = cupy.get_default_memory_pool()
+        free = int(cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
+        limit = int(pool.get_limit())
+        return min(free, max(0, limit - int(pool.used_bytes()))) if limit else free
 
 
 def _memory_of_groups(
@@ -405,6 +509,125 @@ def _memory_of_groups(
             with suppress(OSError, ValueError):  # "max" is no limit
                 sizes.append(int((groups / folder / "memory.max").read_text()))
     return sizes
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """What `items` yields, each while the next is made already; what making one raises is raised in its turn."""
+    made: list[T] = []
+    try:
+        for item in items:
+            made.append(item)
+            if len(made) > 1:
+                yield made.pop(0)
+    except Exception:
+        if made:
+            yield made.pop()
+        raise
+    if made:
+        yield made.pop()
+
+
+def _uploaded(device: Device, reads: Iterable[Sequence[Any]]) -> Iterator[tuple[Array, ...]]:
+    """`Device.streamed` of a card."""
+    uploads = _Uploads(device)
+    try:
+        yield from map(uploads.arrived, one_ahead(map(uploads.sent, reads)))
+    finally:
+        uploads.end()
+
+
+class _Travelling:
+    """A pinned buffer of the host, and the arrays of a card that are being filled from it."""
+
+    def __init__(self) -> None:
+        self.memory: Any = None
+        self.size = 0
+        self.arrays: list[Any] = []
+        self.done: Any = None
+        """Event after the last copy."""
+
+
+class _Uploads:
+    """Copies of host arrays to a card through two pinned buffers in turn, on a stream of their own.
+
+    Arrays are taken from the memory of the stream that is current for the caller, so that it is this stream that memory goes back to.
+    What it was used for before may not have run yet: the copies wait for that, and the caller's stream waits for the copies.
+    """
+
+    def __init__(self, device: Device) -> None:
+        import cupy
+
+        self._device, self._cuda, self._empty = device, cupy.cuda, cupy.empty
+        with _current(device):
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._buffers = (_Travelling(), _Travelling())
+        self._turn = cycle(self._buffers)
+
+    def sent(self, read: Sequence[Any]) -> _Travelling:
+        """Start to copy the arrays of `read`; those that are on the card stay what they are."""
+        buffer = next(self._turn)
+        if buffer.done is not None:
+            buffer.done.synchronize()  # it may still be read from
+        with _current(self._device):
+            values = [one if self._is_there(one) else _as_stored(one) for one in read]
+            places = self._places(buffer, [one for one in values if isinstance(one, np.ndarray)])
+            buffer.arrays = [
+                self._empty(one.shape, one.dtype) if isinstance(one, np.ndarray) else one for one in values
+            ]
+            before = self._cuda.Event(disable_timing=True)
+            before.record(self._cuda.get_current_stream())
+            self._stream.wait_event(before)
+            for one, array in zip(values, buffer.arrays, strict=True):
+                if isinstance(one, np.ndarray):
+                    place = next(places)
+                    np.copyto(place, one)
+                    array.set(place, stream=self._stream)
+            buffer.done = self._cuda.Event(disable_timing=True)
+            buffer.done.record(self._stream)
+        return buffer
+
+    def arrived(self, buffer: _Travelling) -> tuple[Array, ...]:
+        """Return the arrays of `buffer` as float64, for the stream that is current for the caller."""
+        with _current(self._device):
+            self._cuda.get_current_stream().wait_event(buffer.done)
+            arrays, buffer.arrays = buffer.arrays, []
+            return tuple(array.astype(np.float64, copy=False) for array in arrays)
+
+    def end(self) -> None:
+        """Wait for copies that nobody waited for, and let go of the buffers."""
+        self._stream.synchronize()
+        for buffer in self._buffers:
+            buffer.arrays, buffer.memory, buffer.size = [], None, 0
+
+    def _is_there(self, values: Any) -> bool:
+        """Whether `values` are on the card already."""
+        return bool(array_api_compat.is_cupy_array(values) and values.device == self._device.handle)
+
+    def _places(self, buffer: _Travelling, values: list[HostArray]) -> Iterator[HostArray]:
+        """Arrays in pinned memory of the shapes and dtypes of `values`, in a `buffer` that is made larger if need be."""
+        starts = np.cumsum([0, *(-(-one.nbytes // ALIGNED) * ALIGNED for one in values)]).tolist()
+        if starts[-1] > buffer.size:
+            buffer.memory, buffer.size = self._cuda.alloc_pinned_memory(starts[-1]), starts[-1]
+        return iter(
+            [
+                np.frombuffer(buffer.memory, one.dtype, one.size, start).reshape(one.shape)
+                for one, start in zip(values, starts, strict=False)
+            ]
+        )
+
+
+ALIGNED = 256
+"""Bytes of which the places of arrays in a buffer are multiples.
+
+Definition: as CUDA aligns memory.
+"""
+
+
+def _as_stored(values: Any) -> HostArray:
+    """`values` on the host in the floating-point type that they come in, so that no more is copied than is known; else float64."""
+    host = to_host(values)
+    stored = host.dtype in (np.float16, np.float32, np.float64)  # false in the byte order of another machine
+    return host if stored else host.astype(np.float64)
 
 
 def to_host(array: Any) -> HostArray:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import Device, to_host
+from ..backend import Device, narrowing, to_host
 from ..factors.gradients import LayerGradients
 from .certificate import Certificate
 from .notebook import Answer, answer_html, answer_table, figures_of, square_picture
@@ -189,17 +189,27 @@ class Inversion:
     @property
     def inputs(self) -> Array:
         """(k, n) float64: one recovered input per row, computed anew at each access."""
-        n = self.gradients.shape[1]
+        m, n = self.gradients.shape
         if not self.found:
             return self.where.zeros((0, n))
-        with self.where.activate():
+
+        def whole() -> Array:
             return self.where.xp.concat([block for _, block in self.input_blocks()], axis=1)
+
+        with self.where.activate():
+            return narrowing(self.where, m, whole)
 
     def input_blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield ``(columns, block)``, block (k, width) float64: the inputs without holding all of them."""
-        with self.where.activate():
-            for columns, (block,) in self.gradients.blocks("weight_grad", device=self.where):
-                yield columns, self.recovery @ block
+        read = self.gradients.blocks("weight_grad", device=self.where)
+
+        def following() -> tuple[slice, Array] | None:
+            with (
+                self.where.activate()
+            ):  # not while the caller is at work, who has a current device of their own
+                return next(((columns, self.recovery @ block) for columns, (block,) in read), None)
+
+        return iter(following, None)
 
 
 def on_device(answer: Inversion, device: Device) -> Inversion:

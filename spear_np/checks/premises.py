@@ -20,7 +20,7 @@ import numpy as np
 
 from ..answer.certificate import Certificate, Check, Premise
 from ..arrays import Array, HostArray
-from ..backend import to_host
+from ..backend import narrowing, to_host
 from ..factors.gradients import LayerGradients
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
@@ -167,6 +167,11 @@ def without_alone(premises: tuple[Premise, ...]) -> tuple[Premise, ...]:
 
 def marks_of(space: RowSpace, gradients: LayerGradients, recovery: Array, bound: HostArray) -> Marks:
     """Read weight_grad once more, for the inputs ``recovery · weight_grad`` with errors of at most `bound` (k,)."""
+    return narrowing(space.device, space.shape[0], lambda: _read_marks(space, gradients, recovery, bound))
+
+
+def _read_marks(space: RowSpace, gradients: LayerGradients, recovery: Array, bound: HostArray) -> Marks:
+    """`marks_of`, with blocks of one size."""
     xp, device = space.xp, space.device
     sums = device.zeros(space.shape[0])
     low, high, empty, used = math.inf, 0.0, 0, 0

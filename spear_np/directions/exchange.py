@@ -9,7 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import HostArray
-from ..backend import CACHED_NUMBERS, TINIEST, block_length, inverse_or_pseudoinverse, to_host
+from ..backend import (
+    TINIEST,
+    block_length,
+    block_numbers,
+    inverse_or_pseudoinverse,
+    one_by_one,
+    to_host,
+)
 from ..factors.factorize import Factors
 from .disaggregate import Disaggregation, agreeing, disaggregate, has_gradient, signs_asked
 from .pool import Pool
@@ -95,7 +102,7 @@ class _Trials:
         """Return how many of the `swaps` in `basis` were tried, and the choice by the last of them if its λ exceeds that of `best`."""
         space = self._factors.space
         least = best.mean_agreement() or 0.0
-        most = block_length(self._passing.shape[1] * len(basis), CACHED_NUMBERS)
+        most = block_length(self._passing.shape[1] * len(basis), block_numbers(space.device))
         first, count = 0, TRIED_FIRST
         while first < len(swaps):
             part = swaps[first : first + min(count, most)]
@@ -112,6 +119,11 @@ class _Trials:
 
     def _agreement(self, choices: HostArray) -> HostArray:
         """(k,): λ of each of the `choices` (k, b) of directions, see `disaggregate`."""
+        device, every = self._factors.space.device, [slice(0, len(choices))]
+        return np.concatenate(one_by_one(device, lambda part: self._agreement_of(choices[part]), every))
+
+    def _agreement_of(self, choices: HostArray) -> HostArray:
+        """The same for as many as are computed at once."""
         space, layer = self._factors.space, self._factors.layer
         assert layer is not None
         xp, device = space.xp, space.device

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import TINIEST, blocks, to_host
+from ..backend import TINIEST, blocks, one_by_one, to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import WELL_ABOVE_ZERO, ZERO_SIGMAS
 from .pool import SMALL_BATCH, Pool
@@ -49,8 +49,8 @@ def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
     q = device.float64(vectors)
     products = q @ space.U.T  # in noise units
     live = products.shape[1]
-    found: list[Array] = []
-    for part in blocks(device, len(fresh), len(basis) * live):
+
+    def combined(part: slice) -> Array:
         first = device.integers(fresh[part])
         ratio, votes = _best_ratio(xp, xp.take(products, first, axis=0)[:, None, :], products[None, :, :])
         others = device.integers(np.arange(len(basis)))
@@ -58,8 +58,10 @@ def reduce_pairs(space: RowSpace, pool: Pool, fresh: HostArray) -> Array:
         chosen = xp.take(q, xp.take(first, pick[0]), axis=0)
         partner = xp.take(q, pick[1], axis=0)
         flat = pick[0] * len(basis) + pick[1]
-        found.append(chosen + xp.take(xp.reshape(ratio, (-1,)), flat)[:, None] * partner)
-    return xp.concat(found, axis=0)
+        return chosen + xp.take(xp.reshape(ratio, (-1,)), flat)[:, None] * partner
+
+    parts = blocks(device, len(fresh), len(basis) * live)
+    return xp.concat(one_by_one(device, combined, parts), axis=0)
 
 
 def _best_ratio(xp: Namespace, v: Array, w: Array) -> tuple[Array, Array]:

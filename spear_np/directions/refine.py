@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..arrays import Array, Namespace
-from ..backend import TINIEST, blocks, inverse_or_pseudoinverse, solve_or_nan
+from ..backend import TINIEST, blocks, inverse_or_pseudoinverse, one_by_one, solve_or_nan
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from .disaggregate import Disaggregation, disaggregate
@@ -115,8 +115,13 @@ def _preconditioner(space: RowSpace, on: Array, off: Array) -> Callable[[Array],
     """What solves the system of each column of E (b, b) by itself, for columns of Y of length one."""
     xp, b = space.xp, on.shape[1]
     eye = space.device.eye(b)
-    some = [xp.matrix_transpose(off[:, part]) for part in blocks(space.device, b, on.shape[0] * b)]
-    system = xp.concat([on.T[None, :, :] @ (on[None, :, :] * zeros[:, :, None]) for zeros in some], axis=0)
+
+    def normal(part: slice) -> Array:
+        zeros = xp.matrix_transpose(off[:, part])
+        return on.T[None, :, :] @ (on[None, :, :] * zeros[:, :, None])
+
+    parts = blocks(space.device, b, on.shape[0] * b)
+    system = xp.concat(one_by_one(space.device, normal, parts), axis=0)
     # A column has no share of itself to be solved for.
     mixed = (1 - eye)[:, :, None] * (1 - eye)[:, None, :]
     size = xp.sum(xp.linalg.diagonal(system), axis=1) / b

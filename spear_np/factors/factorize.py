@@ -13,7 +13,7 @@ import array_api_compat
 import numpy as np
 
 from ..arrays import Array, Namespace
-from ..backend import TINIEST, Device, to_host, triangular_factor
+from ..backend import TINIEST, Device, narrowing, to_host, triangular_factor
 from ..errors import InputError
 from .decompose import sharp_row_space, sharp_svd
 from .gradients import LayerGradients, fits_precision, narrower_precisions, spacing_of
@@ -168,6 +168,13 @@ def _accumulate(gradients: LayerGradients, device: Device, *, with_weight: bool)
     gradients keeps its full relative precision, which a Gram matrix in float64 would not give.
     """
     check_memory(gradients.shape, device, with_weight=with_weight)
+    return narrowing(
+        device, gradients.shape[0], lambda: _accumulated(gradients, device, with_weight=with_weight)
+    )
+
+
+def _accumulated(gradients: LayerGradients, device: Device, *, with_weight: bool) -> _Accumulated:
+    """`_accumulate`, with blocks of one size."""
     xp = device.xp
     m, _ = gradients.shape
     decayed = gradients.decay.weight != 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..adopt import adopted
 from ..arrays import Array, Namespace, Sliceable
-from ..backend import Device
+from ..backend import Device, block_numbers
 from ..errors import InputError
 from .activation import Activation, as_activation
 
@@ -197,17 +197,36 @@ class LayerGradients:
 
         "weight_grad" comes without weight decay, "update" as it was handed over.
         """
-        m, n = self.shape
-        width = max(1, min(n, BLOCK_BYTES // (8 * m)))
-        for start in range(0, n, width):
-            columns = slice(start, min(start + width, n))
-            yield columns, tuple(self._block(name, columns, device) for name in names)
+        n, width = self.shape[1], self._width(device)
+        spans = [slice(start, min(start + width, n)) for start in range(0, n, width)]
+        stored = ["weight_grad" if name == "update" else name for name in names]
+        if self.decay.weight and "weight_grad" in names:
+            stored.append("weight")
+        stored = list(dict.fromkeys(stored))  # each is read once
+        reads = ([getattr(self, name)[:, columns] for name in stored] for columns in spans)
 
-    def _block(self, name: str, columns: slice, device: Device) -> Array:
-        block = device.float64(getattr(self, name)[:, columns])
-        if name != "weight_grad" or not self.decay.weight or self.weight is None:
-            return block
-        return block - self.decay.weight * device.float64(self.weight[:, columns])
+        def named(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+            read = dict(zip(stored, arrays, strict=True))
+            return tuple(self._named(name, read) for name in names)
+
+        yield from zip(spans, map(named, device.streamed(reads)), strict=True)
+
+    def _named(self, name: str, read: dict[str, Array]) -> Array:
+        """One of `blocks`, from those that were `read`."""
+        if name == "update":
+            return read["weight_grad"]
+        if name == "weight_grad" and self.decay.weight:
+            return read["weight_grad"] - self.decay.weight * read["weight"]
+        return read[name]
+
+    def _width(self, device: Device) -> int:
+        """How many columns a block has."""
+        m, n = self.shape
+        width = BLOCK_BYTES // (8 * m)
+        if device.name != "cpu":
+            # Blocks no wider than m have QR decompositions compute what is known again and again.
+            width = min(max(width, m), block_numbers(device) // m)
+        return max(1, min(n, width))
 
     def vector(self, name: str, *, device: Device) -> Array:
         """(m,) float64 copy of `bias_grad`, without weight decay, or `bias` on `device`; zeros for a missing `bias`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arrays import Array
-from ..backend import blocks, inverse_or_pseudoinverse, scatter_columns, solve_or_nan
+from ..backend import blocks, inverse_or_pseudoinverse, narrowing, one_by_one, scatter_columns, solve_or_nan
 from ..directions.disaggregate import Disaggregation
 from ..directions.support import restricted, zero_support
 from ..factors.factorize import Factors
@@ -85,19 +85,31 @@ def _least_squares_gradients(space: RowSpace, bias_grad: Array | None, dual: Arr
         inputs = xp.concat([inputs, xp.ones_like(inputs[:, :1])], axis=1)
     gram, right = inputs @ inputs.T, rows @ inputs.T
     k = dual.shape[0]
-    solved = []
-    for part in blocks(space.device, rows.shape[0], k * k):
+
+    def fitted(part: slice) -> Array:
         used = xp.astype(support[part, :], xp.float64)
         system = restricted(space.device, gram, used)
         target = used * right[part, :]
-        solved.append(solve_or_nan(xp, system, target[:, :, None])[:, :, 0])
-    return xp.concat(solved, axis=0)
+        return solve_or_nan(xp, system, target[:, :, None])[:, :, 0]
+
+    parts = blocks(space.device, rows.shape[0], k * k)
+    return xp.concat(one_by_one(space.device, fitted, parts), axis=0)
 
 
 def measure(
     factors: Factors, directions: Array, dual: Array, output_grad: Array, recovery: Array
 ) -> Reconstruction:
     """Read weight_grad and weight once more: range of the inputs, pre-activations, residuals."""
+    space = factors.space
+    return narrowing(
+        space.device, space.shape[0], lambda: _measured(factors, directions, dual, output_grad, recovery)
+    )
+
+
+def _measured(
+    factors: Factors, directions: Array, dual: Array, output_grad: Array, recovery: Array
+) -> Reconstruction:
+    """`measure`, with blocks of one size."""
     space, gradients, xp = factors.space, factors.gradients, factors.space.xp
     m, n = gradients.shape
     k = recovery.shape[0]
