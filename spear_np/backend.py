@@ -695,6 +695,33 @@ Derived: the limit of `cupyx.set_batched_gesv_limit`.
 """
 
 
+CUPY_BATCHED_SVD = 32
+"""Rows and columns up to which CuPy decomposes a stack into singular values at once; larger ones go one by one.
+
+Derived: the limit of cuSOLVER's `gesvdjBatched`.
+"""
+
+
+def decomposes_slowly(xp: Namespace, matrices: Array) -> bool:
+    """Whether the library finds eigenvectors of a few Gram matrices in less time than singular vectors of `matrices` (…, r, b).
+
+    On a GPU: above a size it does the latter one matrix after the other, in steps that wait for each other.
+    """
+    return bool(array_api_compat.is_cupy_namespace(xp)) and max(matrices.shape[-2:]) > CUPY_BATCHED_SVD
+
+
+def eigenvectors(xp: Namespace, matrices: Array) -> tuple[Array, Array]:
+    """Eigenvalues (…, b), ascending, and eigenvectors (…, b, b), as columns, of symmetric `matrices` (…, b, b).
+
+    CuPy takes stacks by the method of Jacobi, which is slow where there is a single matrix in one.
+    """
+    if array_api_compat.is_cupy_namespace(xp) and matrices.ndim == 3 and matrices.shape[0] == 1:
+        values, vectors = xp.linalg.eigh(matrices[0, :, :])
+        return values[None, :], vectors[None, :, :]
+    values, vectors = xp.linalg.eigh(matrices)
+    return values, vectors
+
+
 def solve_by_inverse(xp: Namespace, matrices: Array, right: Array) -> Array:
     """As `solve_or_nan`, by inverses, which CuPy computes at once whatever their size, and a step of refinement."""
     inverse = xp.linalg.inv(matrices)

@@ -18,9 +18,9 @@ from .checks.specification import EXACT_TOLERANCE
 from .directions.disaggregate import disaggregate
 from .directions.polish import polish
 from .directions.pool import Pool
-from .directions.uniqueness import SVD_ERROR
 from .errors import InputError
 from .factors.decay import without_decay
+from .factors.decompose import SVD_ERROR, singular_values
 from .factors.factorize import Factors
 from .factors.gradients import LayerGradients
 from .factors.row_space import RowSpace
@@ -135,7 +135,7 @@ def _directions(factors: Factors, claims: Array) -> Array | None:
     coordinates = space.device.zeros((claims.shape[0], space.batch_size))
     for columns, (block,) in factors.gradients.blocks("weight_grad", device=space.device):
         coordinates = coordinates + claims[:, columns] @ (xp.matrix_transpose(block) @ space.to_basis)
-    values = to_host(xp.linalg.svdvals(coordinates))
+    values = to_host(singular_values(xp, coordinates))
     if not values[-1] > SVD_ERROR * values[0]:
         return None
     return _snapped(space, xp.matrix_transpose(xp.linalg.inv(coordinates)) * space.S)

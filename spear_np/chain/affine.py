@@ -8,6 +8,7 @@ import array_api_compat
 
 from ..arrays import Array, Namespace
 from ..backend import Device, orthogonal_complement
+from ..factors.decompose import pseudoinverse
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def affine_set(rows: Array, ones: Array, device: Device) -> AffineSet:
     Q, R = xp.linalg.qr(rows @ orthogonal_complement(xp, ones[:, None]))
     offset = rows @ centre
     del R
-    return _affine(offset - Q @ (offset @ Q), Q, xp.linalg.pinv(rows))
+    return _affine(offset - Q @ (offset @ Q), Q, pseudoinverse(xp, rows))
 
 
 def _affine(offset: Array, directions: Array, to_coordinates: Array) -> AffineSet:

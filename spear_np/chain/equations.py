@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from ..arrays import Array, Namespace
 from ..backend import OWN_ROUNDING, inverse_or_zero
 from ..factors.behind import FREE_SHARE
+from ..factors.decompose import right_singular, spectral_norm, thin_svd
 from .layers import Chain, ChainLayer
 
 WELL_HELD = 1.2
@@ -338,8 +339,7 @@ def null_vectors(chain: Chain, through: Array) -> tuple[Array, Array, Array]:
     if bool(xp.any(xp.all(inverse_or_zero(xp, inside) == 0, axis=(1, 2)))):
         y, best, second = _best_in_range(chain, columns)
         return y / length, best, second
-    R = xp.linalg.qr(outside_columns(chain, columns)).R
-    _, values, right = xp.linalg.svd(R)
+    values, right = right_singular(xp, outside_columns(chain, columns))
     total = xp.linalg.vector_norm(columns @ xp.matrix_transpose(right), axis=1)
     share = values / xp.where(total > 0, total, xp.ones_like(total))
     second = share[:, -2] if share.shape[1] > 1 else xp.ones_like(share[:, -1])
@@ -353,13 +353,12 @@ def _best_in_range(chain: Chain, columns: Array) -> tuple[Array, Array, Array]:
     """
     xp = chain.xp
     t = int(columns.shape[2])
-    Q, values, turn = xp.linalg.svd(columns, full_matrices=False)
+    Q, values, turn = thin_svd(xp, columns)
     lost = values <= t * OWN_ROUNDING * values[:, :1]
     # What is lost must not be taken for a column that fits: it counts as one that does not fit at all.
     penalty = xp.astype(lost, Q.dtype)[:, :, None] * chain.device.eye(t)[None, :, :]
     kept = xp.where(lost[:, None, :], xp.zeros_like(Q), Q)
-    R = xp.linalg.qr(xp.concat([outside_columns(chain, kept), penalty], axis=1)).R
-    _, share, right = xp.linalg.svd(R)
+    share, right = right_singular(xp, xp.concat([outside_columns(chain, kept), penalty], axis=1))
     y = right[:, -1, :] / xp.where(lost, xp.full_like(values, math.inf), values)
     return (y[:, None, :] @ turn)[:, 0, :], share[:, -1], share[:, -2]
 
@@ -383,7 +382,7 @@ def dual_deviation(chain: Chain, passed: Forward, q: Array, columns: list[Array]
     scale = xp.sum(p**2, axis=1) + xp.mean(variance, axis=1)
     length = xp.linalg.vector_norm(passed_back, axis=1)
     passed_back = passed_back / xp.where(length > 0, length, xp.ones_like(length))[:, None, :]
-    _, values, right = xp.linalg.svd(xp.linalg.qr(outside_columns(chain, passed_back)).R)
+    values, right = right_singular(xp, outside_columns(chain, passed_back))
     along = xp.matrix_transpose(U)[None, :, :] @ (passed_back @ xp.matrix_transpose(right))  # (k, b, t)
     doubt = space.shape[0] * xp.sum((along / space.S[None, :, None]) ** 2, axis=1)
     left = values[:, :-1] ** 2 - doubt[:, :-1]
@@ -391,7 +390,7 @@ def dual_deviation(chain: Chain, passed: Forward, q: Array, columns: list[Array]
     moved = along[:, :, :-1] / xp.sqrt(xp.where(told, left, xp.ones_like(left)))[:, None, :]
     largest = xp.zeros_like(scale)
     if moved.shape[2]:
-        largest = xp.linalg.matrix_norm(moved, ord=2)
+        largest = spectral_norm(xp, moved)
     deviation = xp.sqrt(scale * largest**2 + xp.max(variance, axis=1))
     return xp.where(xp.all(told, axis=1), deviation, xp.full_like(deviation, math.inf))
 

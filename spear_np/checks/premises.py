@@ -21,6 +21,7 @@ import numpy as np
 from ..answer.certificate import Certificate, Check, Premise
 from ..arrays import Array, HostArray
 from ..backend import narrowing, to_host
+from ..factors.decompose import singular_values
 from ..factors.gradients import LayerGradients
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
@@ -276,7 +277,7 @@ def _marked(
 
 
 def _checks(space: RowSpace, marks: Marks) -> tuple[Check, ...]:
-    values = to_host(space.xp.linalg.svdvals(space.coordinates))
+    values = to_host(singular_values(space.xp, space.coordinates))
     spread = float((values[0] - values[-1]) / values[0]) if len(values) > 1 else math.inf
     return (
         Check(

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
 from ..backend import TINIEST, between, blocks, gather, mapped, to_host
+from ..factors.decompose import SVD_ERROR, thin_svd
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS
 from ..positive import orthonormalised, positive
@@ -33,11 +34,6 @@ GRAM_MARGIN = 100.0
 """Multiple of that error beyond which a leverage is known.
 
 Heuristic: what is not known is computed again from singular values; it only costs time.
-"""
-SVD_ERROR = 1e-14
-"""Singular value, relative to the largest, that float64 cannot tell from zero.
-
-Derived: backward stability of the SVD, with some margin.
 """
 UNSEEN = 1e-12
 """Squared share of an input, relative to all of it, that does not count as reached by an open direction.
@@ -365,7 +361,7 @@ def _by_svd(space: RowSpace, q: Array, rows: Array, noise_energy: Array, inputs:
     )
     mirror = mirror / xp.linalg.vector_norm(mirror, axis=1, keepdims=True)
     complement = space.device.eye(q.shape[1])[None, :, 1:] - 2 * mirror[:, :, None] * mirror[:, None, 1:]
-    left, values, right = xp.linalg.svd((rows * space.S) @ complement, full_matrices=False)
+    left, values, right = thin_svd(xp, (rows * space.S) @ complement)
     floor = xp.maximum(xp.sqrt(noise_energy), SVD_ERROR * values[:, 0])[:, None]
     open_ = values <= floor
     held = xp.astype(~open_, xp.float64)
@@ -415,7 +411,7 @@ def _removable(space: RowSpace, q: Array, rows: Array) -> int:
     """How many of `rows` (r, b), any of them, may go without leaving another null vector than `q` (b,): a lower bound."""
     xp = space.xp
     unit = q / xp.linalg.vector_norm(q)
-    left, values, _ = xp.linalg.svd(rows - (rows @ unit)[:, None] * unit[None, :], full_matrices=False)
+    left, values, _ = thin_svd(xp, rows - (rows @ unit)[:, None] * unit[None, :])
     left = left[:, : space.batch_size - 1]
     magnitude = xp.abs(left @ left.T)
     leverage = xp.linalg.diagonal(magnitude)

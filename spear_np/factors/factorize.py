@@ -15,7 +15,7 @@ import numpy as np
 from ..arrays import Array, Namespace
 from ..backend import TINIEST, Device, narrowing, to_host, triangular_factor
 from ..errors import InputError
-from .decompose import sharp_row_space, sharp_svd
+from .decompose import sharp_row_space, sharp_svd, singular_values, thin_svd
 from .gradients import LayerGradients, fits_precision, narrower_precisions, spacing_of
 from .layer import Layer
 from .memory import check_memory
@@ -136,7 +136,7 @@ class _Reading:
     def left(self) -> Array:
         """Left singular vectors of `rows`, as columns; they take three times as long as the values, and only what is chosen needs them."""
         xp: Namespace = array_api_compat.array_namespace(self.rows)
-        return xp.linalg.svd(self.rows, full_matrices=False).U if self.known is None else self.known
+        return thin_svd(xp, self.rows).U if self.known is None else self.known
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,10 +428,10 @@ def _read_rounding(
     half = accumulated.spacing / 2
     model = xp.where(row_norm > 0, xp.sqrt(relative**2 + half**2), ones) if half else relative
     rows = accumulated.R.T / model[:, None]
-    svd = xp.linalg.svd(rows, full_matrices=False)
+    svd = thin_svd(xp, rows)
     spectrum = spectrum_at(to_host(svd.S), rank_of(svd.S), rounding=True)
     if bool(xp.any((row_norm > 0) & (relative < half))):
-        without = rank_of(xp.linalg.svdvals(accumulated.R.T / relative[:, None]))
+        without = rank_of(singular_values(xp, accumulated.R.T / relative[:, None]))
         spectrum = replace(spectrum, spacing=accumulated.spacing, rank_without_spacing=without)
     return _Reading(spectrum, rows, model, svd.S, svd.U)
 
@@ -443,7 +443,7 @@ def _read_noise(
     xp, n = device.xp, gradients.shape[1]
     model = xp.ones_like(row_norm) * (float(xp.max(row_norm)) * gradients.unit_roundoff / math.sqrt(n))
     rows = accumulated.R.T / model[:, None]
-    singular = xp.linalg.svdvals(rows)
+    singular = singular_values(xp, rows)
     values = to_host(singular)
     live = int(xp.sum(xp.astype(row_norm > 0, xp.int64)))
     independent = additive_rank(values, live, accumulated.used_features)

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
 from ..backend import TINIEST, between, inverse_or_pseudoinverse, to_host
+from .decompose import thin_svd
 from .factorize import Factors
 from .row_space import RowSpace
 
@@ -116,7 +117,7 @@ def sign_model(factors: Factors) -> SignModel | None:
     capped = _prepared(space, weight, bias, ceiling) if factors.layer.has_ceiling else None
     # weight_gradᵀ weight_grad = X (DᵀD) Xᵀ: as far as DᵀD is near a multiple of one, its eigenvalues in V are the
     # second moments of the unknown coordinates.
-    values, rotation = xp.linalg.svd(space.coordinates, full_matrices=False)[1:]
+    values, rotation = thin_svd(xp, space.coordinates)[1:]
     moments = values**2 / xp.sum(values**2) * space.shape[1]
     return SignModel(plain, capped, weight, bias, ceiling, moments, rotation.T)
 

@@ -17,6 +17,7 @@ from ..arrays import Array, HostArray
 from ..backend import inverse_or_pseudoinverse, scatter_columns, to_host
 from ..directions.disaggregate import HIDDEN_SHARE
 from ..directions.uniqueness import uniqueness
+from ..factors.decompose import thin_svd
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from .bounds import noise_bound
@@ -135,7 +136,7 @@ def _own_share(space: RowSpace, q: Array, columns: Array, dual: Array) -> HostAr
     """
     xp, (f, b) = space.xp, q.shape
     rest = space.coordinates - columns @ dual
-    left = xp.linalg.svd(space.live_of(rest), full_matrices=False)[0][:, : b - f]
+    left = thin_svd(xp, space.live_of(rest))[0][:, : b - f]
     if float(xp.max(xp.sum(left**2, axis=1))) > LARGEST_PART:
         return np.zeros(f)
     off = xp.astype(space.zeros(q), xp.float64)

@@ -25,6 +25,7 @@ from ..directions.disaggregate import bias_direction
 from ..directions.null_vectors import distinct
 from ..directions.pool import Pool
 from ..factors.behind import Behind
+from ..factors.decompose import thin_svd
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, missing_inputs
@@ -131,7 +132,7 @@ class Columns:
             return None
         xp, ones = space.xp, space.device.float64(total)
         rows = space.live_of(space.noise)[:, None] * space.U * space.S[None, :]
-        left, values, _ = xp.linalg.svd(rows, full_matrices=False)
+        left, values, _ = thin_svd(xp, rows)
         shown = int(xp.sum(xp.astype(values > SHOWN * values[0], xp.int64)))
         bias = to_host(behind.gradients.vector("bias", device=space.device))
         bias = bias if np.all(np.isfinite(bias)) else np.zeros_like(bias)
