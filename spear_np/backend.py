@@ -776,6 +776,12 @@ def inverse_or_pseudoinverse(xp: Namespace, matrix: Array) -> Array:
     return xp.linalg.pinv(matrix)
 
 
+def least_squares(xp: Namespace, columns: Array, right: Array) -> Array:
+    """(f, p): the combinations of independent `columns` (b, f), f ≤ b, that are nearest to those of `right` (b, p)."""
+    Q, R = xp.linalg.qr(columns)
+    return inverse_or_pseudoinverse(xp, R) @ (Q.T @ right)
+
+
 def inverse_or_zero(xp: Namespace, gram: Array) -> Array:
     """Inverse of a stack (k, u, u) of float64 normal equations; zero for those that leave a direction open.
 

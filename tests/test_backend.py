@@ -19,10 +19,12 @@ from spear_np.backend import (
     between,
     blocks,
     device_for,
+    eigenvectors,
     erf,
     gather,
     inverse_or_pseudoinverse,
     inverse_or_zero,
+    least_squares,
     mapped,
     replace_rows,
     scatter_columns,
@@ -194,6 +196,22 @@ class TestLinearAlgebra:
             np.linalg.norm(matrices @ one - right) for one in (solved, np.linalg.solve(matrices, right))
         ]
         assert errors[0] < 3 * errors[1]
+
+    @pytest.mark.parametrize("shape", [(9, 4), (4, 4), (5, 1)])
+    def test_least_squares_are_those_of_the_library(self, backend: Backend, shape: tuple[int, int]) -> None:
+        rng = np.random.default_rng(6)
+        columns, right = rng.standard_normal(shape), rng.standard_normal((shape[0], 3))
+        wanted = np.linalg.lstsq(columns, right, rcond=None)[0]
+        found = least_squares(backend.xp, backend.array(columns), backend.array(right))
+        assert_array(found, wanted, backend, rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_eigenvectors_of_a_stack_are_those_of_each(self, backend: Backend, count: int) -> None:
+        root = np.random.default_rng(7).standard_normal((count, 6, 6))
+        gram = root @ np.swapaxes(root, 1, 2)
+        values, vectors = map(backend.host, eigenvectors(backend.xp, backend.array(gram)))
+        np.testing.assert_allclose(values, np.linalg.eigvalsh(gram), rtol=1e-10)
+        np.testing.assert_allclose(gram @ vectors, vectors * values[:, None, :], atol=1e-10)
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("size", [CUPY_BATCHED, CUPY_BATCHED + 1, CUPY_BATCHED + 44])

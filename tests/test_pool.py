@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from spear_np.directions.pool import Candidates, Pool, greedy_basis
+from spear_np.directions.pool import Candidates, Pool, covered, greedy_basis
+from tests.backends import Backend
 from tests.networks import Floats
 from tests.pools import frozen
 
@@ -403,3 +404,49 @@ def test_fresh_positions_are_those_that_were_not_there_before() -> None:
 def test_another_basis_can_be_chosen() -> None:
     pool = Pool.empty(B, LIVE).merge(candidates(np.eye(B), [20, 19, 18, 17]))
     np.testing.assert_array_equal(pool.with_basis((2, 0)).basis_vectors, pool.q[[2, 0]])
+
+
+class TestCovered:
+    """Which candidates combine the basis: as least squares by singular values say, for bases that are nearly dependent too."""
+
+    @given(
+        f=st.integers(1, 12),
+        more=st.integers(0, 6),
+        nearness=st.floats(0, 7),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def test_it_is_what_singular_values_say(self, f: int, more: int, nearness: float, seed: int) -> None:
+        rng, b, k = np.random.default_rng(seed), f + more, 12
+        basis = rng.standard_normal((f, b))
+        basis[-1] = basis[0] + 10**-nearness * basis[-1]
+        basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+        shares = rng.standard_normal((k, f)) * (rng.random((k, f)) < 0.4)
+        shares[:, 0] += np.all(shares == 0, axis=1)
+        q = shares @ basis + np.where(np.arange(k) % 3 == 0, 0.1, 0.0)[:, None] * rng.standard_normal((k, b))
+        counts, basis_counts = rng.integers(5, 30, k), rng.integers(5, 30, f)
+        angle = np.full(f, 1e-5)
+        unit = q / np.linalg.norm(q, axis=1, keepdims=True)
+        coefficients = np.linalg.lstsq(basis.T, unit.T, rcond=None)[0].T
+        inside = np.linalg.norm(unit - coefficients @ basis, axis=1) <= 1e-5
+        involved = np.abs(coefficients) > 1e-5
+        densest = np.min(np.where(involved, basis_counts, 1000), axis=1)
+        wanted = inside & ((involved.sum(axis=1) == 1) | (counts <= densest))
+        for backend in (Backend.NUMPY, Backend.STRICT):
+            there = [backend.array(one) for one in (q, counts, basis, basis_counts)]
+            found = covered(there[0], there[1], there[2], there[3], angle)
+            np.testing.assert_array_equal(backend.host(found), wanted)
+
+    def test_candidates_are_compared_where_they_are(self, backend: Backend) -> None:
+        found = Candidates(
+            q=np.eye(3),
+            zero_mask=np.ones((3, 9), dtype=bool),
+            angle=np.full(3, 1e-6),
+            pattern_fit=np.ones(3),
+            coordinates=np.zeros((3, 3)),
+            rests_on_one_row=np.zeros(3, dtype=bool),
+        )
+        pool = Pool.empty(3, 9).merge(found)
+        q = np.asarray([[1.0, 1, 0], [0, 1, 0], [1, 1, 1]])
+        count = np.asarray([9, 20, 20])
+        redundant = pool.redundant(backend.array(q), backend.array(count), backend.device)
+        np.testing.assert_array_equal(redundant, [True, True, False])

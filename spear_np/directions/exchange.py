@@ -14,6 +14,7 @@ from ..backend import (
     block_length,
     block_numbers,
     inverse_or_pseudoinverse,
+    least_squares,
     one_by_one,
     to_host,
 )
@@ -53,7 +54,7 @@ def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> 
         improving = False
         outside = sorted(set(range(len(pool.q))) - set(basis))
         while outside and tried < limit and best.mean_agreement() != 1.0:
-            swaps = _swaps(pool, best, basis, outside)[: limit - tried]
+            swaps = trials.swaps(best, basis, outside)[: limit - tried]
             seen, better = trials.first_better(best, basis, swaps)
             tried += seen
             if better is None:
@@ -65,21 +66,6 @@ def exchange_directions(factors: Factors, pool: Pool, start: Disaggregation) -> 
     return best, pool.with_basis(tuple(basis)) if best is not start else pool
 
 
-def _swaps(pool: Pool, choice: Disaggregation, basis: list[int], outside: list[int]) -> list[tuple[int, int]]:
-    """[(direction, place)]: what may come into the basis in turn, and where, columns of the lowest λ first.
-
-    A wrong direction spoils the λ of its own column and of those it mixes in: a direction may take the place of each that it
-    could replace.
-    """
-    # An exchange may have left directions that are hardly independent: no plain solve.
-    shares = np.abs(np.linalg.lstsq(pool.q[basis].T, pool.q[outside].T, rcond=None)[0])
-    agreement = to_host(choice.sign_agreement)
-    order = np.argsort(agreement, kind="stable")
-    possible = (shares > pool.angle[outside]) & (agreement < 1)[:, None]
-    which, place = np.nonzero(possible[order].T)
-    return list(zip(np.asarray(outside)[which].tolist(), order[place].tolist(), strict=True))
-
-
 class _Trials:
     """Choices of directions of one pool, compared by their λ."""
 
@@ -88,6 +74,7 @@ class _Trials:
         assert factors.layer is not None  # there is no λ without it
         self._factors, self._lenient = factors, lenient
         self._directions = space.device.float64(pool.q)
+        self._angle = pool.angle
         self._passing = xp.matrix_transpose(has_gradient(space, self._directions))
         self._length = xp.linalg.vector_norm(space.columns(self._directions), axis=0)
         self._weight = space.live_of(factors.layer.weight_in_basis)
@@ -95,6 +82,24 @@ class _Trials:
         self._along = None
         if factors.bias_grad is not None:
             self._along = space.U.T @ space.live_of(factors.bias_grad / space.noise)
+
+    def swaps(self, choice: Disaggregation, basis: list[int], outside: list[int]) -> list[tuple[int, int]]:
+        """[(direction, place)]: what may come into the basis in turn, and where, columns of the lowest λ first.
+
+        A wrong direction spoils the λ of its own column and of those it mixes in: a direction may take the place of each that it
+        could replace.
+        """
+        space, xp = self._factors.space, self._factors.space.xp
+        inside, others = (
+            xp.take(self._directions, space.device.integers(which), axis=0).T for which in (basis, outside)
+        )
+        # An exchange may have left directions that are hardly independent: no plain solve.
+        shares = np.abs(to_host(least_squares(xp, inside, others)))
+        agreement = to_host(choice.sign_agreement)
+        order = np.argsort(agreement, kind="stable")
+        possible = (shares > self._angle[outside]) & (agreement < 1)[:, None]
+        which, place = np.nonzero(possible[order].T)
+        return list(zip(np.asarray(outside)[which].tolist(), order[place].tolist(), strict=True))
 
     def first_better(
         self, best: Disaggregation, basis: list[int], swaps: list[tuple[int, int]]

@@ -126,7 +126,7 @@ def _promising(space: RowSpace, candidates: Array, pool: Pool) -> Array:
     if not candidates.shape[0]:
         return candidates
     near = xp.sum(xp.astype(space.noise_units(candidates) < NEAR_ZERO, xp.int64), axis=1)
-    keep = np.flatnonzero(~pool.redundant(to_host(candidates), to_host(near)))
+    keep = np.flatnonzero(~pool.redundant(candidates, near, space.device))
     return xp.take(candidates, space.device.integers(keep), axis=0)
 
 

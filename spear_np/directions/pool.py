@@ -1,6 +1,7 @@
 """The candidates: no duplicates, zero counts, and the greedy choice of b independent directions.
 
-Bookkeeping on a few hundred short vectors, done on the host with NumPy whatever the device of the search.
+Bookkeeping on a few hundred short vectors, done on the host with NumPy whatever the device of the search; only candidates by the
+thousand are compared with the basis where they are.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
-from ..arrays import HostArray
+from ..arrays import Array, HostArray, Namespace
+from ..backend import CPU, Device, least_squares, to_host
 
 SMALL_BATCH = 24
 """Batch size up to which a round can afford to try everything: second tries in the polish, all pairs, a turn of sampling.
@@ -184,10 +187,11 @@ class Pool:
             effort += 1
         return replace(self, stale=0 if news else self.stale + 1, effort=effort)
 
-    def redundant(self, q: HostArray, zero_count: HostArray) -> HostArray:
-        """(k,) bool: which candidates `q` (k, b) could not change the basis."""
+    def redundant(self, q: Array, zero_count: Array, device: Device = CPU) -> HostArray:
+        """(k,) bool: which candidates `q` (k, b), with so many zeros (k,), could not change the basis; both are on `device`."""
         chosen = self.trusted
-        return covered(q, zero_count, self.q[chosen], self.zero_count[chosen], self.angle[chosen])
+        basis, counts = device.float64(self.q[chosen]), device.integers(self.zero_count[chosen])
+        return to_host(covered(q, zero_count, basis, counts, self.angle[chosen]))
 
     @property
     def pattern_feasible(self) -> HostArray:
@@ -287,25 +291,24 @@ def _rest(vectors: HostArray, known: HostArray) -> HostArray:
     return again
 
 
-def covered(
-    q: HostArray, zero_count: HostArray, basis: HostArray, basis_count: HostArray, angle: HostArray
-) -> HostArray:
+def covered(q: Array, zero_count: Array, basis: Array, basis_count: Array, angle: HostArray) -> Array:
     """(k,) bool: which of `q` (k, b) repeat or combine `basis` (f, b) without being sparser.
 
     A combination of basis directions with no more zeros (`zero_count` (k,)) than the densest of those it
     combines (`basis_count` (f,)) loses to them in the greedy choice, whatever else is found.
     """
-    if not len(basis) or not len(q):
-        return np.zeros(len(q), dtype=bool)
-    unit = q / np.linalg.norm(q, axis=1, keepdims=True)
-    coefficients = np.linalg.lstsq(basis.T, unit.T, rcond=None)[0].T
+    xp: Namespace = array_api_compat.array_namespace(q)
+    if not basis.shape[0] or not q.shape[0]:
+        return xp.zeros_like(zero_count, dtype=xp.bool)
+    unit = q / xp.linalg.vector_norm(q, axis=1, keepdims=True)
+    coefficients = least_squares(xp, basis.T, unit.T).T
     tolerance = float(np.max(angle))
-    inside = np.linalg.norm(unit - coefficients @ basis, axis=1) <= tolerance
-    involved = np.abs(coefficients) > tolerance
-    densest = np.min(np.where(involved, basis_count[None, :], np.iinfo(np.int64).max), axis=1)
-    repeats = involved.sum(axis=1) == 1
-    redundant: HostArray = inside & (repeats | (zero_count <= densest))
-    return redundant
+    inside = xp.linalg.vector_norm(unit - coefficients @ basis, axis=1) <= tolerance
+    involved = xp.abs(coefficients) > tolerance
+    counts = xp.broadcast_to(basis_count[None, :], involved.shape)
+    densest = xp.min(xp.where(involved, counts, xp.full_like(counts, np.iinfo(np.int64).max)), axis=1)
+    repeats = xp.sum(xp.astype(involved, xp.int64), axis=1) == 1
+    return inside & (repeats | (zero_count <= densest))
 
 
 def _same_direction(unit: HostArray, angle: float, known: HostArray) -> int | None:

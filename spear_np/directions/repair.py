@@ -120,7 +120,7 @@ def _last_input(factors: Factors, pool: Pool) -> Array:
     """
     space = factors.space
     y = pool.basis_vectors / to_host(space.S)
-    unseen = np.linalg.svd(y, full_matrices=True)[2][-1]
+    unseen = np.linalg.qr(y.T, mode="complete").Q[:, -1]
     total = bias_direction(factors)
     if total is None:
         return space.device.zeros((0, space.batch_size))
