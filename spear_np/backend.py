@@ -804,6 +804,8 @@ def orthogonal_complement(xp: Namespace, vectors: Array) -> Array:
 
 def between(xp: Namespace, values: Array, low: float, high: float) -> Array:
     """`values`, those below `low` or above `high` replaced by these: `clip` without its checks, which wait for a GPU."""
+    if array_api_compat.is_numpy_namespace(xp):
+        return np.clip(values, low, high)
     return xp.minimum(xp.maximum(values, low), high)
 
 
@@ -830,7 +832,7 @@ def scatter_columns(values: Array, indices: Array, size: int) -> Array:
     xp: Namespace = array_api_compat.array_namespace(values)
     device = array_api_compat.device(values)
     every = xp.arange(size, dtype=indices.dtype, device=device)
-    place = xp.clip(xp.searchsorted(indices, every), 0, indices.shape[0] - 1)
+    place = between(xp, xp.searchsorted(indices, every), 0, indices.shape[0] - 1)
     taken = xp.take(values, place, axis=1)
     present = xp.take(indices, place) == every
     return xp.where(present[None, :], taken, xp.zeros_like(taken))
@@ -842,6 +844,6 @@ def replace_rows(values: Array, rows: Array, new: Array) -> Array:
         return new
     xp: Namespace = array_api_compat.array_namespace(values)
     every = xp.arange(values.shape[0], dtype=rows.dtype, device=array_api_compat.device(values))
-    place = xp.clip(xp.searchsorted(rows, every), 0, rows.shape[0] - 1)
+    place = between(xp, xp.searchsorted(rows, every), 0, rows.shape[0] - 1)
     present = xp.take(rows, place) == every
     return xp.where(present[:, None], xp.take(new, place, axis=0), values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -284,9 +285,14 @@ class TestOnARealCard:
         data = digit_layer(10, width=600, seed=4)
         pool = cupy.get_default_memory_pool()
         pool.free_all_blocks()
-        before = pool.total_bytes()
+        before, held = pool.used_bytes(), pool.total_bytes()
         found = spear_np.invert(
             data.weight_grad, data.bias_grad, weight=data.weight, bias=data.bias, device="gpu"
         )
         kept = sum(one.nbytes for one in (found.output_grad, found.recovery))  # type: ignore[attr-defined]
-        assert pool.total_bytes() <= before + 4 * kept + 2**22
+        assert pool.used_bytes() <= before + 4 * kept
+        del found  # its arrays may lie in larger blocks, which stay as long as they do
+        gc.collect()
+        with device_for("gpu").activate():
+            pass
+        assert pool.total_bytes() <= held + 2**20

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import OWN_ROUNDING, TINIEST, inverse_or_pseudoinverse, to_host
+from ..backend import OWN_ROUNDING, TINIEST, between, inverse_or_pseudoinverse, to_host
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
@@ -142,7 +142,7 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     target = space.live_of(factors.bias_grad) * weights
     Q, R = xp.linalg.qr(A)
     inverse = inverse_or_pseudoinverse(xp, R)
-    inverse = xp.clip(xp.where(xp.isfinite(inverse), inverse, xp.full_like(inverse, HUGE)), -HUGE, HUGE)
+    inverse = between(xp, xp.where(xp.isfinite(inverse), inverse, xp.full_like(inverse, HUGE)), -HUGE, HUGE)
     scale = inverse @ (Q.T @ target)
     rest = math.hypot(float(xp.linalg.vector_norm(target - Q @ (Q.T @ target))), factors.silent_bias)
     size = float(xp.linalg.vector_norm(target))

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..adopt import adopted
 from ..arrays import Array, HostArray, Namespace
-from ..backend import erf, to_host
+from ..backend import between, erf, to_host
 from ..errors import InputError
 
 Function = Callable[[Namespace, Array, Mapping[str, Any]], tuple[Array, Array]]
@@ -48,7 +48,7 @@ class _Kind:
 
 def _piecewise(xp: Namespace, z: Array, slope: Any, low: float, high: float) -> tuple[Array, Array]:
     """`slope`·z below zero (constant below `low`), z above it (constant above `high`)."""
-    bounded = xp.clip(z, low, high)
+    bounded = between(xp, z, low, high)
     ones = xp.ones_like(z)
     inside = (z > low) & (z < high)
     factor = xp.where(z < 0, ones * slope, ones)
@@ -61,7 +61,7 @@ def _relu(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
 
 
 def _relu6(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
-    return xp.clip(z, 0.0, 6.0), xp.astype((z > 0) & (z < 6.0), z.dtype)
+    return between(xp, z, 0.0, 6.0), xp.astype((z > 0) & (z < 6.0), z.dtype)
 
 
 def _leaky_relu(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
@@ -74,12 +74,12 @@ def _prelu(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]
 
 def _hardtanh(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Array]:
     low, high = p["low"], p["high"]
-    return xp.clip(z, low, high), xp.astype((z > low) & (z < high), z.dtype)
+    return between(xp, z, low, high), xp.astype((z > low) & (z < high), z.dtype)
 
 
 def _exponential(xp: Namespace, z: Array, scale: float, alpha: float, width: float) -> tuple[Array, Array]:
     """`scale`·z above zero, `scale`·`alpha`·(exp(z/`width`) - 1) below it."""
-    below = xp.clip(z, -LARGEST_EXPONENT * width, 0.0) / width
+    below = between(xp, z, -LARGEST_EXPONENT * width, 0.0) / width
     positive = z > 0
     value = xp.where(positive, z, alpha * xp.expm1(below))
     slope = xp.where(positive, xp.ones_like(z), alpha / width * xp.exp(below))
@@ -100,13 +100,15 @@ def _selu(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
 
 def _gelu(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     share = 0.5 * (1 + erf(xp, z * math.sqrt(0.5)))
-    near = xp.clip(z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
-    return z * share, share + near * xp.exp(-0.5 * xp.clip(near, -13.0, 13.0) ** 2) / math.sqrt(2 * math.pi)
+    near = between(xp, z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
+    return z * share, share + near * xp.exp(-0.5 * between(xp, near, -13.0, 13.0) ** 2) / math.sqrt(
+        2 * math.pi
+    )
 
 
 def _gelu_tanh(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     outer, cubic = math.sqrt(2 / math.pi), 0.044715
-    near = xp.clip(z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
+    near = between(xp, z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
     inner = 2 * outer * (near + cubic * near**3)
     share = _logistic(xp, inner)
     bell = share * _logistic(xp, -inner)
@@ -120,7 +122,7 @@ def _logistic(xp: Namespace, z: Array) -> Array:
 
 def _silu(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     share = _logistic(xp, z)
-    near = xp.clip(z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
+    near = between(xp, z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
     return z * share, share * (1 + near * (1 - share))
 
 
@@ -136,7 +138,7 @@ def _softplus(xp: Namespace, z: Array, p: Mapping[str, Any]) -> tuple[Array, Arr
 
 def _mish(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
     turn = xp.tanh(_softplus_of(xp, z))
-    near = xp.clip(z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
+    near = between(xp, z, -LARGEST_EXPONENT, LARGEST_EXPONENT)
     return z * turn, turn + near * (1 - turn**2) * _logistic(xp, z)
 
 
@@ -151,7 +153,7 @@ def _sigmoid(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Arra
 
 
 def _hardswish(xp: Namespace, z: Array, _: Mapping[str, Any]) -> tuple[Array, Array]:
-    share = xp.clip(z + 3, 0.0, 6.0) / 6
+    share = between(xp, z + 3, 0.0, 6.0) / 6
     middle = (z > -3) & (z < 3)
     return z * share, xp.where(middle, (2 * z + 3) / 6, xp.astype(z >= 3, z.dtype))
 
