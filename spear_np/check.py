@@ -20,10 +20,10 @@ from .directions.polish import polish
 from .directions.pool import Pool
 from .errors import InputError
 from .factors.decay import without_decay
-from .factors.decompose import SVD_ERROR, singular_values
 from .factors.factorize import Factors
 from .factors.gradients import LayerGradients
 from .factors.row_space import RowSpace
+from .factors.singular import SVD_ERROR, singular_values
 from .inputs.reconstruct import reconstruct
 from .layer.assemble import Ending, assemble_result, inversion, no_rank_reason
 from .loop.options import DataRange, Options

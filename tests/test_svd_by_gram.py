@@ -15,8 +15,8 @@ from spear_np import LayerGradients, invert_chain, invert_layer
 from spear_np.arrays import SVD
 from spear_np.backend import CUPY_BATCHED_SVD, decomposes_slowly, eigenvectors, to_host
 from spear_np.directions.uniqueness import indispensable_rows, sharpened, uniqueness
-from spear_np.factors import decompose
-from spear_np.factors.decompose import (
+from spear_np.factors import singular
+from spear_np.factors.singular import (
     IN_SIGHT,
     SVD_ERROR,
     pseudoinverse,
@@ -68,8 +68,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         errors.extend(np.atleast_1d(to_host(error)).tolist())
         return found, error
 
-    monkeypatch.setattr(decompose, "decomposes_slowly", lambda *_: True)
-    monkeypatch.setattr(decompose, "svd_by_gram", seen)
+    monkeypatch.setattr(singular, "decomposes_slowly", lambda *_: True)
+    monkeypatch.setattr(singular, "svd_by_gram", seen)
     return errors
 
 
@@ -128,7 +128,7 @@ class TestADecomposition:
             values, vectors = eigenvectors(xp, gram)
             return values, vectors + 1e-3 * rng.standard_normal(vectors.shape)
 
-        monkeypatch.setattr(decompose, "eigenvectors", blunt)
+        monkeypatch.setattr(singular, "eigenvectors", blunt)
         assert float(svd_by_gram(Backend.NUMPY.xp, given_)[1]) > SVD_ERROR
 
 
@@ -173,14 +173,14 @@ class TestWhatTheLibraryDoes:
         np.testing.assert_allclose(inverse, np.linalg.pinv(given_), atol=1e-12)
 
     def test_what_is_not_sure_goes_to_the_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(decompose, "decomposes_slowly", lambda *_: True)
+        monkeypatch.setattr(singular, "decomposes_slowly", lambda *_: True)
 
         def unsure(xp: Any, matrices: Any) -> tuple[SVD, Any]:
             found, error = svd_by_gram(xp, matrices)
             wrong = SVD(found.U, 2 * found.S, found.Vh)
             return wrong, np.where(np.arange(error.size) % 2 == 0, 0.0, np.nan).reshape(error.shape)
 
-        monkeypatch.setattr(decompose, "svd_by_gram", unsure)
+        monkeypatch.setattr(singular, "svd_by_gram", unsure)
         stack = np.stack([matrix("spread", 30, 10, seed) for seed in range(4)])
         true = np.linalg.svd(stack, compute_uv=False)
         S = np.asarray(thin_svd(Backend.NUMPY.xp, stack).S)

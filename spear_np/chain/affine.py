@@ -8,7 +8,7 @@ import array_api_compat
 
 from ..arrays import Array, Namespace
 from ..backend import Device, orthogonal_complement
-from ..factors.decompose import pseudoinverse
+from ..factors.singular import pseudoinverse
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from ..arrays import Array, Namespace
 from ..backend import OWN_ROUNDING, inverse_or_zero
 from ..factors.behind import FREE_SHARE
-from ..factors.decompose import right_singular, spectral_norm, thin_svd
+from ..factors.singular import right_singular, spectral_norm, thin_svd
 from .layers import Chain, ChainLayer
 
 WELL_HELD = 1.2

@@ -21,10 +21,10 @@ import numpy as np
 from ..answer.certificate import Certificate, Check, Premise
 from ..arrays import Array, HostArray
 from ..backend import narrowing, to_host
-from ..factors.decompose import singular_values
 from ..factors.gradients import LayerGradients
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace
+from ..factors.singular import singular_values
 from ..factors.zero import ZERO_SIGMAS
 from .hidden import GROUP, room_for_hidden
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
 from ..backend import TINIEST, between, blocks, gather, mapped, to_host
-from ..factors.decompose import SVD_ERROR, thin_svd
 from ..factors.row_space import RowSpace
+from ..factors.singular import SVD_ERROR, thin_svd
 from ..factors.zero import ZERO_SIGMAS
 from ..positive import orthonormalised, positive
 

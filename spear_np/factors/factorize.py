@@ -15,7 +15,7 @@ import numpy as np
 from ..arrays import Array, Namespace
 from ..backend import TINIEST, Device, narrowing, to_host, triangular_factor
 from ..errors import InputError
-from .decompose import sharp_row_space, sharp_svd, singular_values, thin_svd
+from .decompose import sharp_row_space, sharp_svd
 from .gradients import LayerGradients, fits_precision, narrower_precisions, spacing_of
 from .layer import Layer
 from .memory import check_memory
@@ -33,6 +33,7 @@ from .rank import (
     spectrum_at,
 )
 from .row_space import RowSpace
+from .singular import singular_values, thin_svd
 from .zero import ZERO_SIGMAS
 
 SUBNORMALS_SHOW = "float16"

@@ -18,9 +18,9 @@ import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
 from ..backend import TINIEST, between, inverse_or_pseudoinverse, to_host
-from .decompose import thin_svd
 from .factorize import Factors
 from .row_space import RowSpace
+from .singular import thin_svd
 
 FIT_STEPS = 60
 """Accelerated gradient steps of a logistic regression.

@@ -17,9 +17,9 @@ from ..arrays import Array, HostArray
 from ..backend import inverse_or_pseudoinverse, scatter_columns, to_host
 from ..directions.disaggregate import HIDDEN_SHARE
 from ..directions.uniqueness import uniqueness
-from ..factors.decompose import thin_svd
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
+from ..factors.singular import thin_svd
 from .bounds import noise_bound
 from .polytope import PartialInputs, bound_inputs
 

@@ -25,10 +25,10 @@ from ..directions.disaggregate import bias_direction
 from ..directions.null_vectors import distinct
 from ..directions.pool import Pool
 from ..factors.behind import Behind
-from ..factors.decompose import thin_svd
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, missing_inputs
+from ..factors.singular import thin_svd
 from ..kernels.columns import nearer_on, nearest_side
 from ..kernels.reflect import relaxed
 from . import Proposals
