@@ -24,8 +24,9 @@ from benchmarks.success_rate import cell
 from spear_np.factors.factorize import Factors
 from spear_np.factors.signs import SignModel
 from spear_np.search import Search
+from spear_np.search.blocks import Settings
 from spear_np.search.completion import Completion
-from spear_np.search.descent import Descent, Settings
+from spear_np.search.descent import Descent
 from spear_np.search.sampling import Sampling
 from spear_np.search.schedule import Schedule
 

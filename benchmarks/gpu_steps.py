@@ -23,8 +23,9 @@ from spear_np.factors.behind import Behind, with_layer_behind
 from spear_np.factors.factorize import Factors, factorize
 from spear_np.factors.signs import sign_model, smoother
 from spear_np.network.read import Linked, read_chain
+from spear_np.search.blocks import Block, Settings, Tempering, descend
 from spear_np.search.columns import Columns
-from spear_np.search.descent import Descent, Settings, Tempering, descend
+from spear_np.search.descent import Descent
 from spear_np.search.levenberg import Levenberg
 from spear_np.search.reflect import Reflect
 from spear_np.search.sampling import Sampling
@@ -119,11 +120,8 @@ def descent_step(device: Device, m: int, b: int, starts: int | None, steps: int,
     start = xp.take(rows, device.integers(picks), axis=0)
     signs = smoother(factors.space, model, None)
     tempering, settings = Tempering(steps, 0.3, (0.0, 10.0), 0.5, 0.3, 1.0), Settings(thinning=False)
-    seconds = best_seconds(
-        device,
-        lambda: descend(factors.space, rows, start, tempering, settings, signs=signs, known=None),
-        repeats,
-    )
+    block = Block.prepare(device, rows, start, tempering, settings, signs=signs)
+    seconds = best_seconds(device, lambda: descend(device, [block]), repeats)
     predictions = sum(
         step / steps >= settings.warm_up and step % settings.sign_interval == 0 for step in range(steps)
     )

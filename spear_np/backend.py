@@ -653,10 +653,15 @@ def contiguous(xp: Namespace, array: Array) -> Array:
 
 
 def product(xp: Namespace, left: Array, right: Array, out: Array | None) -> Array:
-    """Matrix product, written into `out` if that has its shape and the library can: no memory is asked for in a loop."""
-    if out is None or out.shape != (left.shape[0], right.shape[1]):
+    """Product of matrices or of stacks, written into `out` if that has its shape and the library can: no memory is asked for in a loop."""
+    if out is None or out.shape[-2:] != (left.shape[-2], right.shape[-1]):
         return xp.matmul(left, right)
-    if array_api_compat.is_numpy_namespace(xp) or array_api_compat.is_cupy_namespace(xp):
+    if array_api_compat.is_numpy_namespace(xp):
+        return xp.matmul(left, right, out=out)
+    if array_api_compat.is_cupy_namespace(xp):
+        if left.ndim == 3 and left.shape[0] == 1:  # what is no stack is multiplied the faster way
+            xp.matmul(left[0, :, :], right[0, :, :], out=out[0, :, :])
+            return out
         return xp.matmul(left, right, out=out)
     return xp.matmul(left, right)
 

@@ -15,17 +15,8 @@ from spear_np.backend import to_host
 from spear_np.directions.pool import Pool
 from spear_np.factors.factorize import Factors
 from spear_np.factors.signs import sign_model, smoother
-from spear_np.search.descent import (
-    DESCENDED_CANDIDATES,
-    MAX_EFFORT,
-    Descent,
-    Settings,
-    Tempering,
-    _apart,
-    _step_length,
-    _temper,
-    descend,
-)
+from spear_np.search.blocks import Block, Settings, Tempering, _apart, _step_length, descend
+from spear_np.search.descent import DESCENDED_CANDIDATES, MAX_EFFORT, Descent, _temper
 from tests.backends import Backend, assert_array, assert_lives_on
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import Floats
@@ -291,9 +282,11 @@ class TestDescend:
         model = sign_model(factors)
         signs = smoother(factors.space, model, None) if model is not None and options.sign_weights else None
         aside = None if known is None else backend.array(known)
-        ends = descend(
-            factors.space, backend.array(rows), start, tempering(**kw), options, signs=signs, known=aside
+        device = factors.space.device
+        block = Block.prepare(
+            device, backend.array(rows), start, tempering(**kw), options, signs=signs, known=aside
         )
+        ends = descend(device, [block])[0]
         assert_lives_on(ends, backend)
         return backend.host(start), backend.host(ends)
 
@@ -317,15 +310,15 @@ class TestDescend:
         options = Settings(thinning=False)
         model = sign_model(factors)
         assert model is not None
-        ends = descend(
-            factors.space,
+        block = Block.prepare(
+            factors.space.device,
             weighting.rows,
             backend.array(begun),
             tempering(first_step=0.05),
             options,
             signs=smoother(factors.space, model, None),
-            known=None,
         )
+        ends = descend(factors.space.device, [block])[0]
         before, after = (angles(q, wanted).diagonal() for q in (begun, backend.host(ends)))
         assert np.min(before) > 0.1
         assert np.mean(after < CLOSE) > 0.8

@@ -86,62 +86,103 @@ def test_kernels_are_found_and_their_names_are_their_own() -> None:
         assert declared(name)
 
 
+def side_by_side(parts: list[Floats]) -> Floats:
+    """(s, k, …): arrays of one k, filled up with zeros."""
+    stack = np.zeros((len(parts), len(parts[0]), max(part.shape[1] for part in parts)), dtype=np.float32)
+    for place, part in enumerate(parts):
+        stack[place, :, : part.shape[1]] = part
+    return stack
+
+
+def each(*numbers: float) -> Floats:
+    """(s, 1, 1): what problems have for themselves."""
+    return np.asarray(numbers, dtype=np.float32)[:, None, None]
+
+
 class TestDescent:
+    """One problem, and three of which two are filled up: the numbers of each stay its own."""
+
+    def problems(self, size: int, k: int, s: int, seed: int = 0) -> list[Floats]:
+        rng = np.random.default_rng(size + 1000 * seed)
+        return [rng.standard_normal((k, max(1, size - 3 * place))).astype(np.float32) for place in range(s)]
+
     @pytest.mark.parametrize("l", SIZES)
-    @pytest.mark.parametrize("k", [1, 5])
-    @pytest.mark.parametrize("width", [None, 0.3])
+    @pytest.mark.parametrize(("s", "k"), [(1, 1), (1, 5), (3, 2)])
+    @pytest.mark.parametrize("concave", [False, True])
     @pytest.mark.parametrize("weighted", [False, True])
-    def test_pull(self, runner: Runner, k: int, l: int, width: float | None, *, weighted: bool) -> None:
-        rng = np.random.default_rng(l)
-        values = rng.standard_normal((k, l)).astype(np.float32)
-        values[0, 1:2] = 0
-        weights = rng.random((k, l)).astype(np.float32) if weighted else None
-        wanted = descent.pull(CPU, values.copy(), weights, width)
-        found = descent.pull(
-            runner.device, runner.array(values), None if weights is None else runner.array(weights), width
+    def test_pull(self, runner: Runner, s: int, k: int, l: int, *, concave: bool, weighted: bool) -> None:
+        parts = self.problems(l, k, s)
+        parts[0][0, 1:2] = 0
+        weights = [np.abs(one) for one in self.problems(l, k, s, seed=1)] if weighted else None
+        widths = each(*(0.3 / part.shape[1] for part in parts)) if concave else None
+        found = to_host(
+            descent.pull(
+                runner.device,
+                runner.array(side_by_side(parts)),
+                None if weights is None else runner.array(side_by_side(weights)),
+                None if widths is None else runner.array(widths),
+            )
         )
-        np.testing.assert_allclose(to_host(found), wanted, rtol=2e-5)
+        for place, part in enumerate(parts):
+            alone = descent.pull(
+                CPU,
+                part[None].copy(),
+                None if weights is None else weights[place][None],
+                None if widths is None else widths[place : place + 1],
+            )
+            np.testing.assert_allclose(found[place, :, : part.shape[1]], alone[0], rtol=4e-5)
+            np.testing.assert_array_equal(found[place, :, part.shape[1] :], 0)
         assert ran(runner, "descent_pull")
 
     @pytest.mark.parametrize("l", SIZES)
-    @pytest.mark.parametrize("threshold", [0.4, 0.8])
-    def test_soft_pattern(self, runner: Runner, l: int, threshold: float) -> None:
-        values = np.random.default_rng(l).standard_normal((3, l)).astype(np.float32)
-        wanted = descent.soft_pattern(CPU, values, threshold)
-        found = descent.soft_pattern(runner.device, runner.array(values), threshold)
-        np.testing.assert_allclose(to_host(found), wanted, atol=2e-5)
-        assert l < 31 or np.min(wanted) < 0 < np.max(wanted) == 1
+    @pytest.mark.parametrize("s", [1, 3])
+    def test_soft_pattern(self, runner: Runner, s: int, l: int) -> None:
+        parts, thresholds = self.problems(l, 3, s), each(0.4, 0.8, 0.5)[:s]
+        counts = each(*(part.shape[1] for part in parts))
+        there = [runner.array(one) for one in (side_by_side(parts), counts, thresholds)]
+        found = to_host(descent.soft_pattern(runner.device, *there))
+        for place, part in enumerate(parts):
+            one = slice(place, place + 1)
+            alone = descent.soft_pattern(CPU, part[None], counts[one], thresholds[one])[0]
+            np.testing.assert_allclose(found[place, :, : part.shape[1]], alone, atol=2e-5)
+            assert l < 31 or np.min(alone) < 0 < np.max(alone) == 1
         assert ran(runner, "descent_pattern")
 
     @pytest.mark.parametrize("l", SIZES)
-    @pytest.mark.parametrize("sharpness", [0.0, 4.0, 1000.0])
-    def test_sign_weights(self, runner: Runner, l: int, sharpness: float) -> None:
-        z = np.random.default_rng(l).standard_normal((3, l)).astype(np.float32)
-        wanted = descent.sign_weights(CPU, z.copy(), sharpness)
-        found = to_host(descent.sign_weights(runner.device, runner.array(z), sharpness))
+    @pytest.mark.parametrize("sharpness", [(0.0,), (4.0,), (1000.0,), (4.0, 0.0, 1000.0)])
+    def test_sign_weights(self, runner: Runner, l: int, sharpness: tuple[float, ...]) -> None:
+        parts, sharp = self.problems(l, 3, len(sharpness)), each(*sharpness)
+        counts = each(*(part.shape[1] for part in parts))
+        there = [runner.array(one) for one in (side_by_side(parts), counts, sharp)]
+        found = to_host(descent.sign_weights(runner.device, *there))
         assert np.all(np.isfinite(found))
-        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
+        for place, part in enumerate(parts):
+            one = slice(place, place + 1)
+            alone = descent.sign_weights(CPU, part[None].copy(), counts[one], sharp[one])[0]
+            np.testing.assert_allclose(found[place, :, : part.shape[1]], alone, rtol=1e-3, atol=1e-6)
         assert ran(runner, "descent_weights")
 
     @pytest.mark.parametrize("b", SIZES)
-    @pytest.mark.parametrize("k", [1, 5])
-    def test_move(self, runner: Runner, k: int, b: int) -> None:
-        rng = np.random.default_rng(b)
-        q = rng.standard_normal((k, b)).astype(np.float32)
-        q /= np.linalg.norm(q, axis=1, keepdims=True)
-        gradient = rng.standard_normal((k, b)).astype(np.float32)
-        wanted = descent.move(CPU, q.copy(), gradient.copy(), 0.1)
-        found = to_host(descent.move(runner.device, runner.array(q), runner.array(gradient), 0.1))
-        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-        np.testing.assert_allclose(found, wanted, atol=1e-5 if b > 1 else 2)
+    @pytest.mark.parametrize(("s", "k"), [(1, 1), (1, 5), (3, 2)])
+    def test_move(self, runner: Runner, s: int, k: int, b: int) -> None:
+        points = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in self.problems(b, k, s)]
+        slopes, lengths = self.problems(b, k, s, seed=1), each(0.1, 0.3, 0.001)[:s]
+        there = [runner.array(one) for one in (side_by_side(points), side_by_side(slopes), lengths)]
+        found = to_host(descent.move(runner.device, *there))
+        np.testing.assert_allclose(np.linalg.norm(found, axis=2), 1, rtol=1e-5)
+        for place, (point, slope) in enumerate(zip(points, slopes, strict=True)):
+            size = point.shape[1]
+            alone = descent.move(CPU, point[None].copy(), slope[None].copy(), lengths[place : place + 1])[0]
+            np.testing.assert_allclose(found[place, :, :size], alone, atol=1e-5 if size > 1 else 2)
+            np.testing.assert_array_equal(found[place, :, size:], 0)
         assert ran(runner, "descent_move")
 
     def test_no_starts_are_no_launch(self, runner: Runner) -> None:
-        nothing = runner.array(np.empty((0, 7), dtype=np.float32))
-        assert descent.pull(runner.device, nothing, None, 0.3).shape == (0, 7)
-        assert descent.soft_pattern(runner.device, nothing, 0.5).shape == (0, 7)
-        assert descent.sign_weights(runner.device, nothing, 1.0).shape == (0, 7)
-        assert descent.move(runner.device, nothing, nothing, 0.1).shape == (0, 7)
+        nothing, one = runner.array(np.empty((1, 0, 7), dtype=np.float32)), runner.array(each(1.0))
+        assert descent.pull(runner.device, nothing, None, one).shape == (1, 0, 7)
+        assert descent.soft_pattern(runner.device, nothing, one, one).shape == (1, 0, 7)
+        assert descent.sign_weights(runner.device, nothing, one, one).shape == (1, 0, 7)
+        assert descent.move(runner.device, nothing, nothing, one).shape == (1, 0, 7)
         assert not runner.launched()
 
 

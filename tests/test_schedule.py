@@ -13,8 +13,9 @@ from spear_np.directions.pool import SMALL_BATCH, Pool
 from spear_np.factors.factorize import Factors
 from spear_np.factors.signs import sign_model
 from spear_np.search import Search
+from spear_np.search.blocks import Settings
 from spear_np.search.completion import MOST_GUESSED, Completion
-from spear_np.search.descent import Descent, Settings
+from spear_np.search.descent import Descent
 from spear_np.search.sampling import Sampling
 from spear_np.search.schedule import SAMPLING_SUFFICES, Schedule
 from tests.backends import Backend, assert_lives_on

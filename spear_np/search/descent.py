@@ -24,29 +24,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
-from ..arrays import Array, HostArray, Namespace
-from ..backend import (
-    OWN_ROUNDING,
-    SHARED_FROM,
-    Device,
-    contiguous,
-    inverse_or_pseudoinverse,
-    mapped,
-    orthogonal_complement,
-    product,
-    to_host,
-)
+from ..arrays import Array, HostArray
+from ..backend import OWN_ROUNDING, inverse_or_pseudoinverse, orthogonal_complement, to_host
 from ..directions.null_vectors import distinct, nearest_rows
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 from ..factors.signs import SignModel, fit_known, smoother
-from ..kernels.descent import TINY, move, pull, sign_weights, soft_pattern
 from ..kernels.width import starts_at_once
 from . import Proposals
+from .blocks import Block, Settings, Tempering, descend
 
 CONVERGED_COSINE = 0.9995
 """Cosine from which two ends of a descent are the same.
@@ -66,41 +55,6 @@ and 5.6 (100, 25), of those that led nowhere half at 10, 11, 7 and 15.
 """
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the descent is made of; docs/ablation.md measures what each part contributes."""
-
-    alpha: float = 1.0
-    """Exponent of the row weights."""
-    starts: int = 256
-    """Starts of a block, at most; on a card as many more as cost it no time."""
-    steps: int = 200
-    """Steps of the shortest block; see `_temper` for how effort doubles them."""
-    hold: float = 0.5
-    """Share of the steps of constant length: in them a start commits to its column."""
-    last_step: float = 1e-3
-    """Length of the last step (radians): from there the polish takes over."""
-    sign_weights: bool = True
-    """Whether rows that the layer predicts to be on lose weight."""
-    prior: bool = True
-    """Whether predictions of signs know the second moments of the inputs."""
-    sign_interval: int = 8
-    """Steps between two predictions."""
-    warm_up: float = 0.12
-    """Share of the steps before the first prediction."""
-    concave: bool = True
-    """Whether the ℓ1 norm turns into a logarithm on the way."""
-    deflation: bool = True
-    """Whether known directions are used to keep the search away from them."""
-    thinning: bool = True
-    """Whether starts that have come together go on as one."""
-
-
-THIN_AT = (0.5, 0.6, 0.75)
-"""Shares of the steps after which starts that have come together are merged.
-
-Heuristic: from half of the steps on, when they shorten; merging itself is measured in docs/ablation.md.
-"""
 THIN_COSINE = 0.98
 """Cosine from which starts have come together while steps are long.
 
@@ -110,11 +64,6 @@ DROWNED = 1e-3
 """Noise of all rows together, as a share of the smallest singular value of weight_grad, that drowns small columns.
 
 Heuristic: zeros of the smallest column are then known to three digits.
-"""
-WIDTHS = (1.0, 0.3)
-"""First and last width of the logarithmic penalty, in means of |U q|.
-
-Heuristic: from nearly the ℓ1 norm to one that hardly sees rows that are on; the concave norm is measured in docs/ablation.md.
 """
 MAX_EFFORT = 4
 """Doublings of the steps of a block, at most.
@@ -150,11 +99,6 @@ FEWEST_STARTS = 64
 """Starts of a deflated block, at least.
 
 Heuristic: fewer leave the processor idle.
-"""
-STARTS_TOGETHER = 128
-"""Starts that a core of the host takes down together, at most.
-
-Heuristic: half of a block, so that two cores share it, whatever their number: it changes no answer.
 """
 FEW_LEFT = (4, 0.1)
 """Missing directions, and share of the batch, below which the last few are sought with sharp signs.
@@ -206,22 +150,6 @@ class Weighting:
 
 
 @dataclass(frozen=True)
-class Tempering:
-    """How one block descends; drawn anew for each, so that no column starves."""
-
-    steps: int
-    first_step: float
-    kappa: tuple[float, float]
-    """Sharpness of the sign weights, first and last."""
-    tau: float
-    """Threshold of the soft pattern, in means of |U q|."""
-    confined: float
-    """Share of the steps spent in the complement of the known inputs."""
-    thin_cosine: float
-    """Starts closer than this are taken for the same."""
-
-
-@dataclass(frozen=True)
 class Descent:
     """ℓ1 descent for one layer, with everything that does not change prepared."""
 
@@ -238,7 +166,7 @@ class Descent:
 
     def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Descend from one block of starts; returns the distinct ends, sharpest first."""
-        xp, b = space.xp, space.batch_size
+        xp, device, b = space.xp, space.device, space.batch_size
         mistrusted = self._mistrusted(pool, rng)
         trusted = self._trusted(pool, rng, mistrusted=mistrusted)
         deflated = len(trusted) > 0
@@ -252,15 +180,18 @@ class Descent:
             rng, self.settings, effort=pool.effort, few=deflated and left < max(FEW_LEFT[0], FEW_LEFT[1] * b)
         )
         if rng.random() < RANDOM_STARTS:
-            start = space.device.float32(rng.standard_normal((count, b)))
+            start = device.float32(rng.standard_normal((count, b)))
         else:
             picks = rng.integers(0, space.U.shape[0], count)
-            start = xp.take(self.weighting.rows, space.device.integers(picks), axis=0)
+            start = xp.take(self.weighting.rows, device.integers(picks), axis=0)
         signs = None
         if self.model is not None and self.settings.sign_weights and not mistrusted:
             signs = smoother(space, self.model, complement, prior=self.settings.prior)
 
-        found = descend(space, self.weighting.rows, start, tempering, self.settings, signs=signs, known=known)
+        block = Block.prepare(
+            device, self.weighting.rows, start, tempering, self.settings, signs=signs, known=known
+        )
+        found = descend(device, [block])[0]
         # Where little is found, and where noise blurs the zeros, every end is worth a try.
         sharpest = math.inf if pool.effort or space.noisy else SHARP_END * self.settings.last_step
         ends = self._distinct(space, found, sharpest)
@@ -324,122 +255,6 @@ class Descent:
         order = order[sharpness[order] < sharpest]
         chosen = order[distinct(to_host(ends)[order], CONVERGED_COSINE, DESCENDED_CANDIDATES)]
         return xp.take(ends, space.device.integers(chosen), axis=0)
-
-
-def descend(
-    space: RowSpace,
-    rows: Array,
-    start: Array,
-    tempering: Tempering,
-    settings: Settings,
-    *,
-    signs: tuple[Array, Array] | None,
-    known: Array | None,
-) -> Array:
-    """Return where the starts (k, b) end after `tempering.steps` subgradient steps, (k' ≤ k, b) float32.
-
-    Parameters
-    ----------
-    rows : (ℓ, b) float32, orthonormal columns
-    signs : (E (ℓ, r), w (r,)), optional
-        Smoother of pre-activations; without it the norm is not weighted by signs.
-    known : (b, f), optional
-        Orthonormal directions left out of the first steps.
-
-    Notes
-    -----
-    Nothing is read back from the device but the number of starts that go on after a merge.
-    """
-    xp, device = space.xp, space.device
-    free = None
-    q, current = start, rows
-    if known is not None and known.shape[1] < rows.shape[1]:
-        free = device.float32(orthogonal_complement(xp, known))
-        q, current = q @ free, rows @ free
-    q = contiguous(xp, q / (xp.linalg.vector_norm(q, axis=1, keepdims=True) + TINY))
-    prediction = None
-    if signs is not None:
-        spread, shrink = device.float32(signs[0]), device.float32(signs[1])
-        prediction = spread * shrink, spread.T
-    steps = tempering.steps
-    merges = {round(share * steps) for share in THIN_AT} if settings.thinning else set()
-    released = set() if free is None else {math.ceil(tempering.confined * steps)}
-    weights = None
-    for first, stop in pairwise(sorted({0, steps, *(merges | released) & set(range(steps))})):
-        if free is not None and first in released:
-            q, current, free = contiguous(xp, q @ free.T), rows, None
-        if first in merges:
-            kept = _apart(xp, q, tempering.thin_cosine)
-            q = xp.take(q, kept, axis=0)
-            weights = None if weights is None else xp.take(weights, kept, axis=0)
-        leg = _Leg(device, current, tempering, settings, prediction, first, stop)
-        q, weights = leg.all_down(q, weights)
-    return q if free is None else q @ free.T
-
-
-@dataclass(frozen=True, eq=False)
-class _Leg:
-    """The steps `first` to `stop` of a descent, between which no start ends or is released."""
-
-    device: Device
-    rows: Array
-    """(ℓ, b') float32."""
-    tempering: Tempering
-    settings: Settings
-    prediction: tuple[Array, Array] | None
-    """(ℓ, r) and (r, ℓ): their product takes soft patterns to pre-activations."""
-    first: int
-    stop: int
-
-    def all_down(self, q: Array, weights: Array | None) -> tuple[Array, Array | None]:
-        """Return where the starts `q` (k, b') come to, and the `weights` (k, ℓ) of their rows; a CPU shares them out."""
-        k = q.shape[0]
-        shared = self.device.name == "cpu" and math.prod(self.rows.shape) >= SHARED_FROM
-        shares = math.ceil(k / STARTS_TOGETHER) if shared else 1
-        if shares < 2:
-            return self._down(q, weights)
-        edges = [share * k // shares for share in range(shares + 1)]
-        parts = [slice(*pair) for pair in pairwise(edges)]
-        found = mapped(
-            self.device,
-            lambda part: self._down(q[part, :], None if weights is None else weights[part, :]),
-            parts,
-        )
-        ends, of_rows = zip(*found, strict=True)
-        xp = self.device.xp
-        return xp.concat(ends, axis=0), None if of_rows[0] is None else xp.concat(of_rows, axis=0)
-
-    def _down(self, q: Array, weights: Array | None) -> tuple[Array, Array | None]:
-        """As `all_down`, by one core."""
-        device, steps, transposed = self.device, self.tempering.steps, self.rows.T
-        kappa, values, gradient = self.tempering.kappa, None, None
-        for step in range(self.first, self.stop):
-            done = step / steps
-            values = product(device.xp, q, transposed, values)
-            due = done >= self.settings.warm_up and step % self.settings.sign_interval == 0
-            if self.prediction is not None and due:
-                gather, scatter = self.prediction
-                pattern = soft_pattern(device, values, self.tempering.tau)
-                sharpness = kappa[0] + (kappa[1] - kappa[0]) * done
-                weights = sign_weights(device, (pattern @ gather) @ scatter, sharpness)
-            width = WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** done if self.settings.concave else None
-            gradient = product(device.xp, pull(device, values, weights, width), self.rows, gradient)
-            q = move(device, q, gradient, _step_length(self.tempering.first_step, self.settings, done))
-        return q, weights
-
-
-def _apart(xp: Namespace, q: Array, cosine: float) -> Array:
-    """Indices of the rows of `q` (k, b), unit vectors, without those close to an earlier one."""
-    close = xp.astype(xp.abs(q @ q.T) > cosine, xp.int8)
-    return xp.nonzero(~xp.any(xp.tril(close, k=-1) > 0, axis=1))[0]
-
-
-def _step_length(first: float, settings: Settings, done: float) -> float:
-    """Constant for the first `hold` of the steps, then geometric down to `last_step`."""
-    if done < settings.hold:
-        return first
-    decay: float = (settings.last_step / first) ** ((done - settings.hold) / (1 - settings.hold))
-    return first * decay
 
 
 def _weighting(space: RowSpace, alpha: float) -> Weighting:
