@@ -16,6 +16,7 @@ from .factors.activation import ACTIVATIONS, Activation
 from .factors.gradients import LayerGradients, WeightDecay
 from .invert import invert, invert_chain, invert_layer
 from .loop.options import METHODS, Options
+from .many import invert_many
 from .survey import Survey, survey, weight_decay
 
 try:
@@ -47,6 +48,7 @@ __all__ = [
     "invert",
     "invert_chain",
     "invert_layer",
+    "invert_many",
     "survey",
     "theory",
     "weight_decay",

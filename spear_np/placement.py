@@ -28,7 +28,7 @@ def algebra_device(device: Device, units: int) -> Device:
 
 
 def carried(value: T, device: Device) -> T:
-    """`value`, a dataclass of NumPy arrays, devices and plain data, with all of it on `device`: one transfer for each array."""
+    """`value`, a dataclass of NumPy arrays, devices and plain data, or a tuple, with all of it on `device`: one transfer an array."""
     there: T = _carried(value, device)
     return there
 
@@ -39,6 +39,8 @@ def _carried(value: Any, device: Device) -> Any:
     if isinstance(value, np.ndarray):
         put = {"b": device.booleans, "i": device.integers}.get(value.dtype.kind)
         return (put or (device.float32 if value.dtype == np.float32 else device.float64))(value)
+    if isinstance(value, tuple):
+        return tuple(_carried(one, device) for one in value)
     if is_dataclass(value) and not isinstance(value, type):
         held = {field.name: _carried(getattr(value, field.name), device) for field in fields(value)}
         return replace(value, **held)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import spear_np
+from spear_np import LayerGradients
 from spear_np.backend import CPU, Device, to_host
 from spear_np.directions.pool import Pool
 from spear_np.factors.behind import Behind, with_layer_behind
@@ -28,9 +29,11 @@ from spear_np.kernels.sampling import (
     sample,
 )
 from spear_np.kernels.source import kernel_names, source
+from spear_np.search.blocks import Settings
 from spear_np.search.columns import Columns
 from spear_np.search.descent import Descent
 from tests.backends import Backend
+from tests.cards import Card
 from tests.chains import assert_whole, digit_network
 from tests.kernels_on_host import MISSING, HostKernels, build, declared
 from tests.layers import digit_layer, factors_of, true_directions
@@ -385,6 +388,27 @@ class TestWholeSearches:
         ran = set(kernels.launches)
         wanted = {"descent_pull", "descent_pattern", "descent_weights", "descent_move"}
         assert ran == ({"sample"} if method == "sampling" else wanted)
+
+    @pytest.mark.parametrize("method", ["sampling", "descent"])
+    def test_many_layers_are_inverted_together(
+        self, kernels: HostKernels, method: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        card = Card(CPU.xp, CPU.handle, "gpu:0", kernels)
+        monkeypatch.setattr(sys.modules["spear_np.many"], "device_for", lambda *_: card)
+        batches = [
+            digit_layer(b, width=width, seed=b) for b, width in ((8, 100), (5, 70), (8, 100), (6, 100))
+        ]
+        layers = [LayerGradients(one.weight_grad, one.bias_grad, one.weight, one.bias) for one in batches]
+        found = spear_np.invert_many(layers, method=method)
+        assert [one.status for one in found] == ["exact"] * 4
+        for one, batch in zip(found, batches, strict=True):
+            for image in batch.inputs:
+                assert np.min(np.linalg.norm(one.inputs - image, axis=1)) < 1e-3 * np.linalg.norm(image)
+        rounds = sum(len(one.history) for one in found)
+        if method == "descent":
+            assert Settings.steps <= kernels.launches.count("descent_move") < rounds * Settings.steps
+        else:
+            assert 1 <= kernels.launches.count("sample") <= rounds
 
     @pytest.mark.parametrize("activation", ["relu", "relu6"])
     def test_a_chain_is_inverted(self, kernels: HostKernels, activation: str) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,30 +16,16 @@ from spear_np.loop.run import Run, invert_readings
 from spear_np.placement import HOST_UNITS, algebra_device, carried
 from spear_np.search.elsewhere import Elsewhere
 from tests.backends import Backend
+from tests.cards import Card, strict_card
 from tests.layers import digit_layer, factors_of
 from tests.networks import LayerData
 
 M = 100
 
 
-class Card(Device):
-    """A device that is not the host: arrays of array-api-strict, which mix with no others."""
-
-    entered: list[str] = []  # noqa: RUF012  (a frozen dataclass holds no other state)
-
-    def activate(self) -> AbstractContextManager[Any]:
-        @contextmanager
-        def entered() -> Iterator[None]:
-            self.entered.append(self.name)
-            yield
-
-        return entered()
-
-
 @pytest.fixture
 def card() -> Card:
-    Card.entered.clear()
-    return Card(Backend.STRICT.xp, Backend.STRICT.handle, "gpu:0")
+    return strict_card()
 
 
 def inverted(data: LayerData, device: Device, method: str = "auto") -> Inversion:

@@ -7,7 +7,7 @@ kernel on a card and by `draw_subsets` on the host. All vectors are computed in 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -106,6 +106,10 @@ class Rows:
     narrowest: float
     widest: float
     """The same, at least and at most."""
+
+    def on(self, device: Device) -> Rows:
+        """The same on another device."""
+        return replace(self, unit=device.float32(self.unit), noise=device.float32(self.noise))
 
     @property
     def chance(self) -> float:

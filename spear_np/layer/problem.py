@@ -37,6 +37,7 @@ from ..search.descent import Descent
 from ..search.elsewhere import Elsewhere
 from ..search.sampling import Sampling
 from ..search.schedule import Schedule
+from ..search.together import Seat
 from .assemble import CROWDED, Ending, assemble_result, inversion, no_rank_reason, no_zeros_reason
 from .choose import add_candidates, demote_failed, select_directions
 
@@ -260,11 +261,16 @@ class LayerProblem:
 
 
 def layer_readings(
-    gradients: LayerGradients, device: Device, options: Options, behind: Behind | None = None
+    gradients: LayerGradients,
+    device: Device,
+    options: Options,
+    behind: Behind | None = None,
+    seat: Seat | None = None,
 ) -> Callable[[int], Reading]:
     """Return what reads `gradients`, without weight decay, at one reading of their singular values.
 
-    `behind` is the layer that follows, if it is known. Of a small layer on a card only the search is there.
+    `behind` is the layer that follows, if it is known. Of a small layer on a card only the search is there, and with a
+    `seat` only its launches, together with those of other layers.
     """
     algebra = algebra_device(device, gradients.shape[0])
 
@@ -273,7 +279,7 @@ def layer_readings(
         with _threads(gradients, algebra):
             return without_decay(gradients, algebra, options.batch_size)
 
-    return lambda reading: read_layer(decayed(), device, options, reading, behind)
+    return lambda reading: read_layer(decayed(), device, options, reading, behind, seat)
 
 
 def _threads(gradients: LayerGradients, device: Device) -> AbstractContextManager[Any]:
@@ -282,7 +288,12 @@ def _threads(gradients: LayerGradients, device: Device) -> AbstractContextManage
 
 
 def read_layer(
-    decayed: Decayed, device: Device, options: Options, reading: int = 0, behind: Behind | None = None
+    decayed: Decayed,
+    device: Device,
+    options: Options,
+    reading: int = 0,
+    behind: Behind | None = None,
+    seat: Seat | None = None,
 ) -> Reading:
     """Factorise a layer at one reading of the singular values and pose the problem of inverting it, with its search on `device`."""
     gradients, factors = decayed.gradients, decayed.factors
@@ -310,7 +321,7 @@ def read_layer(
     factors = replace(factors, space=with_layer_behind(factors.space, behind))
     with suitable_threads(algebra, gradients.shape[0] * factors.space.batch_size):
         model = sign_model(factors)
-        search = search_for(options.method, factors, model, behind, device)
+        search = search_for(options.method, factors, model, behind, device if seat is None else algebra, seat)
     where = None if algebra is device else device
     return Reading(LayerProblem(factors, model, search, options.data_range, behind, where), left)
 
@@ -321,11 +332,12 @@ def search_for(
     model: SignModel | None,
     behind: Behind | None = None,
     device: Device | None = None,
+    seat: Seat | None = None,
 ) -> Search:
     """Return the search of that name, or the caller's own.
 
     `behind` is the layer that follows, if it is known. Searches that follow thousands of starts or subsets run on `device`, by
-    default that of the factors, as the others do.
+    default that of the factors, as the others do; with a `seat` they leave their launches to it.
     """
     space = factors.space
 
@@ -333,15 +345,15 @@ def search_for(
         return search if device is None or device == space.device else Elsewhere.on(device, search, space)
 
     if method == "sampling" or space.batch_size == 1:
-        return there(Sampling())
+        return there(Sampling(seat=seat))
     if not isinstance(method, str):
         return method(factors, model)
-    descent = there(Descent.prepare(space, model))
+    descent = there(Descent.prepare(space, model, seat=seat))
     if method == "descent":
         return descent
     return Schedule(
         descent,
-        there(Sampling()),
+        there(Sampling(seat=seat)),
         Completion.prepare(factors, model),
         Columns.prepare(factors, model, behind),
     )

@@ -36,6 +36,7 @@ from ..factors.signs import SignModel, fit_known, smoother
 from ..kernels.width import starts_at_once
 from . import Proposals
 from .blocks import Block, Settings, Tempering, descend
+from .together import Seat
 
 CONVERGED_COSINE = 0.9995
 """Cosine from which two ends of a descent are the same.
@@ -157,12 +158,20 @@ class Descent:
     model: SignModel | None
     settings: Settings
     name: str = "descent"
+    seat: Seat | None = None
+    """Where blocks of other layers go down beside its own; None where it is for itself."""
 
     @classmethod
-    def prepare(cls, space: RowSpace, model: SignModel | None, settings: Settings | None = None) -> Descent:
+    def prepare(
+        cls,
+        space: RowSpace,
+        model: SignModel | None,
+        settings: Settings | None = None,
+        seat: Seat | None = None,
+    ) -> Descent:
         """Compute the weighted rows."""
         settings = settings or Settings()
-        return cls(_weighting(space, settings.alpha), model, settings)
+        return cls(_weighting(space, settings.alpha), model, settings, seat=seat)
 
     def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Descend from one block of starts; returns the distinct ends, sharpest first."""
@@ -191,7 +200,7 @@ class Descent:
         block = Block.prepare(
             device, self.weighting.rows, start, tempering, self.settings, signs=signs, known=known
         )
-        found = descend(device, [block])[0]
+        found = descend(device, [block])[0] if self.seat is None else self.seat.descend(block)
         # Where little is found, and where noise blurs the zeros, every end is worth a try.
         sharpest = math.inf if pool.effort or space.noisy else SHARP_END * self.settings.last_step
         ends = self._distinct(space, found, sharpest)

@@ -36,6 +36,7 @@ from ..factors.row_space import LARGEST_ANGLE, RowSpace
 from ..kernels.sampling import Rows, draw_tables, sample
 from ..kernels.splitmix import seed_from
 from . import Proposals
+from .together import Seat
 
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Exponents α of the weighted draws.
@@ -161,6 +162,8 @@ class Sampling:
 
     submatrices: int = MAX_SUBMATRICES
     name: str = "sampling"
+    seat: Seat | None = None
+    """Where subsets are examined beside those of other layers; None where it is for itself."""
 
     def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Draw one block of submatrices, at times only among the zero rows of known directions."""
@@ -192,7 +195,7 @@ class Sampling:
         """
         xp, device = space.xp, space.device
         length, r = problem.rows.shape
-        count = self._count(device, length, r)
+        count = self._count(device if self.seat is None else self.seat.device, length, r)
         alphas = rng.choice(EXPONENTS, EXPONENTS_PER_BLOCK, replace=False, p=EXPONENT_SHARES)
         tables = draw_tables(-alphas[:, None] * problem.log_norm, r - 1)
         # No coordinate is special: turned at random, the last component of a null vector is never small.
@@ -206,7 +209,8 @@ class Sampling:
             narrowest=NARROWEST,
             widest=WIDEST,
         )
-        found = sample(device, rows, tables, seed_from(rng), 0, count)
+        drawn = (rows, tables, seed_from(rng), 0, count)
+        found = sample(device, *drawn) if self.seat is None else self.seat.sample(*drawn)
         return found.vectors.astype(np.float64) @ to_host(turn).T, found.zeros, count
 
     def _count(self, device: Device, length: int, r: int) -> int:

@@ -1,0 +1,171 @@
+"""Where the searches of several layers meet, so that what they launch on a card is one launch.
+
+Each layer has a thread and a `Seat`. A search that has something for the card hands it to its seat and waits; as soon as
+all layers under way wait, or one of them has waited as long as it had worked before, the card does what all of them want.
+While it does, nobody else needs the interpreter, which a launch would otherwise have to share thousands of times.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..arrays import Array, HostArray
+from ..backend import Device, give_back_memory, to_host
+from ..errors import DeviceError
+from ..kernels.sampling import Rows, Sample, sample
+from ..placement import carried
+from .blocks import Block, descend
+
+Launch = Callable[[Device, Sequence[Any]], Sequence[Any]]
+"""Does on a device what several searches want, of one kind: things on the host, and the answers there, one for each."""
+
+
+@dataclass(eq=False)
+class _Request:
+    """What one search wants of the card."""
+
+    launch: Launch
+    kind: Hashable
+    """What requests must have in common, besides the function, to be answered together."""
+    wanted: Any
+    until: float
+    """When it has waited for others as long as it had worked before, by `time.monotonic`."""
+    answer: Any = None
+    error: BaseException | None = None
+    done: bool = False
+
+
+class Meeting:
+    """Layers under way on one device; `seat` lets another one join.
+
+    Parameters
+    ----------
+    device : Device
+        The card. What searches hand over and get back is on the host.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._changed = threading.Condition()
+        self._present = 0
+        self._waiting: list[_Request] = []
+        self._launching = False
+
+    @contextmanager
+    def seat(self) -> Iterator[Seat]:
+        """Yield the seat of a layer, which the others wait for until the block ends, however it does."""
+        with self._changed:
+            self._present += 1
+        try:
+            yield Seat(self)
+        finally:
+            with self._changed:
+                self._present -= 1
+                self._changed.notify()  # one of those who wait sees whether they waited for this layer alone
+
+    def ask(self, request: _Request) -> Any:
+        """Return the answer to a request, alone or together with those of others; raises what it failed with."""
+        with self._changed:
+            self._waiting.append(request)
+        while True:
+            with self._changed:
+                while not request.done and (self._launching or not self._due()):
+                    self._changed.wait(
+                        None if self._launching else max(0.0, request.until - time.monotonic())
+                    )
+                if request.done:
+                    break
+                taken, self._waiting, self._launching = self._waiting, [], True
+            try:
+                self._answer(taken)
+            finally:
+                with self._changed:
+                    self._launching = False
+                    self._changed.notify_all()
+        if request.error is not None:
+            raise request.error
+        return request.answer
+
+    def _due(self) -> bool:
+        """Whether nobody is missing, or has kept another one waiting for long enough."""
+        if len(self._waiting) >= self._present:
+            return True
+        return time.monotonic() >= min((request.until for request in self._waiting), default=float("inf"))
+
+    def _answer(self, requests: Sequence[_Request]) -> None:
+        """Answer all `requests`, those of a kind together."""
+        kinds: dict[Hashable, list[_Request]] = {}
+        for request in requests:
+            kinds.setdefault((request.launch, request.kind), []).append(request)
+        for alike in kinds.values():
+            self._launch(alike)
+
+    def _launch(self, requests: Sequence[_Request]) -> None:
+        """Answer `requests` of one kind; where that fails, its halves, so that the one at fault does not cost the others.
+
+        A card that does not answer fails for all of them.
+        """
+        try:
+            with self.device.activate():
+                answers = requests[0].launch(self.device, [request.wanted for request in requests])
+        except BaseException as error:  # noqa: BLE001  (each has it raised in its own thread)
+            lost = isinstance(error, DeviceError) and not isinstance(error.__cause__, MemoryError)
+            if lost or len(requests) == 1:
+                for request in requests:
+                    request.error, request.done = error, True
+                return
+        else:
+            for request, answer in zip(requests, answers, strict=True):
+                request.answer, request.done = answer, True
+            return
+        give_back_memory(self.device)
+        middle = len(requests) // 2
+        self._launch(requests[:middle])
+        self._launch(requests[middle:])
+
+
+@dataclass(eq=False)
+class Seat:
+    """The place of one layer at a `Meeting`; for its thread alone. What goes in and what comes back is on the host."""
+
+    meeting: Meeting
+    _since: float = field(default_factory=time.monotonic)
+    """When it began to work for itself."""
+
+    @property
+    def device(self) -> Device:
+        """The card."""
+        return self.meeting.device
+
+    def descend(self, block: Block) -> Array:
+        """(k', b) float32: the ends of a block, as `blocks.descend` has them."""
+        ends: Array = self._asked(_descended, block.pace, block)
+        return ends
+
+    def sample(self, rows: Rows, tables: HostArray, seed: int, first: int, count: int) -> Sample:
+        """As `kernels.sampling.sample`."""
+        found: Sample = self._asked(_sampled, None, (rows, tables, seed, first, count))
+        return found
+
+    def _asked(self, launch: Launch, kind: Hashable, wanted: Any) -> Any:
+        now = time.monotonic()
+        try:
+            return self.meeting.ask(_Request(launch, kind, wanted, until=now + (now - self._since)))
+        finally:
+            self._since = time.monotonic()
+
+
+def _descended(device: Device, blocks: Sequence[Block]) -> list[HostArray]:
+    return [to_host(ends) for ends in descend(device, [carried(block, device) for block in blocks])]
+
+
+def _sampled(device: Device, wanted: Sequence[tuple[Rows, HostArray, int, int, int]]) -> list[Sample]:
+    return [
+        sample(device, rows.on(device), tables, seed, first, count)
+        for rows, tables, seed, first, count in wanted
+    ]
