@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import h5py
 
@@ -152,6 +152,13 @@ class Layer:
             )
         except spear_np.InputError as error:
             raise FileError(str(error), self.place, "export the layer again") from error
+
+    @property
+    def loaded(self) -> spear_np.LayerGradients | None:
+        """The same without the file, once `check_finite` has read it; None if it is too large to be in memory."""
+        arrays: dict[str, Any] = {name: array.loaded for name, array in self.arrays.items()}
+        missing = any(array is None for array in arrays.values())
+        return None if missing else replace(self.gradients, **arrays)
 
     @property
     def shape(self) -> tuple[int, ...] | None:

@@ -161,6 +161,11 @@ class StoredArray:
             loaded.setflags(write=False)  # every slice is a view of them
             self._loaded = loaded
 
+    @property
+    def loaded(self) -> Floats | None:
+        """The numbers, if they are in memory: they can be used when the file is closed."""
+        return self._loaded
+
     def _unpacked(self, key: Any) -> int:
         """Return how many bytes are unpacked, at most, to read a slice: at least one chunk."""
         keys = [one for one in (key if isinstance(key, tuple) else (key,)) if one is not Ellipsis]

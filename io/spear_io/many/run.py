@@ -23,6 +23,7 @@ from .order import cheap_first
 from .selection import Selection, Task, Unread, Wanted, select
 from .sources import Sources, find_dumps
 from .task import Done, Search, invert_task, read_progress
+from .together import invert_together, next_together
 
 TICK = 0.5
 """Seconds between two looks at work that goes on elsewhere."""
@@ -293,6 +294,10 @@ class _Work:
                 if not ending and ends():
                     ending = True
                     self._journal.stop()
+                if self._crew.here and self._search.device != "cpu":
+                    if not ending:
+                        self._do_together(next_together(self._waiting), ends)
+                    continue
                 while self._waiting and not ending and len(self._running) < self._crew.room:
                     self._hand_out(self._waiting.popleft(), ends)
                 self._collect()
@@ -304,6 +309,16 @@ class _Work:
                     future.cancel()
             self._keeper.shutdown()
         return [self.failed[number] for number in sorted(self.failed)]
+
+    def _do_together(self, tasks: Sequence[Task], ends: Callable[[], bool]) -> None:
+        """Have layers inverted by one card, here."""
+        numbered = {task.number: task for task in tasks}
+        for task in tasks:
+            self._audience.start(task)
+        for done in invert_together(tasks, self._search, self._journal.folder, self._audience.move, ends):
+            self._note(numbered[done.number], done)
+            self._settle()
+            self._audience.tick()
 
     def _hand_out(self, task: Task, ends: Callable[[], bool]) -> None:
         self._audience.start(task)
@@ -354,6 +369,10 @@ class _Work:
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise _broken(error) from error
+        self._note(task, done)
+
+    def _note(self, task: Task, done: Done) -> None:
+        """Keep an answer, or remember why there is none."""
         if done.error is None:
             self._kept.append((self._keeper.submit(self._journal.keep, done), task, done))
         else:

@@ -17,9 +17,10 @@ import numpy as np
 import spear_np
 from spear_np.backend import device_for
 
-from ..files.dump import Layer, Record, named, open_dump
+from ..files.dump import Layer, Record, RecordInfo, named, open_dump
 from ..files.inversion_writer import InversionWriter
 from ..files.limits import working
+from ..files.sight import Seen
 from ..problems import FileError, Place, WriteError
 from .selection import Task
 
@@ -103,10 +104,7 @@ def invert_task(
     DeviceError
         If the device does not answer.
     """
-    if not journal.is_dir():
-        msg = "is not seen from the process that works on a record"
-        raise WriteError(msg, Place(journal), "write to a folder that all workers see")
-    ends = _Ends(journal, stop)
+    ends = Ends(journal, stop)
     telling = entry_path(journal, task.number, "progress")
     try:
         with open_dump(task.dump) as dump:
@@ -119,12 +117,7 @@ def invert_task(
             else:
                 with working():
                     result = _inverted(record, layer, search, callback or _Teller(telling), ends)
-            cut_short = result.status not in (spear_np.Status.EXACT, spear_np.Status.APPROXIMATE) and ends()
-            with InversionWriter(
-                entry_path(journal, task.number, "written"), source=task.dump, durable=False
-            ) as out:
-                notes = _notes(record, layer, result)
-                out.add(task.name, layer.name, result, notes, display=record.info, seen=layer.seen)
+            return Origin.of(record, layer).answer(task, result, journal, ends)
     except (WriteError, spear_np.DeviceError):
         raise
     except Exception as error:  # noqa: BLE001  (whatever one record does, the others go on)
@@ -132,7 +125,6 @@ def invert_task(
     finally:
         with suppress(OSError):
             telling.unlink(missing_ok=True)
-    return Done(task.number, str(result.status), result.seconds, finished=not cut_short)
 
 
 def read_progress(journal: Path, number: int) -> spear_np.Progress | None:
@@ -143,10 +135,64 @@ def read_progress(journal: Path, number: int) -> spear_np.Progress | None:
         return None
 
 
-class _Ends:
-    """Tells whether the work shall stop, without asking too often."""
+@dataclass(frozen=True)
+class Origin:
+    """What a dump says of a layer beside its numbers: it goes with the answer."""
+
+    layer: str
+    info: RecordInfo
+    seen: Seen
+    said: tuple[str, ...]
+    """Notes of the dump about the record."""
+
+    @classmethod
+    def of(cls, record: Record, layer: Layer) -> Origin:
+        """That of a layer of a record."""
+        sentence = layer.seen.sentence(layer.name)
+        said = record.notes if sentence is None else (*record.notes, sentence)
+        return cls(layer.name, record.info, layer.seen, tuple(said))
+
+    def answer(self, task: Task, result: spear_np.Inversion, journal: Path, ends: Ends) -> Done:
+        """Write a result into the journal.
+
+        Raises
+        ------
+        WriteError
+            If that cannot be done.
+        """
+        cut_short = result.status not in (spear_np.Status.EXACT, spear_np.Status.APPROXIMATE) and ends()
+        with InversionWriter(
+            entry_path(journal, task.number, "written"), source=task.dump, durable=False
+        ) as out:
+            notes = self._notes(result)
+            out.add(task.name, self.layer, result, notes, display=self.info, seen=self.seen)
+        return Done(task.number, str(result.status), result.seconds, finished=not cut_short)
+
+    def _notes(self, result: spear_np.Inversion) -> tuple[str, ...]:
+        """What the dump gives reason to say about a result."""
+        stated = self.info.batch_size
+        if stated is None or result.batch_size in (0, stated):
+            return self.said
+        note = (
+            f"the dump states a batch of {stated}, the gradient shows {result.batch_size}: identical inputs, and inputs "
+            "that turn on no unit of this layer, do not show"
+        )
+        return (*self.said, note)
+
+
+class Ends:
+    """Tells whether the work shall stop, without asking too often.
+
+    Raises
+    ------
+    WriteError
+        If the journal is not there.
+    """
 
     def __init__(self, journal: Path, stop: Callable[[], bool] | None) -> None:
+        if not journal.is_dir():
+            msg = "is not seen from the process that works on a record"
+            raise WriteError(msg, Place(journal), "write to a folder that all workers see")
         self._file = journal / STOP
         self._journal = journal
         self._stop = stop
@@ -154,6 +200,7 @@ class _Ends:
         self._told = False
 
     def __call__(self) -> bool:
+        """Whether it shall."""
         if self._told or (self._stop is not None and self._stop()):
             return True
         now = time.monotonic()
@@ -199,20 +246,6 @@ def _inverted(
         )
     except spear_np.InputError as error:
         raise FileError(str(error), layer.place) from error
-
-
-def _notes(record: Record, layer: Layer, result: spear_np.Inversion) -> tuple[str, ...]:
-    """Return what the dump gives reason to say about a result."""
-    stated = record.info.batch_size
-    seen = layer.seen.sentence(layer.name)
-    said = record.notes if seen is None else (*record.notes, seen)
-    if stated is None or result.batch_size in (0, stated):
-        return said
-    note = (
-        f"the dump states a batch of {stated}, the gradient shows {result.batch_size}: identical inputs, and inputs "
-        "that turn on no unit of this layer, do not show"
-    )
-    return (*said, note)
 
 
 def not_begun(shape: tuple[int, int], search: Search) -> spear_np.Inversion:
