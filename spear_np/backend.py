@@ -652,6 +652,17 @@ def contiguous(xp: Namespace, array: Array) -> Array:
     return array
 
 
+def stacked(device: Device, arrays: Sequence[Array]) -> Array:
+    """(s, …): `arrays` of `device`, of two axes and one dtype, side by side and filled up with zeros; a view of a single one."""
+    if len(arrays) == 1:
+        return arrays[0][None, :, :]
+    shape = [max(array.shape[axis] for array in arrays) for axis in range(2)]
+    stack = device.xp.zeros((len(arrays), *shape), dtype=arrays[0].dtype, device=device.handle)
+    for place, array in enumerate(arrays):
+        stack[place, : array.shape[0], : array.shape[1]] = array
+    return stack
+
+
 def product(xp: Namespace, left: Array, right: Array, out: Array | None) -> Array:
     """Product of matrices or of stacks, written into `out` if that has its shape and the library can: no memory is asked for in a loop."""
     if out is None or out.shape[-2:] != (left.shape[-2], right.shape[-1]):

@@ -22,6 +22,7 @@ from spear_np.kernels import columns, descent, reflect
 from spear_np.kernels.sampling import (
     KEPT_VECTORS,
     LARGEST_KERNEL,
+    Draw,
     Rows,
     Sample,
     draw_subsets,
@@ -273,8 +274,24 @@ def planted(l: int, r: int, seed: int) -> tuple[Rows, Floats]:
 
 def sampled(runner: Runner, rows: Rows, tables: Any, count: int) -> tuple[Sample, Sample]:
     """What the kernel finds, and what array code does."""
-    there = replace(rows, unit=runner.array(rows.unit), noise=runner.array(rows.noise))
-    return sample(runner.device, there, tables, 11, 1000, count), sample(CPU, rows, tables, 11, 1000, count)
+    draw = Draw(rows, tables, 11, 1000, count)
+    return sample(runner.device, [on(runner, draw)])[0], sample(CPU, [draw])[0]
+
+
+def on(runner: Runner, draw: Draw) -> Draw:
+    there = replace(draw.rows, unit=runner.array(draw.rows.unit), noise=runner.array(draw.rows.noise))
+    return replace(draw, rows=there)
+
+
+def same_sample(one: Sample, other: Sample, *, but: int = 3) -> None:
+    """Both found the same vectors, but for a few that the rounding of float32 decides."""
+    assert len(set(one.subsets) ^ set(other.subsets)) <= but
+    both = np.intersect1d(one.subsets, other.subsets)
+    mine, theirs = (found.vectors[np.argsort(found.subsets)] for found in (one, other))
+    mine = mine[np.isin(np.sort(one.subsets), both)]
+    theirs = theirs[np.isin(np.sort(other.subsets), both)]
+    assert mine.shape == theirs.shape
+    assert np.all(np.abs(np.vecdot(mine, theirs)) > 1 - 1e-4)
 
 
 class TestSampling:
@@ -305,6 +322,53 @@ class TestSampling:
         assert hits > 20
         assert np.all(np.diff(kernel.zeros) <= 0)
         assert set(kernel.subsets) <= set(range(1000, 1060))
+
+    def test_draws_of_other_layers_are_examined_beside_each_other(self, runner: Runner) -> None:
+        draws = []
+        for place, (l, r, groups, count) in enumerate(
+            ((40, 6, 1, 50), (23, 2, 3, 7), (90, 17, 2, 64), (12, 6, 1, 1), (30, 1, 1, 5))
+        ):
+            rows, hidden = planted(l, r, seed=place)
+            preferred = np.where(np.abs(rows.unit @ hidden) < 1e-3, 8.0, 0.0)
+            further = np.random.default_rng(place).standard_normal((groups, l))
+            bounds = replace(rows, narrowest=1e-3 / (place + 1))
+            draws.append(
+                Draw(bounds, draw_tables(preferred + further, r - 1), 11 + place, 100 * place, count)
+            )
+        found = sample(runner.device, [on(runner, draw) for draw in draws])
+        for draw, one in zip(draws, found, strict=True):
+            alone = sample(CPU, [draw])[0]
+            assert len(alone.vectors) > 0
+            same_sample(one, alone, but=2)
+            assert all(draw.first <= subset < draw.first + draw.count for subset in one.subsets)
+        assert runner.device.name != "cpu" or runner.launched() == ["sample"]
+        assert sample(runner.device, []) == []
+
+    def test_large_layers_beside_others_go_to_array_code(self, runner: Runner) -> None:
+        draws = []
+        for r in (LARGEST_KERNEL + 1, 5):
+            rows, hidden = planted(4 * r, r, seed=5)
+            preferred = np.where(np.abs(rows.unit @ hidden) < 1e-3, 8.0, 0.0)
+            draws.append(Draw(rows, draw_tables(preferred[None, :], r - 1), 3, 0, 10))
+        found = sample(runner.device, [on(runner, draw) for draw in draws])
+        for draw, one in zip(draws, found, strict=True):
+            same_sample(one, sample(CPU, [draw])[0])
+            assert one.vectors.shape[1] == draw.rows.unit.shape[1]
+
+    def test_few_zeros_beyond_chance_are_enough(self, runner: Runner) -> None:
+        # Twenty of two hundred rows: more than chance brings, fewer than are asked for at most.
+        rng = np.random.default_rng(8)
+        l, r = 200, 6
+        rows, hidden = planted(l, r, seed=8)
+        unit = rng.standard_normal((l, r)).astype(np.float32)
+        unit[:20] = rows.unit[np.abs(rows.unit @ hidden) < 1e-3][:20]
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        few = replace(rows, unit=unit, glanced=np.arange(32))
+        assert few.spare > 20
+        tables = draw_tables(np.where(np.arange(l) < 20, 9.0, 0.0)[None, :], r - 1)
+        for found in sampled(runner, few, tables, 40):
+            hits = np.abs(found.vectors @ hidden) > 1 - 1e-5
+            assert np.count_nonzero(hits) > 20
 
     def test_one_coordinate_has_one_direction(self, runner: Runner) -> None:
         rows = Rows(np.zeros((9, 1), np.float32), np.arange(9), np.ones((1, 1), np.float32), 1e-6, 1e-4, 0.02)

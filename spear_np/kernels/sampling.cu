@@ -78,41 +78,62 @@ __device__ bool annulled(float* A, int ld, int r, float small, int lane, float* 
     return true;
 }
 
-// Candidates `first` to `first + count - 1`; those that enough rows agree with leave their vector, zero count and number in the
-// order in which warps find them. `found` counts beyond `capacity`, whatever is kept.
+// Of each problem the candidates `first` to `first + count - 1`; those that enough rows agree with leave their vector, zero count
+// and number in the order in which warps find them. `found` counts beyond `capacity`, whatever is kept. `blocks` neighbouring
+// blocks have one problem. Arrays of several lie side by side, those of fewer rows, columns or glances filled up.
 extern "C" __global__ void sample(
-    const float* __restrict__ rows,     // (l, r) unit rows, turned so that no coordinate is special
-    const int* __restrict__ tables,     // (groups, slots) rows, each in as many slots as it has weight; subset i has table i % groups
-    const float* __restrict__ noise,    // (r, r) upper triangular: |noise x| is the standard deviation of the noise in rows · x
-    const float* __restrict__ glanced,  // (r, glances) columns: the rows looked at before all others
-    int l, int r, int slots, int groups, int glances, unsigned long long seed, unsigned long long first, unsigned long long count,
-    int most_draws, float small, float amplification, float narrowest, float widest, float density, float sigmas, int spare,
-    float* __restrict__ vectors,             // (capacity, r)
-    int* __restrict__ zeros,                 // (capacity,)
-    unsigned long long* __restrict__ which,  // (capacity,)
-    unsigned long long* found, int capacity)
+    const float* __restrict__ rows,     // (problems, most_l, most_r) unit rows, turned so that no coordinate is special
+    const int* __restrict__ tables,     // (problems, most_slots): (groups, slots) rows, each in as many slots as it has weight;
+                                        // subset i has table i % groups
+    const float* __restrict__ noise,    // (problems, most_r, most_r) upper triangular: |noise x| is the standard deviation of
+                                        // the noise in rows · x
+    const float* __restrict__ glanced,  // (problems, most_r, most_glances) columns: the rows looked at before all others
+    const int* __restrict__ shapes,     // (problems, 7): l, r, slots, groups, glances, most draws, spare
+    const unsigned long long* __restrict__ numbers,  // (problems, 3): seed, first, count
+    const float* __restrict__ bounds,   // (problems, 4): amplification, narrowest, widest, and how many rows a vector without
+                                        // meaning annuls, in units of the tolerance
+    int most_l, int most_r, int most_slots, int most_glances, int blocks, float small, float sigmas,
+    float* __restrict__ vectors,             // (problems, capacity, most_r)
+    int* __restrict__ zeros,                 // (problems, capacity)
+    unsigned long long* __restrict__ which,  // (problems, capacity)
+    unsigned long long* found,               // (problems,)
+    int capacity)
 {
     SHARED_FLOATS(shared);
     int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
+    int problem = blockIdx.x / blocks, block = blockIdx.x % blocks;
+    const int* shape = shapes + problem * 7;
+    int l = shape[0], r = shape[1], slots = shape[2], groups = shape[3], glances = shape[4], most_draws = shape[5], spare = shape[6];
+    unsigned long long seed = numbers[problem * 3], first = numbers[problem * 3 + 1], count = numbers[problem * 3 + 2];
+    float amplification = bounds[problem * 4], narrowest = bounds[problem * 4 + 1];
+    float widest = bounds[problem * 4 + 2], meaningless = bounds[problem * 4 + 3];
+    rows += (size_t)problem * most_l * most_r;
+    tables += (size_t)problem * most_slots;
+    noise += (size_t)problem * most_r * most_r;
+    glanced += (size_t)problem * most_r * most_glances;
+    vectors += (size_t)problem * capacity * most_r;
+    zeros += (size_t)problem * capacity;
+    which += (size_t)problem * capacity;
+
     int n = r - 1, ld = r | 1;  // odd: neighbouring rows start in different banks
     float* A = shared + warp * (n * ld + r + n + 1 + LANES);
     float* x = A + n * ld;
     int* picks = (int*)(x + r);
     int* slot = picks + n;
     int* drawn = slot + 1;
-    for (unsigned long long item = (unsigned long long)blockIdx.x * warps + warp; item < count; item += (unsigned long long)gridDim.x * warps) {
+    for (unsigned long long item = (unsigned long long)block * warps + warp; item < count; item += (unsigned long long)blocks * warps) {
         unsigned long long id = first + item;
         warp_wait();  // the last one is out of shared memory
         draw_subset(tables + (size_t)(id % groups) * slots, slots, l, n, most_draws, mixed(seed + id), lane, picks, drawn);
         for (int i = 0; i < n; ++i)
-            for (int c = lane; c < r; c += LANES) A[i * ld + c] = rows[(size_t)picks[i] * r + c];
+            for (int c = lane; c < r; c += LANES) A[i * ld + c] = rows[(size_t)picks[i] * most_r + c];
         warp_wait();
         if (!annulled(A, ld, r, small, lane, x)) continue;
 
         float square = 0.0f;
         for (int i = lane; i < r; i += LANES) {
             float part = 0.0f;
-            for (int c = i; c < r; ++c) part += noise[i * r + c] * x[c];
+            for (int c = i; c < r; ++c) part += noise[i * most_r + c] * x[c];
             square += part * part;
         }
         float tolerance = fminf(fmaxf(amplification * sqrtf(warp_sum(square)), narrowest), widest);
@@ -120,7 +141,7 @@ extern "C" __global__ void sample(
         float seen = 0.0f;
         for (int j = lane; j < glances; j += LANES) {
             float product = 0.0f;
-            for (int c = 0; c < r; ++c) product += glanced[c * glances + j] * x[c];
+            for (int c = 0; c < r; ++c) product += glanced[c * most_glances + j] * x[c];
             seen += fabsf(product) < tolerance ? 1.0f : 0.0f;
         }
         if (l > r && warp_sum(seen) < 0.5f) continue;
@@ -128,20 +149,20 @@ extern "C" __global__ void sample(
         float agreeing = 0.0f;
         for (int j = lane; j < l; j += LANES) {
             float product = 0.0f;
-            for (int c = 0; c < r; ++c) product += rows[(size_t)j * r + c] * x[c];
+            for (int c = 0; c < r; ++c) product += rows[(size_t)j * most_r + c] * x[c];
             agreeing += fabsf(product) < tolerance ? 1.0f : 0.0f;
         }
         agreeing = warp_sum(agreeing);
-        float chance = density * tolerance * (float)(l - r);
+        float chance = meaningless * tolerance;
         if (agreeing < (float)r + fminf(ceilf(chance + sigmas * sqrtf(chance)), (float)spare)) continue;
 
         if (lane == 0) {
-            unsigned long long place = atomicAdd(found, 1ULL);
+            unsigned long long place = atomicAdd(found + problem, 1ULL);
             *slot = place < (unsigned long long)capacity ? (int)place : -1;
             if (*slot >= 0) { zeros[*slot] = (int)agreeing; which[*slot] = id; }
         }
         warp_wait();
         if (*slot >= 0)
-            for (int c = lane; c < r; c += LANES) vectors[(size_t)*slot * r + c] = x[c];
+            for (int c = lane; c < r; c += LANES) vectors[(size_t)*slot * most_r + c] = x[c];
     }
 }

@@ -7,12 +7,13 @@ kernel on a card and by `draw_subsets` on the host. All vectors are computed in 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import Device, between, contiguous, to_host
+from ..backend import Device, between, contiguous, stacked, to_host
 from .source import WARP, launch, runs_kernels
 from .splitmix import below
 
@@ -214,12 +215,43 @@ def _drawn(tables: HostArray, subsets: HostArray, draws: int, seed: int) -> Host
     return drawn
 
 
-def sample(device: Device, rows: Rows, tables: HostArray, seed: int, first: int, count: int) -> Sample:
-    """Examine the subsets `first` to `first + count - 1` of r - 1 rows each; `tables` are those of `draw_subsets`."""
-    if runs_kernels(device, rows.unit) and rows.unit.shape[1] <= LARGEST_KERNEL:
-        parts = _launched(device, rows, tables, seed, first, count)
-    else:
-        parts = _in_arrays(device, rows, tables, seed, first, count)
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Subsets of r - 1 rows that are to be examined: numbers `first` to `first + count - 1`."""
+
+    rows: Rows
+    tables: HostArray
+    """(groups, slots) int32: those of `draw_subsets`."""
+    seed: int
+    first: int
+    count: int
+
+    def on(self, device: Device) -> Draw:
+        """The same with its rows on another device."""
+        return replace(self, rows=self.rows.on(device))
+
+    def halves(self) -> tuple[Draw, Draw]:
+        """The same subsets in two parts."""
+        half = self.count // 2
+        rest = replace(self, first=self.first + half, count=self.count - half)
+        return replace(self, count=half), rest
+
+
+def sample(device: Device, draws: Sequence[Draw]) -> list[Sample]:
+    """Examine the subsets of each of some `draws`; on a card in one launch."""
+    launched = [
+        number
+        for number, draw in enumerate(draws)
+        if runs_kernels(device, draw.rows.unit) and draw.rows.unit.shape[1] <= LARGEST_KERNEL
+    ]
+    found = dict(zip(launched, _launched(device, [draws[number] for number in launched]), strict=True))
+    for number, draw in enumerate(draws):
+        if number not in found:
+            found[number] = _in_arrays(device, draw.rows, draw.tables, draw.seed, draw.first, draw.count)
+    return [_gathered(found[number]) for number in range(len(draws))]
+
+
+def _gathered(parts: list[Part]) -> Sample:
     vectors, zeros, subsets = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.lexsort((subsets, -zeros))
     return Sample(vectors[order], zeros[order], subsets[order])
@@ -298,58 +330,78 @@ def null_vectors_of(device: Device, rows: Array, picks: HostArray) -> Array:
     return xp.matrix_transpose(x)
 
 
-def _launched(device: Device, rows: Rows, tables: HostArray, seed: int, first: int, count: int) -> list[Part]:
+def _launched(device: Device, draws: Sequence[Draw]) -> list[list[Part]]:
     """As `sample`, by the kernel: only what is kept leaves the device."""
+    if not draws:
+        return []
     xp = device.xp
-    length, r = rows.unit.shape
+    rows = [draw.rows for draw in draws]
+    glanced = [xp.take(one.unit, device.integers(one.glanced), axis=0).T for one in rows]
+    stacks = {
+        "rows": stacked(device, [one.unit for one in rows]),
+        "tables": stacked(device, [_on(device, draw.tables.reshape(1, -1)) for draw in draws]),
+        "noise": stacked(device, [one.noise for one in rows]),
+        "glanced": contiguous(xp, stacked(device, glanced)),
+    }
+    shapes = [
+        (
+            *draw.rows.unit.shape,
+            draw.tables.shape[1],
+            draw.tables.shape[0],
+            len(draw.rows.glanced),
+            MOST_DRAWS * (draw.rows.unit.shape[1] - 1),
+            draw.rows.spare,
+        )
+        for draw in draws
+    ]
+    numbers = [(draw.seed, draw.first, draw.count) for draw in draws]
+    bounds = [(one.amplification, one.narrowest, one.widest, one.chance) for one in rows]
+    count, r = max(draw.count for draw in draws), stacks["rows"].shape[2]
     capacity = min(count, KEPT_VECTORS)
-    vectors = xp.empty((capacity, r), dtype=xp.float32, device=device.handle)
-    zeros = xp.empty((capacity,), dtype=xp.int32, device=device.handle)
-    numbers = xp.empty((capacity,), dtype=xp.uint64, device=device.handle)
-    found = xp.zeros((1,), dtype=xp.uint64, device=device.handle)
-    glanced = xp.take(rows.unit, device.integers(rows.glanced), axis=0).T
+    vectors = xp.empty((len(draws), capacity, r), dtype=xp.float32, device=device.handle)
+    zeros = xp.empty((len(draws), capacity), dtype=xp.int32, device=device.handle)
+    which = xp.empty((len(draws), capacity), dtype=xp.uint64, device=device.handle)
+    found = xp.zeros((len(draws),), dtype=xp.uint64, device=device.handle)
     floats = (r - 1) * (r | 1) + r + (r - 1) + 1 + WARP
     warps = max(1, min(MOST_WARPS, SHARED_BYTES // (4 * floats)))
+    blocks = -(-count // (warps * SUBSETS_PER_WARP))
     arguments = (
-        rows.unit,
-        xp.asarray(tables, device=device.handle),
-        rows.noise,
-        contiguous(xp, glanced),
-        np.int32(length),
+        *stacks.values(),
+        _on(device, np.asarray(shapes, dtype=np.int32)),
+        _on(device, np.asarray(numbers, dtype=np.uint64)),
+        _on(device, np.asarray(bounds, dtype=np.float32)),
+        np.int32(stacks["rows"].shape[1]),
         np.int32(r),
-        np.int32(tables.shape[1]),
-        np.int32(tables.shape[0]),
-        np.int32(len(rows.glanced)),
-        np.uint64(seed),
-        np.uint64(first),
-        np.uint64(count),
-        np.int32(MOST_DRAWS * (r - 1)),
+        np.int32(stacks["tables"].shape[2]),
+        np.int32(stacks["glanced"].shape[2]),
+        np.int32(blocks),
         np.float32(SMALL_PIVOT),
-        np.float32(rows.amplification),
-        np.float32(rows.narrowest),
-        np.float32(rows.widest),
-        np.float32(rows.chance),
         np.float32(CHANCE_SIGMAS),
-        np.int32(rows.spare),
         vectors,
         zeros,
-        numbers,
+        which,
         found,
         np.int32(capacity),
     )
-    blocks = -(-count // (warps * SUBSETS_PER_WARP))
-    launch(device, "sample", blocks, WARP * warps, arguments, shared=4 * floats * warps)
-    kept = int(to_host(found)[0])
-    if kept > capacity:  # which of them are kept is a matter of luck: every half has all of its own
-        half = count // 2
-        return [
-            *_launched(device, rows, tables, seed, first, half),
-            *_launched(device, rows, tables, seed, first + half, count - half),
-        ]
-    return [
-        (
-            to_host(vectors[:kept, :]),
-            to_host(zeros[:kept]).astype(np.int64),
-            to_host(numbers[:kept]).astype(np.int64),
+    launch(device, "sample", len(draws) * blocks, WARP * warps, arguments, shared=4 * floats * warps)
+    parts: list[list[Part]] = []
+    for place, (draw, kept) in enumerate(zip(draws, to_host(found).tolist(), strict=True)):
+        if kept > capacity:  # which of them are kept is a matter of luck: every half has all of its own
+            parts.append([part for half in draw.halves() for part in _launched(device, [half])[0]])
+            continue
+        own = vectors[place, :kept, : draw.rows.unit.shape[1]]
+        parts.append(
+            [
+                (
+                    to_host(own),
+                    to_host(zeros[place, :kept]).astype(np.int64),
+                    to_host(which[place, :kept]).astype(np.int64),
+                )
+            ]
         )
-    ]
+    return parts
+
+
+def _on(device: Device, values: HostArray) -> Array:
+    """`values` on `device`, their dtype kept."""
+    return device.xp.asarray(values, device=device.handle)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, Namespace
-from ..backend import SHARED_FROM, Device, contiguous, mapped, orthogonal_complement, product
+from ..backend import SHARED_FROM, Device, contiguous, mapped, orthogonal_complement, product, stacked
 from ..kernels.descent import TINY, move, pull, sign_weights, soft_pattern
 
 WIDTHS = (1.0, 0.3)
@@ -154,7 +154,7 @@ def descend(device: Device, blocks: Sequence[Block]) -> list[Array]:
     predictions = [block.prediction for block in blocks if block.prediction is not None]
     if predictions:
         gather, scatter = zip(*predictions, strict=True)
-        prediction = _stacked(device, gather), _stacked(device, scatter)
+        prediction = stacked(device, gather), stacked(device, scatter)
     pace = _Pace.of(device, blocks)
     merges = {round(share * steps) for share in THIN_AT} if settings.thinning else set()
     inner = {
@@ -166,7 +166,7 @@ def descend(device: Device, blocks: Sequence[Block]) -> list[Array]:
                 course.release(xp)
             if first in merges:
                 course.merge(xp)
-        rows = _stacked(device, [course.rows for course in courses])
+        rows = stacked(device, [course.rows for course in courses])
         _Leg(device, rows, prediction, pace, first, stop).lead(courses)
     return [course.ends for course in courses]
 
@@ -278,13 +278,13 @@ class _Leg:
 
     def lead(self, courses: Sequence[_Course]) -> None:
         """Take `courses` along; a CPU shares their starts out to its cores."""
-        points = _stacked(self.device, [course.points for course in courses])
+        points = stacked(self.device, [course.points for course in courses])
         for place, course in enumerate(courses):
             points[place, course.points.shape[0] :, 0] = (
                 1.0  # where a block has fewer starts: any unit vector
             )
         known = [course.weights for course in courses if course.weights is not None]
-        points, weights = self._all_down(points, _stacked(self.device, known) if known else None)
+        points, weights = self._all_down(points, stacked(self.device, known) if known else None)
         for place, course in enumerate(courses):
             k, b = course.points.shape
             course.points = points[place, :k, :b]
@@ -326,18 +326,6 @@ class _Leg:
             gradient = product(xp, pull(device, values, weights, width), self.rows, gradient)
             q = move(device, q, gradient, pace.lengths[step, ...])
         return q, weights
-
-
-def _stacked(device: Device, arrays: Sequence[Array]) -> Array:
-    """(s, …): `arrays` of two axes side by side, filled up with zeros; a view of a single one."""
-    if len(arrays) == 1:
-        return arrays[0][None, :, :]
-    xp = device.xp
-    shape = [max(array.shape[axis] for array in arrays) for axis in range(2)]
-    stack = xp.zeros((len(arrays), *shape), dtype=xp.float32, device=device.handle)
-    for place, array in enumerate(arrays):
-        stack[place, : array.shape[0], : array.shape[1]] = array
-    return stack
 
 
 def _apart(xp: Namespace, q: Array, cosine: float) -> Array:

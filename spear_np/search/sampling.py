@@ -33,7 +33,7 @@ from ..backend import Device, contiguous, orthogonal_complement, to_host, triang
 from ..directions.null_vectors import distinct
 from ..directions.pool import Pool, covered
 from ..factors.row_space import LARGEST_ANGLE, RowSpace
-from ..kernels.sampling import Rows, draw_tables, sample
+from ..kernels.sampling import Draw, Rows, draw_tables, sample
 from ..kernels.splitmix import seed_from
 from . import Proposals
 from .together import Seat
@@ -209,8 +209,8 @@ class Sampling:
             narrowest=NARROWEST,
             widest=WIDEST,
         )
-        drawn = (rows, tables, seed_from(rng), 0, count)
-        found = sample(device, *drawn) if self.seat is None else self.seat.sample(*drawn)
+        draw = Draw(rows, tables, seed_from(rng), 0, count)
+        found = sample(device, [draw])[0] if self.seat is None else self.seat.sample(draw)
         return found.vectors.astype(np.float64) @ to_host(turn).T, found.zeros, count
 
     def _count(self, device: Device, length: int, r: int) -> int:

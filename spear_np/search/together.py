@@ -17,7 +17,7 @@ from typing import Any
 from ..arrays import Array, HostArray
 from ..backend import Device, give_back_memory, to_host
 from ..errors import DeviceError
-from ..kernels.sampling import Rows, Sample, sample
+from ..kernels.sampling import Draw, Sample, sample
 from ..placement import carried
 from .blocks import Block, descend
 
@@ -147,9 +147,9 @@ class Seat:
         ends: Array = self._asked(_descended, block.pace, block)
         return ends
 
-    def sample(self, rows: Rows, tables: HostArray, seed: int, first: int, count: int) -> Sample:
-        """As `kernels.sampling.sample`."""
-        found: Sample = self._asked(_sampled, None, (rows, tables, seed, first, count))
+    def sample(self, draw: Draw) -> Sample:
+        """What is found among the subsets of a draw, as `kernels.sampling.sample` has it."""
+        found: Sample = self._asked(_sampled, None, draw)
         return found
 
     def _asked(self, launch: Launch, kind: Hashable, wanted: Any) -> Any:
@@ -164,8 +164,5 @@ def _descended(device: Device, blocks: Sequence[Block]) -> list[HostArray]:
     return [to_host(ends) for ends in descend(device, [carried(block, device) for block in blocks])]
 
 
-def _sampled(device: Device, wanted: Sequence[tuple[Rows, HostArray, int, int, int]]) -> list[Sample]:
-    return [
-        sample(device, rows.on(device), tables, seed, first, count)
-        for rows, tables, seed, first, count in wanted
-    ]
+def _sampled(device: Device, draws: Sequence[Draw]) -> list[Sample]:
+    return sample(device, [draw.on(device) for draw in draws])
