@@ -24,14 +24,27 @@ Key = tuple[Any, ...]
 
 
 def measure(problem: Problem, **options: Any) -> Row:
-    """Invert a problem with these options of `invert`, and return what came of it, held against the truth.
+    """Invert a problem with these options of `invert`, and return what came of it, held against the truth."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = spear_np.invert(**problem.arguments, **options)
+    seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    return {
+        **held(problem, result),
+        "seconds": round(seconds, 4),
+        "cpu_seconds": round(cpu_seconds, 4),
+        "proposals": result.proposals,
+        "activity": round(problem.activity, 3),
+        "reason": result.reason,
+        "environment": environment.describe(),
+    }
+
+
+def held(problem: Problem, result: spear_np.Inversion) -> Row:
+    """What an answer is worth against the truth.
 
     A batch is wrong if it is called exact although a row is none of the inputs, or an input that left a trace in the
     gradient is missing.
     """
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = spear_np.invert(**problem.arguments, **options)
-    seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     inputs = to_host(result.inputs)
     partners = problem.partners(inputs, EXACT)
     matched = partners >= 0
@@ -46,12 +59,6 @@ def measure(problem: Problem, **options: Any) -> Row:
         "visible": int(problem.visible.sum()),
         "error": error if np.isfinite(error) else None,
         "wrong": result.status == "exact" and not faithful,
-        "seconds": round(seconds, 4),
-        "cpu_seconds": round(cpu_seconds, 4),
-        "proposals": result.proposals,
-        "activity": round(problem.activity, 3),
-        "reason": result.reason,
-        "environment": environment.describe(),
     }
 
 

@@ -42,6 +42,8 @@ def test_a_dry_run_has_every_part(results: Path, capsys: pytest.CaptureFixture[s
     assert all(row["milliseconds"] > 0 for row in figures["steps"]["rows"])
     assert [row["status"] for row in figures["whole inversions"]["rows"]] == ["exact"] * 3
     assert figures["whole inversions"]["missing"] == []
+    federation = figures["a federation"]["rows"]
+    assert [(row["records"], row["finished"], row["exact"]) for row in federation] == [(4, 4, 4), (2, 2, 2)]
     longest = figures["where the time goes"]["rows"]
     assert longest
     assert all(re.fullmatch(r"[\w/]+\.py:[\w<>]+", row["function"]) for row in longest)

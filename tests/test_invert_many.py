@@ -194,12 +194,12 @@ class TestOnACard:
         assert {number for number, _ in seen} <= {0, 1, 2, 3}
 
     def test_the_time_limit_is_that_of_each_layer(self, card: Card) -> None:
-        many = [*layers([ENDLESS] * 2), *layers([(4, 60)] * 3)]
-        found = invert_many(many, time_limit=1.0, method="sampling")
-        assert [one.status for one in found[2:]] == ["exact"] * 3
+        many = [*layers([ENDLESS] * 2), *layers([(4, 60)] * 2)]
+        found = invert_many(many, time_limit=3.0, method="sampling")
+        assert [one.status for one in found[2:]] == ["exact"] * 2
         for one in found[:2]:
             assert one.status in (Status.FAILED, Status.PARTIAL)
-            assert "the time limit of 1 s is spent" in one.reason
+            assert "the time limit of 3 s is spent" in one.reason
 
     def test_what_a_callable_raises_ends_everything(self, card: Card) -> None:
         def done(number: int, _: Inversion) -> None:
