@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -116,13 +117,14 @@ def invert_many(
     options = Options(batch_size, data_range, method, seed, time_limit, max_proposals)
     answers: dict[int, Inversion] = {}
     failed: dict[int, Exception] = {}
-    for number, outcome in outcomes(layers, options, device=device, callback=callback, stop=stop):
-        if isinstance(outcome, Inversion):
-            answers[number] = outcome
-            if done is not None:
-                done(number, outcome)
-        else:
-            failed[number] = outcome
+    with closing(outcomes(layers, options, device=device, callback=callback, stop=stop)) as ended:
+        for number, outcome in ended:
+            if isinstance(outcome, Inversion):
+                answers[number] = outcome
+                if done is not None:
+                    done(number, outcome)
+            else:
+                failed[number] = outcome
     for number, error in sorted(failed.items()):
         error.add_note(f"layer {number} of {len(layers)}, counted from 0")
         raise error
@@ -136,10 +138,10 @@ def outcomes(
     device: str | None = None,
     callback: Callable[[int, Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome]]:
     """Yield the number and the outcome of each layer, as they end; parameters as in `invert_many`.
 
-    No layer costs the others anything but time: what one raises is its outcome. Whoever stops listening ends all.
+    No layer costs the others anything but time: what one raises is its outcome. Closing the generator ends all.
 
     Raises
     ------
@@ -207,7 +209,7 @@ class _Job:
 
     def together(self, numbers: Sequence[int], card: Device) -> Iterator[tuple[int, Outcome]]:
         """Each in a thread, some tens at a time; what they tell is told in this one."""
-        meeting, ended = Meeting(card), threading.Event()
+        ended = threading.Event()
         told: queue.SimpleQueue[tuple[int, Progress | Outcome]] = queue.SimpleQueue()
 
         def invert(number: int) -> None:
@@ -222,7 +224,11 @@ class _Job:
 
         most = layers_together(card, [self.layers[number].shape for number in numbers])
         # The library of linear algebra has one limit for all threads: it is set once, around them.
-        with suitable_threads(CPU, 0), ThreadPoolExecutor(most, "spear-layer") as threads:
+        with (
+            suitable_threads(CPU, 0),
+            Meeting(card) as meeting,
+            ThreadPoolExecutor(most, "spear-layer") as threads,
+        ):
             try:
                 for number in numbers:
                     threads.submit(invert, number)

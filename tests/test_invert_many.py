@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -205,9 +206,11 @@ class TestOnACard:
         def done(number: int, _: Inversion) -> None:
             raise KeyError(number)
 
+        begun = time.monotonic()
         with pytest.raises(KeyError):
-            invert_many(layers(), done=done)
+            invert_many([*layers([ENDLESS] * 3), *layers([(4, 60)])], done=done, method="sampling")
         assert not _threads()
+        assert time.monotonic() - begun < 60
 
     def test_large_layers_follow_alone(
         self, card: Card, monkeypatch: pytest.MonkeyPatch, launches: list[int]
@@ -275,4 +278,4 @@ def _on_host(one: Inversion) -> Inversion:
 
 
 def _threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("spear-layer")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("spear-")]

@@ -51,7 +51,7 @@ def all_at(meeting: Meeting, works: Sequence[Any]) -> list[Any]:
         except Exception as error:  # noqa: BLE001
             return error
 
-    with ThreadPoolExecutor(len(works)) as threads:
+    with meeting, ThreadPoolExecutor(len(works)) as threads:
         return [found.result(SOON) for found in [threads.submit(one, work) for work in works]]
 
 

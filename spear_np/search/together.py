@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class _Request:
 
 
 class Meeting:
-    """Layers under way on one device; `seat` lets another one join.
+    """Layers under way on one device, until the block that it manages ends; `seat` lets another one join.
 
     Parameters
     ----------
@@ -51,10 +52,20 @@ class Meeting:
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        # One thread for all launches: libraries of a card have their memory for each thread.
+        self._launcher = ThreadPoolExecutor(1, "spear-launcher")
         self._changed = threading.Condition()
         self._present = 0
         self._waiting: list[_Request] = []
         self._launching = False
+
+    def __enter__(self) -> Meeting:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End, when everybody has left."""
+        self._launcher.shutdown()
 
     @contextmanager
     def seat(self) -> Iterator[Seat]:
@@ -82,7 +93,7 @@ class Meeting:
                     break
                 taken, self._waiting, self._launching = self._waiting, [], True
             try:
-                self._answer(taken)
+                self._launcher.submit(self._answer, taken).result()
             finally:
                 with self._changed:
                     self._launching = False

@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,7 +142,7 @@ def invert_dumps(
         The inversion to write; with `split` a folder of one for each record.
     executor : concurrent.futures.Executor, optional
         Who works, each task by itself: `spear_io.Workers`, an executor of the standard library, that of a Dask client.
-        They must see the same files. By default this process, one layer after the other.
+        They must see the same files. By default this process: one layer after the other, on a card together.
     records, layers, clients, rounds : sequence of str
         Names and patterns. Without `layers`, the first layer of each record that can be inverted.
     method, batch_size, data_range, seed, device, time_limit
@@ -315,10 +315,12 @@ class _Work:
         numbered = {task.number: task for task in tasks}
         for task in tasks:
             self._audience.start(task)
-        for done in invert_together(tasks, self._search, self._journal.folder, self._audience.move, ends):
-            self._note(numbered[done.number], done)
-            self._settle()
-            self._audience.tick()
+        inverting = invert_together(tasks, self._search, self._journal.folder, self._audience.move, ends)
+        with closing(inverting) as ended:
+            for done in ended:
+                self._note(numbered[done.number], done)
+                self._settle()
+                self._audience.tick()
 
     def _hand_out(self, task: Task, ends: Callable[[], bool]) -> None:
         self._audience.start(task)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,8 +63,10 @@ def invert_together(
     journal: Path,
     callback: Callable[[Task, spear_np.Progress], None],
     stop: Callable[[], bool],
-) -> Iterator[Done]:
+) -> Generator[Done]:
     """Invert layers and write each answer into the journal, as `invert_task` does; yields what became of each, as it ends.
+
+    Closing the generator ends all.
 
     Raises
     ------
@@ -88,14 +91,16 @@ def invert_together(
     options = spear_np.Options(
         search.batch_size, search.data_range, search.method, search.seed, search.time_limit
     )
-    for number, outcome in outcomes(
+    inverting = outcomes(
         [one.gradients for one in read],
         options,
         device=search.device,
         callback=lambda number, progress: callback(read[number].task, progress),
         stop=ends,
-    ):
-        yield _done(read[number], outcome, journal, ends)
+    )
+    with closing(inverting) as ended:
+        for number, outcome in ended:
+            yield _done(read[number], outcome, journal, ends)
     for task in others:
         yield invert_task(task, search, journal, callback=partial(callback, task), stop=stop)
 
