@@ -1,8 +1,8 @@
 """Where the searches of several layers meet, so that what they launch on a card is one launch.
 
 Each layer has a thread and a `Seat`. A search that has something for the card hands it to its seat and waits; as soon as
-all layers under way wait, or one of them has waited as long as it had worked before, the card does what all of them want.
-While it does, nobody else needs the interpreter, which a launch would otherwise have to share thousands of times.
+all layers under way wait, or one of them has waited as long as it had worked before, the card does what all that wait want.
+Where all wait, nobody else needs the interpreter meanwhile, which a launch asks for thousands of times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from ..arrays import Array, HostArray
 from ..backend import Device, give_back_memory, to_host
@@ -59,7 +59,7 @@ class Meeting:
         self._waiting: list[_Request] = []
         self._launching = False
 
-    def __enter__(self) -> Meeting:
+    def __enter__(self) -> Self:
         """Begin."""
         return self
 
