@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -219,26 +220,36 @@ def _replacing(path: Path, place: Place, *, durable: bool) -> Iterator[io.FileIO
                 if durable:
                     os.fsync(raw.fileno())
                 if not named:
+                    named = True
                     _name(raw, temporary)
                 if os.name == "posix":
                     temporary.replace(target)  # while it is claimed: it is no stale file
+                    named = False
             except OSError as error:
                 raise _not_written(error, place) from error
         try:
             if os.name != "posix":  # where open files keep their names
                 temporary.replace(target)
+                named = False
             if durable:
                 sync_folder(target.parent)
         except OSError as error:
             raise _not_written(error, place) from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if named:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@cache
+def _can_be_nameless() -> bool:
+    """Whether this system has files without a name, and gives them one."""
+    return hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir()
 
 
 def _nameless(folder: Path) -> io.FileIO | None:
     """Return a new file that is gone with its process as long as it has no name; None where there are none."""
-    if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
+    if not _can_be_nameless():
         return None
     try:
         return io.FileIO(os.open(folder, os.O_TMPFILE | os.O_RDWR, PRIVATE), "r+")

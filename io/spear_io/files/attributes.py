@@ -1,4 +1,4 @@
-"""Attributes of a new group, written without the detours of h5py: a small file consists of little else."""
+"""Attributes and arrays of a new group, written without the detours of h5py: a small file consists of little else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 _SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
 _SCALARS = {
@@ -22,6 +23,10 @@ _SCALARS = {
     )
 }
 """How h5py stores one value of a type: the dtype in memory, and the type in the file."""
+
+_PLAIN = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+"""How h5py stores arrays: without the time, so that equal files are equal."""
+_PLAIN.set_obj_track_times(False)
 
 LARGEST = 2**63
 """Whole numbers from here on are not int64."""
@@ -46,6 +51,32 @@ def write_attributes(holder: h5py.Group | h5py.Dataset, values: Mapping[str, Any
         dtype, stored = kind
         attribute = h5py.h5a.create(holder.id, name.encode(), stored, _SCALAR)
         attribute.write(np.asarray(value, dtype=dtype))
+
+
+def write_array(
+    holder: h5py.Group, name: str, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None
+) -> h5py.h5d.DatasetID:
+    """Write an array of numbers that is not there yet, as h5py would; returns the new dataset."""
+    values = np.ascontiguousarray(array, dtype=dtype)
+    dataset = new_array(holder, name, values.shape, values.dtype)
+    if values.size:
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return dataset
+
+
+def new_array(
+    holder: h5py.Group, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> h5py.h5d.DatasetID:
+    """Return a new dataset for numbers, as h5py would make it."""
+    stored = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    return h5py.h5d.create(holder.id, name.encode(), stored, h5py.h5s.create_simple(shape), _PLAIN)
+
+
+def write_columns(dataset: h5py.h5d.DatasetID, columns: slice, block: npt.NDArray[Any]) -> None:
+    """Write the `columns` of a dataset (k, n): a block (k, columns) of its dtype."""
+    there, block = dataset.get_space(), np.ascontiguousarray(block)
+    there.select_hyperslab((0, columns.start), block.shape)
+    dataset.write(h5py.h5s.create_simple(block.shape), there, block)
 
 
 def stored_name(path: Path) -> str:

@@ -17,7 +17,7 @@ import spear_np
 
 from ..problems import FileError, Place
 from . import safety
-from .attributes import write_attributes
+from .attributes import write_array, write_attributes
 from .storage import Floats, StoredArray
 
 FIGURES = {
@@ -118,7 +118,7 @@ def write_details(group: h5py.Group, result: spear_np.Inversion, notes: Sequence
         said = {"weight_decay": decay.weight, "bias_decay": decay.bias}
         write_attributes(group, said | {"weight_decay_deviation": decay.deviation})
     if result.singular_values:
-        group.create_dataset("singular_values", data=np.asarray(result.singular_values, dtype=np.float64))
+        write_array(group, "singular_values", result.singular_values, np.float64)
     _write_history(group, result.history)
     _write_certificate(group, certificate)
 
@@ -136,21 +136,21 @@ def _write_history(group: h5py.Group, history: Sequence[spear_np.Round]) -> None
         (searches.index(one.search), count, one.found, one.seconds)
         for one, count in zip(kept, proposals.tolist(), strict=True)
     ]
-    stored = group.create_dataset("history", data=np.asarray(rounds, dtype=np.float64))
-    stored.attrs["searches"] = searches
+    stored = write_array(group, "history", rounds, np.float64)
+    h5py.Dataset(stored).attrs["searches"] = searches
 
 
 def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> None:
     for name, dtype in FIGURES.items():
         values = getattr(certificate, name)
         if values:
-            group.create_dataset(name, data=np.asarray(values, dtype=dtype))
+            write_array(group, name, values, dtype)
     if certificate.evidence:
         names = [fact.name for fact in fields(spear_np.Evidence)]
         rows = [[getattr(row, name) for name in names] for row in certificate.evidence]
         numbers = [[UNKNOWN if value is None else int(value) for value in row] for row in rows]
-        evidence = group.create_dataset("evidence", data=np.asarray(numbers, dtype=np.int8))
-        evidence.attrs["facts"] = names
+        evidence = write_array(group, "evidence", numbers, np.int8)
+        h5py.Dataset(evidence).attrs["facts"] = names
 
 
 def _told(check: spear_np.Check) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from spear_np.backend import to_host
 
 from ..problems import Place
 from .atomic import NewFile, new_hdf5
-from .attributes import stored_name, write_attributes
+from .attributes import new_array, stored_name, write_array, write_attributes, write_columns
 from .details import write_details
 from .display import Display, write_display
 from .inversion import FORMAT, FORMAT_VERSION
@@ -138,17 +138,17 @@ class InversionWriter:
                 _write_seen(group, seen)
             if display is not None:
                 write_display(group, display)
-            group.create_dataset("output_grad", data=to_host(result.output_grad))
+            write_array(group, "output_grad", to_host(result.output_grad))
             write_details(group, result, tuple(notes))
             if k and result.labels is not None:
-                group.create_dataset("labels", data=to_host(result.labels).astype(np.int64))
-            inputs = group.create_dataset("inputs", (k, n), np.float64)
+                write_array(group, "labels", to_host(result.labels), np.int64)
+            inputs = new_array(group, "inputs", (k, n), np.float64)
         if k == 0:
             return
         for columns, block in result.input_blocks():
             values = to_host(block)
             with self._file.writing(place.at(dataset="inputs")):
-                inputs[:, columns] = values
+                write_columns(inputs, columns, values)
 
     def take(self, other: h5py.File, record: str) -> None:
         """Copy what another inversion, written by this program, holds of one record, byte for byte.
@@ -173,7 +173,7 @@ class InversionWriter:
         """Store the numbers (k,) of the groups of equal inputs that those of a layer belong to."""
         with self._file.writing(self.place.at(record=record, layer=layer)):
             group = self._layers(record)[layer]
-            group.create_dataset("repeats", data=np.asarray(repeats, dtype=np.int64))
+            write_array(group, "repeats", repeats, np.int64)
 
     def _layers(self, record: str) -> h5py.Group:
         """The group of the layers of a record, made if it is not there."""
