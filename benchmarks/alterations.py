@@ -29,7 +29,7 @@ import spear_np
 from benchmarks import environment
 from benchmarks.families import FAMILIES, Array, Update
 from benchmarks.runs import Results, Row, one_of
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.checks.specification import EXACT_TOLERANCE
 
 FIELDS = ("family", "chain", "time_limit", "max_proposals", "seed")

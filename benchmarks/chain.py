@@ -22,7 +22,7 @@ import torch
 import spear_np
 from benchmarks import environment
 from benchmarks.networks import Network, Shared, share
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 
 EXACT = 1e-4
 """Share of the data range within which a row is right."""

@@ -15,7 +15,8 @@ from benchmarks.gpu_steps import descent_step, product_rate
 from benchmarks.problems import make_problem
 from benchmarks.runs import Row, measure
 from benchmarks.success_rate import cell
-from spear_np.backend import Device, device_for, suitable_threads
+from spear_np.backend.devices import Device, device_for
+from spear_np.backend.work import suitable_threads
 
 CELLS = ((200, 20), (200, 50), (400, 100), (1000, 120), (2000, 200))
 STARTS, STEPS = 256, 100

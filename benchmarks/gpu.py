@@ -30,7 +30,8 @@ from benchmarks.chain import judged
 from benchmarks.networks import Network, share
 from benchmarks.problems import make_problem
 from benchmarks.runs import held, measure
-from spear_np.backend import Device, device_for, to_host
+from spear_np.backend.devices import Device, device_for
+from spear_np.backend.host import to_host
 
 Row = dict[str, Any]
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ import torch
 from benchmarks.networks import Network, share
 from benchmarks.problems import make_problem
 from spear_np import LayerGradients
-from spear_np.backend import CPU, Device
+from spear_np.backend.devices import CPU, Device
 from spear_np.chain.sets import Open, open_sets
 from spear_np.directions.pool import Pool
 from spear_np.factors.behind import Behind, with_layer_behind

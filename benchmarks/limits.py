@@ -19,7 +19,9 @@ from benchmarks import environment, updates
 from benchmarks.problems import Array, Problem, make_problem
 from benchmarks.trust import GOOD, matched_psnr
 from spear_np import LayerGradients
-from spear_np.backend import CPU, suitable_threads, to_host
+from spear_np.backend.devices import CPU
+from spear_np.backend.host import to_host
+from spear_np.backend.work import suitable_threads
 from spear_np.directions.disaggregate import disaggregate
 from spear_np.directions.refine import STEPS, gauss_newton_step
 from spear_np.directions.uniqueness import uniqueness

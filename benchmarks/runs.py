@@ -17,7 +17,7 @@ import spear_np
 from benchmarks import environment
 from benchmarks.problems import Problem
 from spear_io.show.evaluate import EXACT
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]

@@ -27,7 +27,7 @@ import json, sys, time
 import numpy as np
 import spear_np
 from benchmarks.problems import make_problem
-from spear_np.backend import CPU
+from spear_np.backend.devices import CPU
 from spear_np.directions.pool import Pool
 from spear_np.factors.factorize import factorize
 from spear_np.search.sampling import Sampling

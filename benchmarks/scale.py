@@ -14,7 +14,7 @@ import torch
 import spear_np
 from benchmarks import environment
 from benchmarks.problems import Array, Problem, make_problem, mlp, sample_images, shared_gradient
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 
 LAYERS = {
     "W and bias known": ("weight_grad", "weight", "bias"),

@@ -28,7 +28,7 @@ from benchmarks.constants import Threshold, thresholds
 from benchmarks.problems import Problem, make_problem
 from benchmarks.runs import Results, Row, measure
 from benchmarks.updates import noised
-from spear_np.backend import CPU
+from spear_np.backend.devices import CPU
 from spear_np.factors.factorize import Factors, factorize
 from spear_np.factors.signs import fit_signs, sign_model
 

@@ -32,7 +32,7 @@ from benchmarks.problems import Array, Problem, make_problem
 from benchmarks.robustness import without_counts
 from benchmarks.runs import Results, Row, concluded, one_of
 from spear_io.show.evaluate import EXACT
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 
 Make = Callable[[int], Problem | tuple[Problem, float]]
 FIELDS = ("scenario", "time_limit", "seed")

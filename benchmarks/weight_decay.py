@@ -33,7 +33,7 @@ from benchmarks.trust import matches
 from spear_io.convert import Origin, convert
 from spear_io.files.dump import RecordInfo, open_dump
 from spear_io.show.evaluate import EXACT
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 
 FIELDS = ("steps", "b", "learning_rate", "weight_decay", "seed")
 GOOD = 60.0

@@ -12,7 +12,9 @@ import numpy as np
 from benchmarks import environment
 from benchmarks.problems import Array, make_problem
 from spear_np import LayerGradients
-from spear_np.backend import CPU, suitable_threads, to_host
+from spear_np.backend.devices import CPU
+from spear_np.backend.host import to_host
+from spear_np.backend.work import suitable_threads
 from spear_np.factors.factorize import Factors, factorize
 from spear_np.inputs.partial import partial_inputs
 

@@ -12,7 +12,8 @@ from .adopt import adopted
 from .answer.certificate import Check
 from .answer.result import Inversion, Status, with_decay_said
 from .arrays import Array, HostArray
-from .backend import Device, device_for, to_host
+from .backend.devices import Device, device_for
+from .backend.host import to_host
 from .checks.certify import certify
 from .checks.specification import EXACT_TOLERANCE
 from .directions.disaggregate import disaggregate

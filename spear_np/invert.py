@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from .answer.result import Inversion, Progress, Status, with_decay_said
 from .arrays import Sliceable
-from .backend import device_for
+from .backend.devices import device_for
 from .errors import InputError
 from .factors.activation import Activation
 from .factors.behind import Behind

@@ -17,7 +17,9 @@ from functools import partial
 import numpy as np
 
 from .answer.result import Inversion, Progress, Status, with_decay_said
-from .backend import CPU, Device, device_for, memory_of, suitable_threads
+from .backend.devices import CPU, Device, device_for
+from .backend.memory import memory_of
+from .backend.work import suitable_threads
 from .errors import DeviceError, InputError
 from .factors.gradients import LayerGradients
 from .factors.memory import working_memory

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .backend import CPU, Device
+from .backend.devices import CPU, Device
 
 T = TypeVar("T")
 

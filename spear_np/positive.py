@@ -12,7 +12,7 @@ import array_api_compat
 import numpy as np
 
 from .arrays import Array, Namespace
-from .backend import reported_failures
+from .backend.algebra import reported_failures
 
 INVERTED_WHOLE = 32
 """Rows of a triangular matrix up to which it is inverted by the library; larger ones are inverted by halves.

@@ -9,7 +9,8 @@ import numpy as np
 
 from . import theory
 from .answer.result import Inversion
-from .backend import SMALL_MATRIX, Device, device_for
+from .backend.devices import Device, device_for
+from .backend.work import SMALL_MATRIX
 from .directions.null_vectors import null_vectors
 from .errors import InputError
 from .factors.decay import Decayed, without_decay

@@ -12,7 +12,8 @@ import numpy as np
 
 import spear_np
 from spear_np import Sliceable
-from spear_np.backend import Device, device_for, to_host
+from spear_np.backend.devices import Device, device_for
+from spear_np.backend.host import to_host
 from tests.networks import Floats, LayerData
 
 Array = Any

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from spear_np.backend import Device
+from spear_np.backend.devices import Device
 from tests.backends import Backend
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import spear_np
 from spear_np import Activation, Inversion, LayerGradients
 from spear_np.arrays import Array
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.chain.layers import Chain
 from spear_np.factors.activation import as_activation
 from spear_np.network.read import Linked, read_chain

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from spear_np import backend
+from spear_np.backend import card
 
 
 class CUDARuntimeError(RuntimeError):
@@ -271,6 +271,6 @@ def install(
 @contextmanager
 def forgotten() -> Iterator[None]:
     """Cards that were checked are checked anew."""
-    backend._check_card.cache_clear()
+    card.check_card.cache_clear()
     yield
-    backend._check_card.cache_clear()
+    card.check_card.cache_clear()

@@ -14,7 +14,7 @@ import pytest
 import spear_np
 from spear_io import LayerArrays, RecordInfo, write_dump
 from spear_io.cli.main import main
-from spear_np.backend import CPU
+from spear_np.backend.devices import CPU
 from tests.networks import LayerData, digit_batch, relu_network_gradients
 
 M, N, B = 60, 64, 4

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spear_np.backend import CPU, Device
+from spear_np.backend.devices import CPU, Device
 from spear_np.kernels.source import WARP, kernel_names, source
 
 COMPILER = shutil.which("g++")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.factors.factorize import Factors, factorize
 from tests.backends import Backend
 from tests.networks import Floats, LayerData, digit_batch, relu_network_gradients

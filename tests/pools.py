@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.directions.polish import polish
 from spear_np.directions.pool import Candidates, Pool
 from spear_np.factors.factorize import Factors

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import spear_np
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from tests.networks import Floats, LayerData
 
 TOLERANCE = 1e-4

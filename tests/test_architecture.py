@@ -45,7 +45,7 @@ def test_imports_run_one_way() -> None:
         ("spear_np/answer/result.py", "from ..checks import certify"),
         ("spear_np/loop/run.py", "from ..directions import pool"),
         ("spear_np/checks/certify.py", "from ..layer import choose"),
-        ("spear_np/backend.py", "import spear_io"),
+        ("spear_np/backend/work.py", "import spear_io"),
         ("io/spear_io/files/dump.py", "from ..show import tables"),
         ("io/spear_io/convert/names.py", "from ..cli import main"),
     ],

@@ -35,7 +35,7 @@ def test_every_room_has_a_line(package: str) -> None:
     [
         ("_row_noise", "spear_np/factors/factorize.py"),
         ("BLOCK_BYTES", "spear_np/factors/gradients.py"),
-        ("BLOCK_NUMBERS", "spear_np/backend.py"),
+        ("BLOCK_NUMBERS", "spear_np/backend/work.py"),
         ("search_for", "spear_np/layer/problem.py"),
         ("METHODS", "spear_np/loop/options.py"),
         ("accepted", "spear_np/answer/certificate.py"),

@@ -12,29 +12,25 @@ from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
 
 from spear_np import DeviceError, InputError
-from spear_np.backend import (
-    CPU,
+from spear_np.backend.algebra import (
     CUPY_BATCHED,
-    SMALL_MATRIX,
     between,
-    blocks,
-    device_for,
     eigenvectors,
     erf,
     gather,
     inverse_or_pseudoinverse,
     inverse_or_zero,
     least_squares,
-    mapped,
     replace_rows,
     scatter_columns,
     smallest,
     solve_by_inverse,
     solve_or_nan,
-    suitable_threads,
-    to_host,
     triangular_factor,
 )
+from spear_np.backend.devices import CPU, device_for
+from spear_np.backend.host import to_host
+from spear_np.backend.work import SMALL_MATRIX, blocks, mapped, suitable_threads
 from tests.backends import Backend, assert_array, assert_lives_on
 
 

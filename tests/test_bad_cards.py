@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import spear_np
-from spear_np.backend import Device, device_for
+from spear_np.backend.devices import Device, device_for
 from tests.fake_cupy import CUDARuntimeError, OutOfMemoryError, forgotten, install
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import spear_np
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.directions.uniqueness import uniqueness
 from spear_np.factors.behind import Behind, passed_by, with_layer_behind
 from spear_np.factors.factorize import Factors, factorize

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from spear_np.backend import CPU, Device, to_host
+from spear_np.backend.devices import CPU, Device
+from spear_np.backend.host import to_host
 from spear_np.search.blocks import Block, Settings, Tempering, descend
 from tests.backends import Backend
 from tests.networks import Floats

@@ -13,20 +13,18 @@ import pytest
 
 import spear_np
 from spear_np import DeviceError, LayerGradients
-from spear_np.backend import (
+from spear_np.backend.devices import CPU, Device, device_for
+from spear_np.backend.host import to_host
+from spear_np.backend.memory import free_memory, memory_of
+from spear_np.backend.work import (
     BLOCK_NUMBERS,
     CACHED_NUMBERS,
     CARD_ARRAYS,
-    CPU,
-    Device,
     block_numbers,
     blocks,
-    device_for,
-    free_memory,
     mapped,
     narrowing,
     one_by_one,
-    to_host,
 )
 from spear_np.factors import gradients
 from spear_np.layer.problem import layer_readings
@@ -236,7 +234,7 @@ class TestTheSecondCard:
 
         cupy.cuda.runtime.memGetInfo = tell
         card = device_for("gpu:1")
-        assert spear_np.backend.memory_of(card) == 2 * GIB
+        assert memory_of(card) == 2 * GIB
         assert free_memory(card) == GIB
         assert asked == [1, 1]
 

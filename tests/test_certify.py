@@ -14,7 +14,7 @@ import pytest
 import spear_np
 from spear_np import Certificate, Check, Status
 from spear_np.answer.certificate import Evidence
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.checks.certify import ROW_TOLERANCE, Verdict, certify, verdict_of
 from spear_np.checks.specification import EXACT_TOLERANCE
 from spear_np.directions.disaggregate import disaggregate

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.chain.equations import backward_map as map_back
 from spear_np.chain.equations import (
     backward_side,

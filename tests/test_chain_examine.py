@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np.arrays import Array
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.chain.covariance import input_deviation, noise_along, rests_on_level, slopes_beside, wider
 from spear_np.chain.equations import System, forward, membership_change
 from spear_np.chain.examine import CONSISTENT, Known, examine, polish, reexamine, refine

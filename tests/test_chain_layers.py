@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_np import LayerGradients
-from spear_np.backend import CPU, to_host
+from spear_np.backend.devices import CPU
+from spear_np.backend.host import to_host
 from spear_np.chain.affine import AffineSet, affine_set
 from spear_np.chain.layers import Chain, bias_misfit, bias_noise_of, cancelled
 from spear_np.chain.sets import open_sets

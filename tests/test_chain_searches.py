@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spear_np import Activation
-from spear_np.backend import CPU, to_host
+from spear_np.backend.devices import CPU
+from spear_np.backend.host import to_host
 from spear_np.chain.examine import examine
 from spear_np.chain.sets import Open, open_sets
 from spear_np.kernels.reflect import nearest_on_graph

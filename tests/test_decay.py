@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import spear_np
 from spear_np import InputError, LayerGradients, Status, WeightDecay
-from spear_np.backend import CPU, to_host
+from spear_np.backend.devices import CPU
+from spear_np.backend.host import to_host
 from spear_np.factors import gradients as gradients_module
 from spear_np.factors.decay import without_decay
 from spear_np.factors.factorize import Factors, factorize

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.factors.decompose import ABSORBED, sharp_row_space, sharp_svd
 from tests.backends import Backend
 from tests.networks import Floats

@@ -9,7 +9,7 @@ import pytest
 
 import spear_np
 from spear_np import Status
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.directions.disaggregate import disaggregate
 from spear_np.directions.pool import Pool
 from spear_np.factors.factorize import Factors

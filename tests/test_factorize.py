@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from spear_np import InputError, LayerGradients, invert_layer
-from spear_np.backend import CPU, to_host
+from spear_np.backend.devices import CPU
+from spear_np.backend.host import to_host
 from spear_np.factors import gradients
 from spear_np.factors.factorize import Factors, factorize, spectrum_of
 from spear_np.factors.rank import Spectrum, additive_rank, gap_rank, rounding_rank

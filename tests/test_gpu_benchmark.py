@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import spear_np
 from benchmarks import environment, gpu, gpu_steps
-from spear_np.backend import CPU
+from spear_np.backend.algebra import orthogonal_complement
+from spear_np.backend.devices import CPU
 from tests.fake_cupy import CUDARuntimeError, forgotten, install
 from tests.kernels_on_host import MISSING, HostKernels, build
 
@@ -94,10 +94,10 @@ def test_time_in_libraries_counts_for_the_function_that_calls_them() -> None:
     rng = np.random.default_rng(0)
     profile = cProfile.Profile()
     profile.enable()
-    spear_np.backend.orthogonal_complement(np, rng.standard_normal((300, 20)))
+    orthogonal_complement(np, rng.standard_normal((300, 20)))
     profile.disable()
     longest = gpu.by_function(profile)[0]
-    assert longest["function"] == "backend.py:orthogonal_complement"
+    assert longest["function"] == "algebra.py:orthogonal_complement"
     assert longest["seconds"] > 0
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from spear_np import DeviceError, InputError, Inversion, LayerGradients, Progress, invert_layer, invert_many
 from spear_np.answer.result import Status
-from spear_np.backend import CPU, Device, device_for, to_host
+from spear_np.backend.devices import CPU, Device, device_for
+from spear_np.backend.host import to_host
 from spear_np.many import MOST_TOGETHER, layers_together
 from spear_np.placement import HOST_UNITS
 from spear_np.search import blocks, together

@@ -13,7 +13,8 @@ import pytest
 
 import spear_np
 from spear_np import LayerGradients
-from spear_np.backend import CPU, Device, to_host
+from spear_np.backend.devices import CPU, Device
+from spear_np.backend.host import to_host
 from spear_np.directions.pool import Pool
 from spear_np.factors.behind import Behind, with_layer_behind
 from spear_np.factors.factorize import Factors, factorize

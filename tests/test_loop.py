@@ -12,7 +12,7 @@ import pytest
 
 from spear_np import Inversion, LayerGradients, Options, Progress, Status
 from spear_np.answer.certificate import Certificate
-from spear_np.backend import CPU
+from spear_np.backend.devices import CPU
 from spear_np.loop.budget import Budget
 from spear_np.loop.problem import Reading
 from spear_np.loop.run import Run, invert_problem, invert_readings

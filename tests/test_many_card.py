@@ -19,7 +19,7 @@ from spear_io.many.selection import Task
 from spear_io.many.task import Done
 from spear_io.many.task import invert_task as invert_one
 from spear_np import DeviceError
-from spear_np.backend import device_for
+from spear_np.backend.devices import device_for
 from spear_np.layer.problem import layer_readings as layer_readings_of_layers
 from spear_np.search import blocks as blocks_module
 from spear_np.search import together as meetings

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from spear_np import LayerGradients
-from spear_np.backend import CPU, _memory_of_groups
+from spear_np.backend.devices import CPU
+from spear_np.backend.memory import _memory_of_groups
 from spear_np.factors.decay import without_decay
 from spear_np.factors.memory import working_memory
 

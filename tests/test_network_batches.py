@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spear_np import ACTIVATIONS, Activation, LayerGradients, Status, invert_chain
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from tests.backends import Backend, assert_lives_on, values_of
 from tests.chains import ARRAYS, NetworkData, assert_whole, digit_network, network_of, with_noise
 from tests.networks import digit_batch

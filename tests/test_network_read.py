@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spear_np import InputError, Inversion, LayerGradients, Status, invert_chain
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.network.labels import labels_of
 from spear_np.network.problem import ChainProblem
 from spear_np.network.read import Linked, NoChain, read_chain

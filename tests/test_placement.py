@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from spear_np import Inversion, LayerGradients
-from spear_np.backend import CPU, Device, to_host
+from spear_np.backend.devices import CPU, Device
+from spear_np.backend.host import to_host
 from spear_np.layer.problem import LayerProblem, layer_readings
 from spear_np.loop.budget import Budget
 from spear_np.loop.options import Options

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.directions.null_space import null_space
 from spear_np.directions.polish import Directions, polish
 from spear_np.directions.pool import Pool

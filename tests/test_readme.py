@@ -17,6 +17,7 @@ import typer.main
 import spear_np
 from spear_io import open_dump
 from spear_io.cli.main import app, main
+from spear_np.backend.devices import device_for
 from tests.documents import code_blocks, run
 from tests.io_files import layer_data
 
@@ -90,7 +91,7 @@ def test_arrays_in_arrays_out(folder: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_same_on_a_gpu(folder: Path) -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     try:
-        spear_np.backend.device_for("gpu")
+        device_for("gpu")
     except spear_np.DeviceError as error:
         pytest.skip(str(error))
     variables = run("\n".join(SNIPPETS[:2]))

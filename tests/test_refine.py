@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spear_np.arrays import Array
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.directions.disaggregate import Disaggregation, disaggregate
 from spear_np.directions.null_space import null_space
 from spear_np.directions.refine import gauss_newton_step, refined

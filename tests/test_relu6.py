@@ -10,7 +10,7 @@ import pytest
 
 import spear_np
 from spear_np import Status
-from spear_np.backend import orthogonal_complement
+from spear_np.backend.algebra import orthogonal_complement
 from spear_np.directions.repair import repair_candidates, units_off_last
 from spear_np.factors.factorize import Factors, factorize
 from spear_np.factors.layer import depth

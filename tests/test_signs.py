@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.factors.factorize import Factors, factorize
 from spear_np.factors.signs import SignModel, fit_known, fit_signs, sign_model, smoother
 from tests.backends import Backend, assert_array, assert_lives_on

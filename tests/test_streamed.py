@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spear_np import LayerGradients
-from spear_np.backend import CPU, Device, device_for, one_ahead
+from spear_np.backend.devices import CPU, Device, device_for
+from spear_np.backend.uploads import one_ahead
 from spear_np.factors import gradients
 from spear_np.factors.gradients import WeightDecay
 from tests.backends import Backend, assert_array

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from spear_np import LayerGradients, invert_chain, invert_layer
 from spear_np.arrays import SVD
-from spear_np.backend import CUPY_BATCHED_SVD, decomposes_slowly, eigenvectors, to_host
+from spear_np.backend.algebra import CUPY_BATCHED_SVD, decomposes_slowly, eigenvectors
+from spear_np.backend.host import to_host
 from spear_np.directions.uniqueness import indispensable_rows, sharpened, uniqueness
 from spear_np.factors import singular
 from spear_np.factors.singular import (

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from spear_np.backend import CPU, Device
+from spear_np.backend.devices import CPU, Device
 from spear_np.errors import DeviceError
 from spear_np.search.together import Meeting, Seat
 

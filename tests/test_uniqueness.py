@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.directions.uniqueness import SPARE, sharpened, single_row_support, uniqueness
 from spear_np.factors.factorize import Factors
 from tests.backends import Backend

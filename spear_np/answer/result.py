@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import Device, narrowing, to_host
+from ..backend.devices import Device
+from ..backend.host import to_host
+from ..backend.work import narrowing
 from ..factors.gradients import LayerGradients
 from .certificate import Certificate
 from .notebook import Answer, answer_html, answer_table, figures_of, square_picture

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import array_api_compat
 
 from ..arrays import Array, Namespace
-from ..backend import Device, orthogonal_complement
+from ..backend.algebra import orthogonal_complement
+from ..backend.devices import Device
 from ..factors.singular import pseudoinverse
 
 

@@ -8,7 +8,8 @@ import array_api_compat
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import inverse_or_zero, to_host
+from ..backend.algebra import inverse_or_zero
+from ..backend.host import to_host
 from ..positive import positive_definite
 from .equations import Forward, System, membership_change, ones_deviation
 from .layers import Chain

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ..arrays import Array, Namespace
-from ..backend import OWN_ROUNDING, inverse_or_zero
+from ..backend.algebra import OWN_ROUNDING, inverse_or_zero
 from ..factors.behind import FREE_SHARE
 from ..factors.singular import right_singular, spectral_norm, thin_svd
 from .layers import Chain, ChainLayer

@@ -13,7 +13,8 @@ from itertools import combinations
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import OWN_ROUNDING, inverse_or_zero, solve_or_nan, to_host
+from ..backend.algebra import OWN_ROUNDING, inverse_or_zero, solve_or_nan
+from ..backend.host import to_host
 from .covariance import (
     AT_KINK,
     covariance_of,

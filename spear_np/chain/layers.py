@@ -20,7 +20,7 @@ from typing import Any
 import array_api_compat
 
 from ..arrays import Array, Namespace
-from ..backend import Device
+from ..backend.devices import Device
 from ..errors import InputError
 from ..factors.activation import Activation
 from ..factors.factorize import Factors

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import to_host
+from ..backend.host import to_host
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from ..factors.zero import expected_hidden, is_nonzero, is_zero, surely_nonzero

@@ -25,7 +25,7 @@ from itertools import combinations
 import numpy as np
 
 from ..arrays import HostArray
-from ..backend import to_host
+from ..backend.host import to_host
 from ..directions.uniqueness import Uniqueness, indispensable_rows
 from ..factors.factorize import Factors
 from ..factors.layer import Layer

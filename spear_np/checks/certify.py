@@ -27,7 +27,7 @@ import numpy as np
 from ..answer.certificate import Certificate, Evidence
 from ..answer.result import Status
 from ..arrays import Array, HostArray
-from ..backend import to_host
+from ..backend.host import to_host
 from ..directions.chance import MAX_CHANCE, chances
 from ..directions.disaggregate import EXPLAINED, MAX_BIAS_RESIDUAL, Disaggregation
 from ..directions.uniqueness import Uniqueness, uniqueness

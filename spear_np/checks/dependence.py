@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from ..arrays import Array
-from ..backend import to_host
+from ..backend.host import to_host
 from ..directions.uniqueness import OPEN_ENERGY
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..answer.certificate import Certificate, Check, Premise
 from ..arrays import Array, HostArray
-from ..backend import narrowing, to_host
+from ..backend.host import to_host
+from ..backend.work import narrowing
 from ..factors.gradients import LayerGradients
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import to_host
+from ..backend.host import to_host
 from ..factors.row_space import RowSpace
 from ..factors.zero import ZERO_SIGMAS, expected_hidden, is_nonzero
 from ..theory import false_direction_probability

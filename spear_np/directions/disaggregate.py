@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import OWN_ROUNDING, TINIEST, between, inverse_or_pseudoinverse, to_host
+from ..backend.algebra import OWN_ROUNDING, TINIEST, between, inverse_or_pseudoinverse
+from ..backend.host import to_host
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace

@@ -9,15 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import HostArray
-from ..backend import (
-    TINIEST,
-    block_length,
-    block_numbers,
-    inverse_or_pseudoinverse,
-    least_squares,
-    one_by_one,
-    to_host,
-)
+from ..backend.algebra import TINIEST, inverse_or_pseudoinverse, least_squares
+from ..backend.host import to_host
+from ..backend.work import block_length, block_numbers, one_by_one
 from ..factors.factorize import Factors
 from .disaggregate import Disaggregation, agreeing, disaggregate, has_gradient, signs_asked
 from .pool import Pool

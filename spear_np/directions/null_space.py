@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 
 from ..arrays import Array, Namespace
-from ..backend import TINIEST
+from ..backend.algebra import TINIEST
 from ..factors.row_space import RowSpace
 from ..positive import orthonormalised, positive
 

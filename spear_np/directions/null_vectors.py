@@ -6,7 +6,8 @@ import array_api_compat
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import Device, gather, solve_or_nan
+from ..backend.algebra import gather, solve_or_nan
+from ..backend.devices import Device
 
 SAME_VECTOR = 1 - 1e-9
 """Cosine from which two exact null vectors are the same.

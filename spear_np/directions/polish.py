@@ -12,7 +12,9 @@ import array_api_compat
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import between, blocks, gather, mapped, replace_rows, smallest, to_host
+from ..backend.algebra import between, gather, replace_rows, smallest
+from ..backend.host import to_host
+from ..backend.work import blocks, mapped
 from ..factors.row_space import RowSpace
 from ..factors.zero import WELL_ABOVE_ZERO, ZERO_SIGMAS
 from .null_space import NullSpace, null_space

@@ -13,7 +13,9 @@ import array_api_compat
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import CPU, Device, least_squares, to_host
+from ..backend.algebra import least_squares
+from ..backend.devices import CPU, Device
+from ..backend.host import to_host
 
 SMALL_BATCH = 24
 """Batch size up to which a round can afford to try everything: second tries in the polish, all pairs, a turn of sampling.

@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import TINIEST, blocks, one_by_one, to_host
+from ..backend.algebra import TINIEST
+from ..backend.host import to_host
+from ..backend.work import blocks, one_by_one
 from ..factors.row_space import RowSpace
 from ..factors.zero import WELL_ABOVE_ZERO, ZERO_SIGMAS
 from .pool import SMALL_BATCH, Pool

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..arrays import Array, Namespace
-from ..backend import TINIEST, blocks, inverse_or_pseudoinverse, one_by_one, solve_or_nan
+from ..backend.algebra import TINIEST, inverse_or_pseudoinverse, solve_or_nan
+from ..backend.work import blocks, one_by_one
 from ..factors.factorize import Factors
 from ..factors.row_space import RowSpace
 from .disaggregate import Disaggregation, disaggregate

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import blocks, mapped, to_host
+from ..backend.host import to_host
+from ..backend.work import blocks, mapped
 from ..factors.factorize import Factors
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace

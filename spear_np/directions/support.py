@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..arrays import Array
-from ..backend import Device
+from ..backend.devices import Device
 from ..factors.factorize import Factors
 from ..factors.zero import ZERO_SIGMAS
 

@@ -14,7 +14,9 @@ import array_api_compat
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import TINIEST, between, blocks, gather, mapped, to_host
+from ..backend.algebra import TINIEST, between, gather
+from ..backend.host import to_host
+from ..backend.work import blocks, mapped
 from ..factors.row_space import RowSpace
 from ..factors.singular import SVD_ERROR, thin_svd
 from ..factors.zero import ZERO_SIGMAS

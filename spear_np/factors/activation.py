@@ -15,7 +15,8 @@ import numpy as np
 
 from ..adopt import adopted
 from ..arrays import Array, HostArray, Namespace
-from ..backend import between, erf, to_host
+from ..backend.algebra import between, erf
+from ..backend.host import to_host
 from ..errors import InputError
 
 Function = Callable[[Namespace, Array, Mapping[str, Any]], tuple[Array, Array]]

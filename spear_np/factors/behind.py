@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ..arrays import Array
-from ..backend import inverse_or_pseudoinverse
+from ..backend.algebra import inverse_or_pseudoinverse
 from .activation import NO_ACTIVATION
 from .gradients import LayerGradients
 from .row_space import RowSpace

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import Device, to_host
+from ..backend.devices import Device
+from ..backend.host import to_host
 from .factorize import Factors, factorize
 from .gradients import NO_DECAY, LayerGradients, WeightDecay
 from .multiple import Multiple

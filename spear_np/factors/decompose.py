@@ -9,7 +9,7 @@ from __future__ import annotations
 import array_api_compat
 
 from ..arrays import Array, Namespace
-from ..backend import OWN_ROUNDING, inverse_or_pseudoinverse
+from ..backend.algebra import OWN_ROUNDING, inverse_or_pseudoinverse
 from .singular import SEPARATED, orthonormal, thin_svd
 
 ABSORBED = 64 * OWN_ROUNDING

@@ -13,7 +13,10 @@ import array_api_compat
 import numpy as np
 
 from ..arrays import Array, Namespace
-from ..backend import TINIEST, Device, narrowing, to_host, triangular_factor
+from ..backend.algebra import TINIEST, triangular_factor
+from ..backend.devices import Device
+from ..backend.host import to_host
+from ..backend.work import narrowing
 from ..errors import InputError
 from .decompose import sharp_row_space, sharp_svd
 from .gradients import LayerGradients, fits_precision, narrower_precisions, spacing_of

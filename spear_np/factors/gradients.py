@@ -11,7 +11,8 @@ import numpy as np
 
 from ..adopt import adopted
 from ..arrays import Array, Namespace, Sliceable
-from ..backend import Device, block_numbers
+from ..backend.devices import Device
+from ..backend.work import block_numbers
 from ..errors import InputError
 from .activation import Activation, as_activation
 

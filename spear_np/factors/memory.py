@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Device, memory_of
+from ..backend.devices import Device
+from ..backend.memory import memory_of
 from ..errors import InputError
 
 CROSS_TABLES = 6

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import array_api_compat
 
 from ..arrays import Array, Namespace
-from ..backend import OWN_ROUNDING, TINIEST
+from ..backend.algebra import OWN_ROUNDING, TINIEST
 from .row_space import RowSpace
 
 ARITHMETIC_STEPS = 8.0

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..arrays import Array, Namespace
-from ..backend import Device, between, gather, scatter_columns
+from ..backend.algebra import between, gather, scatter_columns
+from ..backend.devices import Device
 from .rank import Spectrum
 from .zero import is_zero
 

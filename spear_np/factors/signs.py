@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import TINIEST, between, inverse_or_pseudoinverse, to_host
+from ..backend.algebra import TINIEST, between, inverse_or_pseudoinverse
+from ..backend.host import to_host
 from .factorize import Factors
 from .row_space import RowSpace
 from .singular import thin_svd

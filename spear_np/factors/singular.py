@@ -6,7 +6,8 @@ import array_api_compat
 import numpy as np
 
 from ..arrays import SVD, Array, Namespace
-from ..backend import OWN_ROUNDING, decomposes_slowly, eigenvectors, to_host
+from ..backend.algebra import OWN_ROUNDING, decomposes_slowly, eigenvectors
+from ..backend.host import to_host
 from ..positive import positive
 
 SEPARATED = 1e4

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Device, to_host
+from ..backend.devices import Device
+from ..backend.host import to_host
 from .decay import shows_decay
 from .gradients import LayerGradients
 from .rank import MOST_OF_SPECTRUM

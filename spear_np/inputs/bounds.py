@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import to_host
+from ..backend.host import to_host
 from ..directions.uniqueness import Uniqueness
 from ..factors.layer import Layer
 from ..factors.row_space import RowSpace

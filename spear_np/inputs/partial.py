@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import inverse_or_pseudoinverse, scatter_columns, to_host
+from ..backend.algebra import inverse_or_pseudoinverse, scatter_columns
+from ..backend.host import to_host
 from ..directions.disaggregate import HIDDEN_SHARE
 from ..directions.uniqueness import uniqueness
 from ..factors.factorize import Factors

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import to_host
+from ..backend.host import to_host
 from ..directions.disaggregate import bias_direction
 from ..factors.factorize import Factors
 from ..factors.zero import is_nonzero, is_zero, surely_nonzero, zeros_tell

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arrays import Array
-from ..backend import blocks, inverse_or_pseudoinverse, narrowing, one_by_one, scatter_columns, solve_or_nan
+from ..backend.algebra import inverse_or_pseudoinverse, scatter_columns, solve_or_nan
+from ..backend.work import blocks, narrowing, one_by_one
 from ..directions.disaggregate import Disaggregation
 from ..directions.support import restricted, zero_support
 from ..factors.factorize import Factors

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..answer.certificate import Certificate
 from ..arrays import Array, HostArray
-from ..backend import to_host
+from ..backend.host import to_host
 from ..directions.chance import MAX_CHANCE
 from ..factors.factorize import Factors
 from ..factors.layer import Layer

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array, Namespace
-from ..backend import Device
+from ..backend.devices import Device
 from .reflect import BLOCK, blocks_for
 from .source import launch, runs_kernels
 

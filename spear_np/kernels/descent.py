@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array, Namespace
-from ..backend import Device, between
+from ..backend.algebra import between
+from ..backend.devices import Device
 from .source import WARP, launch, runs_kernels
 
 TINY = 1e-30

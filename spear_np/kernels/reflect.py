@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, Namespace
-from ..backend import Device
+from ..backend.devices import Device
 from .source import launch, runs_kernels
 
 BLOCK = 256

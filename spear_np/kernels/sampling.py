@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import Device, between, contiguous, stacked, to_host
+from ..backend.algebra import between, contiguous, stacked
+from ..backend.devices import Device
+from ..backend.host import to_host
 from .source import WARP, launch, runs_kernels
 from .splitmix import below
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arrays import Array
-from ..backend import Device
+from ..backend.devices import Device
 
 FILES = ("common.cuh", "sampling.cu", "descent.cu", "reflect.cu")
 WARP = 32

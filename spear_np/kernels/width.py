@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..backend import Device, multiprocessors
+from ..backend.card import multiprocessors
+from ..backend.devices import Device
 
 LAUNCH_SECONDS = 60e-6
 """Time of one step of a search on a card, however little it computes.

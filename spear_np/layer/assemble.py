@@ -11,7 +11,8 @@ import numpy as np
 from ..answer.certificate import Certificate, Evidence
 from ..answer.result import Inversion, Status
 from ..arrays import HostArray
-from ..backend import Device, to_host
+from ..backend.devices import Device
+from ..backend.host import to_host
 from ..checks.certify import Verdict, verdict_of
 from ..checks.premises import LAYER_AS_GIVEN, with_premises
 from ..directions.chance import MAX_CHANCE, chances

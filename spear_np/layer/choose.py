@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import to_host
+from ..backend.host import to_host
 from ..checks.certify import Verdict, certify
 from ..directions.disaggregate import Disaggregation, contradicting, disaggregate, doubtful
 from ..directions.exchange import exchange_directions

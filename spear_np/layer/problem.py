@@ -15,7 +15,9 @@ import numpy as np
 from ..answer.labels import labels_from
 from ..answer.result import Inversion, Status, on_device
 from ..arrays import Array, HostArray
-from ..backend import Device, suitable_threads, to_host
+from ..backend.devices import Device
+from ..backend.host import to_host
+from ..backend.work import suitable_threads
 from ..checks.certify import ROUGH_AGREEMENT, Verdict
 from ..directions.disaggregate import Disaggregation
 from ..directions.pool import Pool

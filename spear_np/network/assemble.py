@@ -8,7 +8,7 @@ from typing import Any
 
 from ..answer.certificate import Certificate
 from ..answer.result import Inversion, Status
-from ..backend import to_host
+from ..backend.host import to_host
 from ..chain.examine import Examined
 from ..chain.layers import Chain
 from ..checks.certify import ROW_TOLERANCE

@@ -10,7 +10,7 @@ import numpy as np
 from ..answer.certificate import Check
 from ..answer.result import Inversion, Status
 from ..arrays import Array
-from ..backend import to_host
+from ..backend.host import to_host
 from ..chain.examine import CONSISTENT, examine, membership_rms
 from ..chain.layers import Chain
 from ..checks.premises import linked_premises, without_alone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..answer.labels import labels_from
 from ..arrays import Array, HostArray
-from ..backend import to_host
+from ..backend.host import to_host
 from ..chain.equations import top_of
 from ..chain.layers import Chain
 from ..factors.activation import NO_ACTIVATION

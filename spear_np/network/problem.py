@@ -11,7 +11,8 @@ import numpy as np
 
 from ..answer.result import Inversion
 from ..arrays import Array
-from ..backend import SHARED_FROM, mapped, suitable_threads, to_host
+from ..backend.host import to_host
+from ..backend.work import SHARED_FROM, mapped, suitable_threads
 from ..chain.examine import CONSISTENT, Examined, Known, examine, known_of, reexamine
 from ..chain.layers import Chain
 from ..chain.sets import Open, open_sets

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..backend import Device, suitable_threads
+from ..backend.devices import Device
+from ..backend.work import suitable_threads
 from ..chain.equations import top_of
 from ..chain.examine import CONSISTENT
 from ..chain.layers import Chain, ChainLayer, bias_misfit, cancelled, chain_of, passing_layer

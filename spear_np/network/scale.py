@@ -14,7 +14,8 @@ import numpy as np
 
 from ..answer.labels import CROSS_ENTROPY, labels_from
 from ..arrays import Array, HostArray
-from ..backend import OWN_ROUNDING, to_host
+from ..backend.algebra import OWN_ROUNDING
+from ..backend.host import to_host
 from ..chain.equations import forward, top_of
 from ..chain.layers import Chain
 from ..factors.activation import NO_ACTIVATION

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..answer.certificate import Certificate, Check
 from ..arrays import Array, HostArray
-from ..backend import OWN_ROUNDING, inverse_or_pseudoinverse, to_host
+from ..backend.algebra import OWN_ROUNDING, inverse_or_pseudoinverse
+from ..backend.host import to_host
 from ..chain.equations import forward, membership_scale, ones_deviation
 from ..chain.examine import APART, CONSISTENT, Examined, examine, known_of, reexamine
 from ..chain.layers import Chain

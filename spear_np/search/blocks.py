@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, Namespace
-from ..backend import SHARED_FROM, Device, contiguous, mapped, orthogonal_complement, product, stacked
+from ..backend.algebra import contiguous, orthogonal_complement, product, stacked
+from ..backend.devices import Device
+from ..backend.work import SHARED_FROM, mapped
 from ..kernels.descent import TINY, move, pull, sign_weights, soft_pattern
 
 WIDTHS = (1.0, 0.3)

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend import Device, orthogonal_complement, to_host
+from ..backend.algebra import orthogonal_complement
+from ..backend.devices import Device
+from ..backend.host import to_host
 from ..directions.disaggregate import bias_direction
 from ..directions.null_vectors import distinct
 from ..directions.pool import Pool

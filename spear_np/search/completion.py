@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import HostArray
-from ..backend import block_length, smallest, to_host
+from ..backend.algebra import smallest
+from ..backend.host import to_host
+from ..backend.work import block_length
 from ..directions.disaggregate import bias_direction
 from ..directions.null_vectors import SAME_VECTOR, distinct, null_vectors_of_rows, solved
 from ..directions.polish import NEAR_ZERO

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import OWN_ROUNDING, inverse_or_pseudoinverse, orthogonal_complement, to_host
+from ..backend.algebra import OWN_ROUNDING, inverse_or_pseudoinverse, orthogonal_complement
+from ..backend.host import to_host
 from ..directions.null_vectors import distinct, nearest_rows
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace

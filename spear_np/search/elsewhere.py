@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backend import Device, to_host
+from ..backend.devices import Device
+from ..backend.host import to_host
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 from ..placement import carried

@@ -11,7 +11,9 @@ from operator import add
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import block_length, replace_rows, solve_or_nan, to_host
+from ..backend.algebra import replace_rows, solve_or_nan
+from ..backend.host import to_host
+from ..backend.work import block_length
 from ..chain.layers import Chain
 from ..chain.sets import RADII, Open
 from ..kernels.width import MOST_STARTS, starts_at_once

@@ -21,7 +21,8 @@ from operator import add
 import numpy as np
 
 from ..arrays import Array, HostArray
-from ..backend import Device, to_host
+from ..backend.devices import Device
+from ..backend.host import to_host
 from ..chain.layers import Chain
 from ..chain.sets import RADII, Open
 from ..factors.activation import Activation

@@ -29,7 +29,9 @@ import numpy as np
 
 from .. import theory
 from ..arrays import Array, HostArray
-from ..backend import Device, contiguous, orthogonal_complement, to_host, triangular_factor
+from ..backend.algebra import contiguous, orthogonal_complement, triangular_factor
+from ..backend.devices import Device
+from ..backend.host import to_host
 from ..directions.null_vectors import distinct
 from ..directions.pool import Pool, covered
 from ..factors.row_space import LARGEST_ANGLE, RowSpace

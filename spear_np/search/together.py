@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ..arrays import Array, HostArray
-from ..backend import Device, give_back_memory, to_host
+from ..backend.card import give_back_memory
+from ..backend.devices import Device
+from ..backend.host import to_host
 from ..errors import DeviceError
 from ..kernels.sampling import Draw, Sample, sample
 from ..placement import carried

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import spear_np
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 
 from ..files.storage import Floats
 from .update import Shared

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import spear_np
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 
 from ..files.dump import Dump, Layer, Record, RecordInfo
 from ..files.storage import Floats

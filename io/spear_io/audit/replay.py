@@ -10,7 +10,7 @@ import numpy as np
 
 import spear_np
 from spear_np.answer.labels import CROSS_ENTROPY, labels_from
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.factors.activation import NO_ACTIVATION
 from spear_np.factors.gradients import NO_DECAY
 

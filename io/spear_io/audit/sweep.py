@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 import spear_np
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 
 from ..files.storage import Floats
 from .defences import Defence

@@ -67,7 +67,7 @@ def audit(
 ) -> None:
     """Sweep defences over one update: how strong each would have had to be, and what it does not protect."""
     import spear_np
-    from spear_np.backend import device_for
+    from spear_np.backend.devices import device_for
 
     from ..audit.document import document_of
     from ..audit.privacy import Training

@@ -26,7 +26,8 @@ def card_ready(name: str) -> Iterator[None]:
     DeviceError, InputError
         If there is no such device.
     """
-    from spear_np.backend import device_for, kernel_cache, with_few_kernels
+    from spear_np.backend.card import kernel_cache, with_few_kernels
+    from spear_np.backend.devices import device_for
 
     if name == "cpu":
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import spear_np
-from spear_np.backend import CPU
+from spear_np.backend.devices import CPU
 from spear_np.factors.decay import Decayed, shows_decay, without_decay
 
 from ..files.dump import Layer, open_dump

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from spear_np import Sliceable
 from spear_np.adopt import adopted_bits
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 from spear_np.errors import ArrayError
 
 from ..problems import FileError, Place

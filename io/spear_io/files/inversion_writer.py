@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 import spear_np
-from spear_np.backend import to_host
+from spear_np.backend.host import to_host
 
 from ..problems import Place
 from .atomic import NewFile, new_hdf5

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import spear_np
-from spear_np.backend import device_for
+from spear_np.backend.devices import device_for
 
 from ..files.dump import Layer, Record, RecordInfo, named, open_dump
 from ..files.inversion_writer import InversionWriter
