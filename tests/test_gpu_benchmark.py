@@ -97,7 +97,7 @@ def test_time_in_libraries_counts_for_the_function_that_calls_them() -> None:
     orthogonal_complement(np, rng.standard_normal((300, 20)))
     profile.disable()
     longest = gpu.by_function(profile)[0]
-    assert longest["function"] == "algebra.py:orthogonal_complement"
+    assert longest["function"] == "backend/algebra.py:orthogonal_complement"
     assert longest["seconds"] > 0
 
 
