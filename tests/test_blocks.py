@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from spear_np.backend.devices import CPU, Device
 from spear_np.backend.host import to_host
+from spear_np.kernels.descent import pull
 from spear_np.search.blocks import Block, Settings, Tempering, descend
 from tests.backends import Backend
 from tests.networks import Floats
@@ -61,6 +63,24 @@ def block(shape: Shape, settings: Settings = OFTEN, backend: Backend = Backend.N
 
 def ends(device: Device, blocks: list[Block]) -> list[Floats]:
     return [to_host(found) for found in descend(device, blocks)]
+
+
+def test_starts_go_in_parts_where_memory_does_not_do(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    alone = block(Shape(k=40), backend=backend)
+    expected, parts = ends(backend.device, [alone])[0], []
+
+    def refused(device: Device, values: Any, *others: Any) -> Any:
+        parts.append(values.shape[1])
+        if values.shape[1] > 12:
+            raise MemoryError
+        return pull(device, values, *others)
+
+    monkeypatch.setattr("spear_np.search.blocks.pull", refused)
+    found = ends(backend.device, [alone])[0]
+    assert set(parts) == {40, 20, 10}
+    np.testing.assert_allclose(found, expected, atol=CLOSE)
 
 
 MIXES = {

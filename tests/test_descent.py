@@ -355,18 +355,18 @@ class TestApart:
         members = np.asarray([group % b for group in groups])
         signs = rng.choice([-1.0, 1.0], (len(members), 1))
         q = unit(signs * centres[members] + 0.02 * rng.standard_normal((len(members), b)))
-        kept = to_host(_apart(Backend.NUMPY.xp, q, 0.9))
+        kept = to_host(_apart(Backend.NUMPY.device, q, 0.9))
         assert list(kept) == sorted(np.unique(members, return_index=True)[1])
 
     @given(st.integers(1, 12), st.integers(0, 100))
     def test_it_keeps_all_of_a_spread_set(self, b: int, seed: int) -> None:
         q = np.linalg.qr(np.random.default_rng(seed).standard_normal((b, b)))[0]
-        np.testing.assert_array_equal(_apart(Backend.NUMPY.xp, q, 0.1), np.arange(b))
+        np.testing.assert_array_equal(_apart(Backend.NUMPY.device, q, 0.1), np.arange(b))
 
     @given(st.integers(2, 3), st.integers(1, 40), st.floats(0.3, 0.99), st.integers(0, 100))
     def test_what_goes_is_close_to_an_earlier_one(self, b: int, count: int, cosine: float, seed: int) -> None:
         q = unit(np.random.default_rng(seed).standard_normal((count, b)))
-        kept = {int(i) for i in np.asarray(_apart(Backend.NUMPY.xp, q, cosine))}
+        kept = {int(i) for i in np.asarray(_apart(Backend.NUMPY.device, q, cosine))}
         close = np.abs(q @ q.T)
         assert 0 in kept
         for i, k in itertools.combinations(sorted(kept), 2):
@@ -376,8 +376,8 @@ class TestApart:
 
     def test_on_every_backend_alike(self, backend: Backend) -> None:
         q = unit(np.random.default_rng(14).standard_normal((50, 3))).astype(np.float32)
-        kept = _apart(backend.xp, backend.array(q), 0.8)
-        assert_array(kept, _apart(Backend.NUMPY.xp, q, 0.8), backend)
+        kept = _apart(backend.device, backend.array(q), 0.8)
+        assert_array(kept, _apart(Backend.NUMPY.device, q, 0.8), backend)
         assert 1 < kept.shape[0] < 50
 
 

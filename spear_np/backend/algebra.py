@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import array_api_compat
 import numpy as np
@@ -12,9 +12,6 @@ import numpy as np
 from ..arrays import Array, HostArray, Namespace
 from .devices import Device
 from .host import to_host
-
-T = TypeVar("T")
-
 
 TINIEST = 1e-300
 """Stands for zero where something is divided by it, or takes its place.

@@ -18,6 +18,7 @@ from ..arrays import Array, Namespace
 from ..backend.algebra import contiguous, orthogonal_complement, product, stacked
 from ..backend.devices import Device
 from ..backend.work import SHARED_FROM, mapped
+from ..backend.work import blocks as parts_of
 from ..kernels.descent import TINY, move, pull, sign_weights, soft_pattern
 
 WIDTHS = (1.0, 0.3)
@@ -167,7 +168,7 @@ def descend(device: Device, blocks: Sequence[Block]) -> list[Array]:
             if course.block.release == first:
                 course.release(xp)
             if first in merges:
-                course.merge(xp)
+                course.merge(device)
         rows = stacked(device, [course.rows for course in courses])
         _Leg(device, rows, prediction, pace, first, stop).lead(courses)
     return [course.ends for course in courses]
@@ -199,9 +200,10 @@ class _Course:
         """Keep to nothing any more."""
         self.points, self.rows, self.confined = contiguous(xp, self.ends), self.block.rows, False
 
-    def merge(self, xp: Namespace) -> None:
+    def merge(self, device: Device) -> None:
         """Go on with one of those starts that came together."""
-        kept = _apart(xp, self.points, self.block.tempering.thin_cosine)
+        xp = device.xp
+        kept = _apart(device, self.points, self.block.tempering.thin_cosine)
         self.points = xp.take(self.points, kept, axis=0)
         self.weights = None if self.weights is None else xp.take(self.weights, kept, axis=0)
 
@@ -293,21 +295,20 @@ class _Leg:
             course.weights = None if weights is None else weights[place, :k, : course.rows.shape[0]]
 
     def _all_down(self, q: Array, weights: Array | None) -> tuple[Array, Array | None]:
-        """Return where the starts `q` (s, k, b') come to, and the `weights` (s, k, ℓ) of their rows."""
-        k = q.shape[1]
+        """Return where the starts `q` (s, k, b') come to, and the `weights` (s, k, ℓ) of their rows; fewer at once where memory does not do."""
+        xp, k = self.device.xp, q.shape[1]
         shared = self.device.name == "cpu" and math.prod(self.rows.shape[1:]) >= SHARED_FROM
-        shares = math.ceil(k / STARTS_TOGETHER) if shared else 1
-        if shares < 2:
-            return self._down(q, weights)
+        shares = max(1, math.ceil(k / STARTS_TOGETHER)) if shared else 1
         edges = [share * k // shares for share in range(shares + 1)]
-        parts = [slice(*pair) for pair in pairwise(edges)]
-        found = mapped(
-            self.device,
-            lambda part: self._down(q[:, part, :], None if weights is None else weights[:, part, :]),
-            parts,
-        )
+
+        def down(part: slice) -> tuple[Array, Array | None]:
+            known = None if weights is None else contiguous(xp, weights[:, part, :])
+            return self._down(contiguous(xp, q[:, part, :]), known)
+
+        found = mapped(self.device, down, [slice(*pair) for pair in pairwise(edges)])
+        if len(found) == 1:
+            return found[0]
         ends, of_rows = zip(*found, strict=True)
-        xp = self.device.xp
         return xp.concat(ends, axis=1), None if of_rows[0] is None else xp.concat(of_rows, axis=1)
 
     def _down(self, q: Array, weights: Array | None) -> tuple[Array, Array | None]:
@@ -330,10 +331,17 @@ class _Leg:
         return q, weights
 
 
-def _apart(xp: Namespace, q: Array, cosine: float) -> Array:
+def _apart(device: Device, q: Array, cosine: float) -> Array:
     """Indices of the rows of `q` (k, b), unit vectors, without those close to an earlier one."""
-    close = xp.astype(xp.abs(q @ q.T) > cosine, xp.int8)
-    return xp.nonzero(~xp.any(xp.tril(close, k=-1) > 0, axis=1))[0]
+    xp = device.xp
+    every = xp.arange(q.shape[0], device=device.handle)
+
+    def close(part: slice) -> Array:
+        earlier = every[None, :] < every[part, None]
+        return xp.any((xp.abs(q[part, :] @ q.T) > cosine) & earlier, axis=1)
+
+    found = mapped(device, close, parts_of(device, q.shape[0], q.shape[0]))
+    return xp.nonzero(~xp.concat(found))[0]
 
 
 def _step_length(first: float, settings: Settings, done: float) -> float:
