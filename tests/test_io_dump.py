@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from spear_io import Bfloat16, DumpWriter, FileError, RecordInfo, open_dump, write_dump
+from spear_io.files import safety
+from spear_io.files.dump import LastDump
 from spear_io.files.storage import check_finite, column_blocks
 from spear_np.adopt import from_bfloat16
 from tests.backends import values_of
@@ -376,3 +378,72 @@ def test_names_of_features_may_be_those_of_numpy(path: Path, kind: Any) -> None:
         info = dump.records[0].info
         assert info.feature_names == tuple(names.tolist())
         assert info.client == "a"
+
+
+class TestLastDump:
+    @pytest.fixture
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        """Which files were opened."""
+        paths, left_open = [], safety.left_open
+
+        def noted(path: Path, **wanted: Any) -> h5py.File:
+            paths.append(path)
+            return left_open(path, **wanted)
+
+        monkeypatch.setattr(safety, "left_open", noted)
+        return paths
+
+    def test_a_file_is_opened_once(self, path: Path, opened: list[Path]) -> None:
+        write_good_dump(path)
+        dumps, seen = LastDump(), []
+        for _ in range(3):
+            with dumps.open(path) as dump:
+                seen.append(dump.records[0].layers[0].shape)
+        dumps.close()
+        assert opened == [path]
+        assert seen == [(M, N)] * 3
+        dumps.close()
+
+    def test_another_file_and_one_that_was_changed_are_opened_anew(
+        self, path: Path, opened: list[Path]
+    ) -> None:
+        other = path.with_name("other.h5")
+        write_good_dump(path)
+        write_good_dump(other, batch_size=7)
+        dumps, sizes = LastDump(), []
+        for one in (path, other, path):
+            with dumps.open(one) as dump:
+                sizes.append(dump.records[0].info.batch_size)
+        write_good_dump(path, batch_size=9)
+        with dumps.open(path) as dump:
+            sizes.append(dump.records[0].info.batch_size)
+        dumps.close()
+        assert opened == [path, other, path, path]
+        assert sizes[1] == 7
+        assert sizes[3] == 9
+
+    def test_what_is_no_dump_or_gone_is_said_each_time(self, path: Path, opened: list[Path]) -> None:
+        dumps = LastDump()
+        for _ in range(2):
+            with pytest.raises(FileError, match="no such file"), dumps.open(path):
+                pass
+        path.write_bytes(b"no dump")
+        for _ in range(2):
+            with pytest.raises(FileError, match="not an HDF5 file"), dumps.open(path):
+                pass
+        write_good_dump(path)
+        with dumps.open(path) as dump:
+            assert dump.records
+        path.unlink()
+        with pytest.raises(FileError, match="no such file"), dumps.open(path):
+            pass
+
+    def test_what_goes_wrong_closes_it(self, path: Path, opened: list[Path]) -> None:
+        write_good_dump(path)
+        dumps = LastDump()
+        with pytest.raises(KeyError), dumps.open(path):
+            raise KeyError
+        with dumps.open(path):
+            pass
+        dumps.close()
+        assert opened == [path, path]

@@ -98,23 +98,39 @@ def open_untrusted(path: Path, *, kind: str, version: int) -> Iterator[h5py.File
     version : int
         Newest `format_version` this program knows.
     """
-    place = Place(path)
     with open_hdf5(path, advice=_advice(kind)) as file:
-        found = text(file, "format", place)
-        if found is None:
-            msg = f"an HDF5 file, but not a {kind} file: it has no attribute 'format'"
-            raise FileError(msg, place, _advice(kind))
-        if found != kind:
-            msg = f"holds format '{printable(found)}', but '{kind}' is wanted"
-            raise FileError(msg, place, _advice(kind))
-        found_version = integer(file, "format_version", place)
-        if found_version is None or found_version < 1:
-            msg = "the attribute 'format_version' is missing or not a version number"
-            raise FileError(msg, place, f"this spear-np writes {version}")
-        if found_version > version:
-            msg = f"written in version {found_version} of {kind}, but this spear-np reads up to {version}"
-            raise FileError(msg, place, "update spear-np: pip install --upgrade spear-np")
+        _check_format(file, kind, version, Place(path))
         yield file
+
+
+def left_open(path: Path, *, kind: str, version: int) -> h5py.File:
+    """As `open_untrusted`, but open until it is closed; for use amid `reading_file` alone."""
+    place = Place(path)
+    check_readable(path, advice=_advice(kind))
+    file = _hdf5(path, place, _advice(kind), None)
+    try:
+        _check_format(file, kind, version, place)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_format(file: h5py.File, kind: str, version: int, place: Place) -> None:
+    found = text(file, "format", place)
+    if found is None:
+        msg = f"an HDF5 file, but not a {kind} file: it has no attribute 'format'"
+        raise FileError(msg, place, _advice(kind))
+    if found != kind:
+        msg = f"holds format '{printable(found)}', but '{kind}' is wanted"
+        raise FileError(msg, place, _advice(kind))
+    found_version = integer(file, "format_version", place)
+    if found_version is None or found_version < 1:
+        msg = "the attribute 'format_version' is missing or not a version number"
+        raise FileError(msg, place, f"this spear-np writes {version}")
+    if found_version > version:
+        msg = f"written in version {found_version} of {kind}, but this spear-np reads up to {version}"
+        raise FileError(msg, place, "update spear-np: pip install --upgrade spear-np")
 
 
 def format_of(path: Path) -> str | None:
@@ -141,13 +157,13 @@ def open_hdf5(path: Path, *, advice: str, image: BinaryIO | None = None) -> Iter
     """
     place = Place(path)
     check_readable(path, advice=advice)
-    with reading_file(path):
-        yield from _opened(path, place, advice, image)
+    with reading_file(path), _hdf5(path, place, advice, image) as file:
+        yield file
 
 
-def _opened(path: Path, place: Place, advice: str, image: BinaryIO | None) -> Iterator[h5py.File]:
+def _hdf5(path: Path, place: Place, advice: str, image: BinaryIO | None) -> h5py.File:
     try:
-        file = h5py.File(path if image is None else image, "r", locking="best-effort")
+        return h5py.File(path if image is None else image, "r", locking="best-effort")
     except BlockingIOError as error:
         msg = "another program is writing this file"
         raise FileError(msg, place, "wait until it is done") from error
@@ -162,8 +178,6 @@ def _opened(path: Path, place: Place, advice: str, image: BinaryIO | None) -> It
         cut = "truncated" in str(error)
         msg = "the file is cut off: its end is missing" if cut else f"a damaged HDF5 file ({cause(error)})"
         raise FileError(msg, place, "copy or export it again") from error
-    with file:
-        yield file
 
 
 def is_hdf5(path: Path) -> bool:

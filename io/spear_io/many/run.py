@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import spear_np
 
 from ..files.child import ChildError
+from ..files.dump import LastDump
 from ..files.inversion import open_inversion
 from ..problems import FileError, WriteError, cause
 from .assemble import Output, assemble
@@ -270,6 +271,7 @@ class _Work:
         self.failed: dict[int, Unread] = {}
         """By the numbers of their tasks."""
         self._cut = 0
+        self._dumps = LastDump()
         self._keeper = ThreadPoolExecutor(
             1, "spear-keeper"
         )  # the disk takes its time, and nobody waits for it
@@ -308,6 +310,7 @@ class _Work:
                 for future in self._running:
                     future.cancel()
             self._keeper.shutdown()
+            self._dumps.close()
         return [self.failed[number] for number in sorted(self.failed)]
 
     def _do_together(self, tasks: Sequence[Task], ends: Callable[[], bool]) -> None:
@@ -331,7 +334,9 @@ class _Work:
                 def callback(progress: spear_np.Progress) -> None:
                     self._audience.move(task, progress)
 
-                future = self._crew.executor.submit(invert_task, *arguments, callback=callback, stop=ends)
+                future = self._crew.executor.submit(
+                    invert_task, *arguments, callback=callback, stop=ends, opening=self._dumps.open
+                )
             else:
                 future = self._crew.executor.submit(invert_task, *arguments)
         except RuntimeError as error:  # it was shut down, or broke

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 import spear_np
 from spear_np.backend.devices import device_for
 
-from ..files.dump import Layer, Record, RecordInfo, named, open_dump
+from ..files.dump import Dump, Layer, Record, RecordInfo, named, open_dump
 from ..files.inversion_writer import InversionWriter
 from ..files.limits import working
 from ..files.sight import Seen
@@ -78,6 +78,7 @@ def invert_task(
     journal: Path,
     callback: Callback | None = None,
     stop: Callable[[], bool] | None = None,
+    opening: Callable[[Path], AbstractContextManager[Dump]] = open_dump,
 ) -> Done:
     """Invert one layer and write the answer, a whole inversion file, into the journal.
 
@@ -91,6 +92,8 @@ def invert_task(
         Is told of the progress; by default a file in the journal is.
     stop : callable, optional
         Whether to stop; the journal is asked besides.
+    opening : callable
+        Opens the dump.
 
     Returns
     -------
@@ -107,7 +110,7 @@ def invert_task(
     ends = Ends(journal, stop)
     telling = entry_path(journal, task.number, "progress")
     try:
-        with open_dump(task.dump) as dump:
+        with opening(task.dump) as dump:
             record = dump.record(task.record)
             layer = named(record.layers, task.layer, record.place, "layer")
             layer.check_affordable()  # and all that `gradients` validates
