@@ -83,6 +83,18 @@ def test_starts_go_in_parts_where_memory_does_not_do(
     np.testing.assert_allclose(found, expected, atol=CLOSE)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_start_outside_what_it_keeps_to_goes_down_as_well(backend: Backend) -> None:
+    alone = block(Shape(known=5, b=6, signs=False), backend=backend)
+    assert alone.free is not None
+    outside = np.eye(6) - to_host(alone.free) @ to_host(alone.free).T
+    start = to_host(alone.start).copy()
+    start[3] = 0  # what rounding leaves of a projection may be nothing
+    start[4] = outside[0]
+    found = ends(backend.device, [replace(alone, start=backend.device.float32(start))])[0]
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
 MIXES = {
     "alike": [Shape(), Shape(), Shape()],
     "rows": [Shape(l=40), Shape(l=23), Shape(l=61)],

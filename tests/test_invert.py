@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -484,6 +485,19 @@ class TestWithoutZeros:
         assert result.status is Status.FAILED
         assert "its activation signs contradict the layer" in result.reason
         assert len(result.history) < 20
+
+    @pytest.mark.parametrize(
+        ("found", "unexplained", "said"), [(64, 0.0, False), (64, 0.6, True), (0, 0.0, True)]
+    )
+    def test_signs_contradict_only_where_no_directions_agree_with_them(
+        self, found: int, unexplained: float, said: bool
+    ) -> None:
+        """A hard batch ends with a wrong choice of directions most of which are right."""
+        state: Any = SimpleNamespace(
+            agreement=0.8, found=found, pool=SimpleNamespace(unexplained=unexplained)
+        )
+        problem: Any = None
+        assert bool(LayerProblem._contradiction(problem, state)) == said
 
     def test_the_published_search_has_the_time_that_it_needs(self) -> None:
         layer = digit_network(10, seed=293, activation="gelu", widths=(60, 60)).layers[0]

@@ -211,8 +211,9 @@ class LayerProblem:
         return None
 
     def _contradiction(self, state: LayerState) -> str:
-        """What it means that the signs of the layer contradict the best choice, if they do."""
-        if state.agreement is None or state.agreement >= ROUGH_AGREEMENT:
+        """What it means that the signs of the layer contradict the best choice, if they do, and what was found with it."""
+        explained = state.found and not state.pool.unexplained
+        if state.agreement is None or state.agreement >= ROUGH_AGREEMENT or explained:
             return ""
         return (
             f", but its activation signs contradict the layer (λ = {state.agreement:.2g}): something else than a ReLU follows it, or "

@@ -152,7 +152,7 @@ def descend(device: Device, blocks: Sequence[Block]) -> list[Array]:
     """
     xp = device.xp
     settings, steps = blocks[0].settings, blocks[0].tempering.steps
-    courses = [_Course.begun(xp, block) for block in blocks]
+    courses = [_Course.begun(device, block) for block in blocks]
     prediction = None
     predictions = [block.prediction for block in blocks if block.prediction is not None]
     if predictions:
@@ -188,12 +188,16 @@ class _Course:
     confined: bool = False
 
     @classmethod
-    def begun(cls, xp: Namespace, block: Block) -> _Course:
+    def begun(cls, device: Device, block: Block) -> _Course:
         """The block before its first step."""
+        xp = device.xp
         points, rows, confined = block.start, block.rows, block.free is not None
         if confined:
             points, rows = points @ block.free, rows @ block.free
-        points = points / (xp.linalg.vector_norm(points, axis=1, keepdims=True) + TINY)
+        length = xp.linalg.vector_norm(points, axis=1, keepdims=True)
+        # Of a start outside what it keeps to nothing is left: it begins along an axis.
+        axis = xp.astype(xp.arange(points.shape[1], device=device.handle)[None, :] == 0, points.dtype)
+        points = xp.where(length > 0, points / (length + TINY), axis)
         return cls(block, contiguous(xp, points), rows, None, confined)
 
     def release(self, xp: Namespace) -> None:
