@@ -26,6 +26,8 @@ from benchmarks import environment
 from spear_io import DumpWriter, LayerArrays, RecordInfo, open_inversion
 from tests.federations import environment as process_environment
 
+LOOKS = 100
+"""How often the memory is looked at."""
 CHILD = """
 import json, re, sys, time
 from pathlib import Path
@@ -34,7 +36,7 @@ from spear_io.many.executors import hired
 from spear_io.many.run import Nobody, Request, invert_request
 from spear_io.many.selection import Wanted
 
-dump, out, jobs, target = sys.argv[1:]
+dump, out, jobs, target, every = sys.argv[1:]
 
 def resident(process):
     try:
@@ -44,9 +46,12 @@ def resident(process):
 
 class Watches(Nobody):
     def __init__(self):
-        self.memory = []
+        self.memory, self.ended = [], 0
 
     def end(self, task, done):
+        self.ended += 1
+        if self.ended % int(every):  # to look takes a quarter of a millisecond
+            return
         children = Path("/proc/self/task").glob("*/children")
         workers = [child for path in children for child in path.read_text().split()]
         self.memory.append([resident("self"), *map(resident, workers)])
@@ -78,7 +83,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write_dump(folder / "dump.h5", options)
-        runs = {jobs: run(folder, jobs) for jobs in (0, options.jobs)}
+        tasks = options.records * options.layers
+        runs = {jobs: run(folder, jobs, tasks) for jobs in (0, options.jobs)}
     one, several = runs[0], runs[options.jobs]
     rows = [
         (
@@ -140,10 +146,11 @@ def write_dump(path: Path, options: argparse.Namespace) -> None:
             dump.add_record(f"record-{record}", layers, info=info, model_of="record-0" if record else None)
 
 
-def run(folder: Path, jobs: int) -> dict[str, Any]:
-    """Invert the dump in a process of its own, and return what it took."""
+def run(folder: Path, jobs: int, tasks: int) -> dict[str, Any]:
+    """Invert the layers of the dump, so many `tasks`, in a process of its own, and return what it took."""
     out, target = folder / f"out-{jobs}.h5", folder / "run.json"
-    words = [sys.executable, "-c", CHILD, *map(str, (folder / "dump.h5", out, jobs, target))]
+    every = max(1, tasks // LOOKS)
+    words = [sys.executable, "-c", CHILD, *map(str, (folder / "dump.h5", out, jobs, target, every))]
     subprocess.run(words, check=True, env=process_environment())
     told = json.loads(target.read_text())
     with open_inversion(out) as inversion:
@@ -156,8 +163,8 @@ def run(folder: Path, jobs: int) -> dict[str, Any]:
         "solver": solver,
         "layers": count,
         "statuses": {status: statuses.count(status) for status in sorted(set(statuses))},
-        "early": memory[count // 10],
-        "late": memory[9 * count // 10],
+        "early": memory[len(memory) // 10],
+        "late": memory[9 * len(memory) // 10],
     }
 
 
