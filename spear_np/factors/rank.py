@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -143,9 +144,9 @@ def additive_rank(values: HostArray, m: int, n: int) -> int | None:
     size = min(m, n, len(values))
     most = max(0, min(int(MOST_OF_SPECTRUM * size), size - LEFT_OVER))
     ranks = np.arange(1, most + 1)
-    # As `noise_edge`, for all of them: the sums of the squares from each value on.
+    # The sums of the squares from each value on.
     energy = np.cumsum(values[size - 1 :: -1] ** 2)[::-1][1 : most + 1]
-    edge = np.sqrt(energy / ((m - ranks) * (n - ranks))) * (np.sqrt(m - ranks) + np.sqrt(n - ranks))
+    edge = _edge(energy, m - ranks, n - ranks)
     stands_out = (values[1 : most + 1] <= EDGE_ABOVE_NOISE * edge) & (
         values[:most] > EDGE_BELOW_SIGNAL * edge
     )
@@ -185,11 +186,14 @@ def _looks_random(values: HostArray, m: int, n: int) -> bool:
 
 def noise_edge(values: HostArray, rank: int, m: int, n: int) -> float:
     """Largest singular value expected of noise with the energy of ``values[rank:]``."""
-    dof = (m - rank) * (n - rank)
-    if dof <= 0:
+    if (m - rank) * (n - rank) <= 0:
         return 0.0
-    sigma = math.sqrt(float(np.sum(values[rank:] ** 2)) / dof)
-    return sigma * (math.sqrt(m - rank) + math.sqrt(n - rank))
+    return float(_edge(np.sum(values[rank:] ** 2), m - rank, n - rank))
+
+
+def _edge(energy: Any, m: Any, n: Any) -> Any:
+    """Largest singular value expected of noise of so much `energy` in an (m, n) matrix; numbers or arrays."""
+    return np.sqrt(energy / (m * n)) * (np.sqrt(m) + np.sqrt(n))
 
 
 def in_all_rows(values: HostArray, rank: int, row_norm: HostArray, n: int) -> bool:

@@ -111,9 +111,7 @@ def invert_task(
     telling = entry_path(journal, task.number, "progress")
     try:
         with opening(task.dump) as dump:
-            record = dump.record(task.record)
-            layer = named(record.layers, task.layer, record.place, "layer")
-            layer.check_affordable()  # and all that `gradients` validates
+            record, layer = found(dump, task)
             layer.check_finite()
             if ends():
                 result = not_begun(task.shape, search)
@@ -128,6 +126,20 @@ def invert_task(
     finally:
         with suppress(OSError):
             telling.unlink(missing_ok=True)
+
+
+def found(dump: Dump, task: Task) -> tuple[Record, Layer]:
+    """The record and the layer of a task, which is what `gradients` validates, and affordable.
+
+    Raises
+    ------
+    FileError
+        If it is not, or is not there.
+    """
+    record = dump.record(task.record)
+    layer = named(record.layers, task.layer, record.place, "layer")
+    layer.check_affordable()
+    return record, layer
 
 
 def read_progress(journal: Path, number: int) -> spear_np.Progress | None:

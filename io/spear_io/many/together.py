@@ -18,10 +18,10 @@ import spear_np
 from spear_np.many import MOST_TOGETHER, outcomes
 from spear_np.placement import HOST_UNITS
 
-from ..files.dump import named, open_dump
+from ..files.dump import open_dump
 from ..problems import FileError, Place, WriteError
 from .selection import Task
-from .task import Done, Ends, Origin, Search, invert_task
+from .task import Done, Ends, Origin, Search, found, invert_task
 
 READ_AHEAD = 4 * MOST_TOGETHER
 """Layers that are read before any of them is inverted, at most.
@@ -110,9 +110,7 @@ def _read(task: Task, search: Search) -> _Read | None:
     if task.shape[0] > HOST_UNITS or search.method == "chain":
         return None
     with open_dump(task.dump) as dump:
-        record = dump.record(task.record)
-        layer = named(record.layers, task.layer, record.place, "layer")
-        layer.check_affordable()  # and all that `gradients` validates
+        record, layer = found(dump, task)
         if search.method == "auto" and len(record.chain_from(layer)) > 1:
             return None
         layer.check_finite()
