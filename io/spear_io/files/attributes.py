@@ -44,12 +44,14 @@ def write_attributes(holder: h5py.Group | h5py.Dataset, values: Mapping[str, Any
     for name, value in values.items():
         if value is None:
             continue
-        kind = _SCALARS.get(type(value))
+        texts = type(value) in (list, tuple) and value and all(type(one) is str for one in value)
+        kind = _SCALARS.get(str if texts else type(value))
         if kind is None or (type(value) is int and not -LARGEST <= value < LARGEST):
             holder.attrs[name] = _plain(value)
             continue
         dtype, stored = kind
-        attribute = h5py.h5a.create(holder.id, name.encode(), stored, _SCALAR)
+        space = h5py.h5s.create_simple((len(value),)) if texts else _SCALAR
+        attribute = h5py.h5a.create(holder.id, name.encode(), stored, space)
         attribute.write(np.asarray(value, dtype=dtype))
 
 

@@ -137,7 +137,7 @@ def _write_history(group: h5py.Group, history: Sequence[spear_np.Round]) -> None
         for one, count in zip(kept, proposals.tolist(), strict=True)
     ]
     stored = write_array(group, "history", rounds, np.float64)
-    h5py.Dataset(stored).attrs["searches"] = searches
+    write_attributes(h5py.Dataset(stored), {"searches": searches})
 
 
 def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> None:
@@ -150,7 +150,7 @@ def _write_certificate(group: h5py.Group, certificate: spear_np.Certificate) -> 
         rows = [[getattr(row, name) for name in names] for row in certificate.evidence]
         numbers = [[UNKNOWN if value is None else int(value) for value in row] for row in rows]
         evidence = write_array(group, "evidence", numbers, np.int8)
-        h5py.Dataset(evidence).attrs["facts"] = names
+        write_attributes(h5py.Dataset(evidence), {"facts": names})
 
 
 def _told(check: spear_np.Check) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Layer:
         self.place = place
         self._record = record
         self._group = group
+        self._found: dict[str, StoredArray | None] = {}
         self.kind = self._required_text("kind", 'kind = "linear" for a fully connected layer')
         said = self._required_text("activation", 'activation = "relu", or what follows the layer')
         self.activation = read_activation(group, said, place)
@@ -121,14 +122,18 @@ class Layer:
     @cached_property
     def arrays(self) -> dict[str, StoredArray]:
         """The datasets of the layer that are there, each found harmless; a weight delta already as a gradient."""
-        found = {}
-        for name, ndim in DATASETS.items():
-            array = safety.numbers(self._group, name, self.place, ndim=ndim)
+        found = {name: self._array(name) for name in DATASETS}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def _array(self, name: str) -> StoredArray | None:
+        """One of the datasets, looked at once."""
+        if name not in self._found:
+            array = safety.numbers(self._group, name, self.place, ndim=DATASETS[name])
             if array is not None:
                 self._record.visits.count(array.dataset)
-                gradient = name.endswith("_grad")
-                found[name] = array.divided_by(self._record.divisor) if gradient else array
-        return found
+                array = array.divided_by(self._record.divisor) if name.endswith("_grad") else array
+            self._found[name] = array
+        return self._found[name]
 
     @cached_property
     def gradients(self) -> spear_np.LayerGradients:
@@ -164,7 +169,7 @@ class Layer:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """(m, n) of a fully connected layer; None where nothing tells it."""
-        array = self.arrays.get("weight_grad") if self.kind == "linear" else None
+        array = self._array("weight_grad") if self.kind == "linear" else None
         return None if array is None else array.shape
 
     def check_affordable(self) -> None:
@@ -384,11 +389,20 @@ class Dump:
     def __init__(self, file: h5py.File, path: Path) -> None:
         self.path = path
         self.place = Place(path)
-        self.producer = safety.text(file, "producer", self.place)
-        self.created = safety.text(file, "created", self.place)
+        self._file = file
         self._group = safety.required_subgroup(file, "records", self.place)
         self._visits = safety.Visits(self.place)
         self._made: list[Record] = []
+
+    @property
+    def producer(self) -> str | None:
+        """What wrote it."""
+        return safety.text(self._file, "producer", self.place)
+
+    @property
+    def created(self) -> str | None:
+        """When, as ISO 8601."""
+        return safety.text(self._file, "created", self.place)
 
     @cached_property
     def records(self) -> tuple[Record, ...]:

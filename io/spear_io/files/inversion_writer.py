@@ -150,18 +150,16 @@ class InversionWriter:
             with self._file.writing(place.at(dataset="inputs")):
                 write_columns(inputs, columns, values)
 
-    def take(self, other: h5py.File, record: str) -> None:
-        """Copy what another inversion, written by this program, holds of one record, byte for byte.
+    def take(self, found: h5py.Group, record: str, layer: str) -> None:
+        """Copy the group of a layer that another inversion, written by this program, holds, byte for byte.
 
         Raises
         ------
         FileError
             If this file cannot be written.
         """
-        with self._file.writing(self.place.at(record=record)):
-            layers, own = other["records"][record]["layers"], self._layers(record)
-            for layer in layers:
-                layers.copy(layer, own)
+        with self._file.writing(self.place.at(record=record, layer=layer)):
+            found.copy(found, self._layers(record), name=layer)
 
     def describe(self, record: str, **said: str) -> None:
         """Store texts as attributes of a record: `source` and `source_record`, where it came from, or its `problem`."""

@@ -334,12 +334,12 @@ def numbers(
         raise FileError(msg, place, "export the file again")
     with _damage(place):
         _check_storage(dataset, place)
-        opaque = dataset.id.get_type().get_class() == h5py.h5t.OPAQUE and dataset.dtype.itemsize == 2
-        if opaque and opaque_bfloat16:
+        datatype = dataset.id.get_type()
+        if opaque_bfloat16 and datatype.get_class() == h5py.h5t.OPAQUE and datatype.get_size() == 2:
             precision, encoded = "bfloat16", True
         else:
-            precision, encoded = _number_format(dataset, place, kind)
-        _check_size(dataset, place, ndim)
+            precision, encoded = _number_format(dataset, datatype, place, kind)
+        _check_size(dataset, datatype.get_size(), place, ndim)
         dataset, kept = _with_cache(dataset, group, name, place)
     return StoredArray(dataset, place, precision=precision, encoded=encoded, kept=kept)
 
@@ -358,7 +358,18 @@ def member(group: h5py.Group, name: str, place: Place) -> h5py.Group | h5py.Data
             )
             msg = f"'{printable(name)}' is {what}, and a file from elsewhere must not lead anywhere else"
             raise FileError(msg, place, "store the data itself; hard links are fine")
-        return group[name]
+        return _opened(h5py.h5o.open(group.id, raw_name))
+
+
+def _opened(
+    found: h5py.h5g.GroupID | h5py.h5d.DatasetID | h5py.h5t.TypeID,
+) -> h5py.Group | h5py.Dataset | h5py.Datatype:
+    """What `group[name]` would give, which asks for the mode of the file each time: nobody writes here."""
+    if isinstance(found, h5py.h5g.GroupID):
+        return h5py.Group(found)
+    if isinstance(found, h5py.h5d.DatasetID):
+        return h5py.Dataset(found, readonly=True)
+    return h5py.Datatype(found)
 
 
 def _check_storage(dataset: h5py.Dataset, place: Place) -> None:
@@ -407,9 +418,10 @@ def _fits(code: int, parameters: Sequence[int], entries: int, itemsize: int) -> 
     return True
 
 
-def _number_format(dataset: h5py.Dataset, place: Place, kind: Kind) -> tuple[str, bool]:
+def _number_format(
+    dataset: h5py.Dataset, datatype: h5py.h5t.TypeID, place: Place, kind: Kind
+) -> tuple[str, bool]:
     """Return (precision, whether bfloat16 is encoded as uint16) or refuse the type."""
-    datatype = dataset.id.get_type()
     type_class = datatype.get_class()
     if type_class == h5py.h5t.FLOAT:
         precision = _FLOATS.get((datatype.get_size(), datatype.get_fields(), datatype.get_ebias()))
@@ -438,7 +450,7 @@ def _number_format(dataset: h5py.Dataset, place: Place, kind: Kind) -> tuple[str
     raise FileError(msg, place, _WANTED)
 
 
-def _check_size(dataset: h5py.Dataset, place: Place, ndim: int | None) -> None:
+def _check_size(dataset: h5py.Dataset, itemsize: int, place: Place, ndim: int | None) -> None:
     """Refuse shapes that do not fit or that the file cannot hold."""
     shape = dataset.shape
     if shape is None:
@@ -448,7 +460,7 @@ def _check_size(dataset: h5py.Dataset, place: Place, ndim: int | None) -> None:
         wanted = {1: "one dimension", 2: "two dimensions"}[ndim]
         msg = f"has shape {shape}, but must have {wanted}"
         raise FileError(msg, place, "export the file again")
-    claimed = math.prod(shape) * dataset.id.get_type().get_size()
+    claimed = math.prod(shape) * itemsize
     stored = dataset.id.get_storage_size()
     if claimed > max(SMALL, EXPANSION * stored):
         msg = (
@@ -456,7 +468,7 @@ def _check_size(dataset: h5py.Dataset, place: Place, ndim: int | None) -> None:
         )
         raise FileError(msg, place, "the file is damaged or made up: export it again")
     if dataset.chunks is not None:
-        chunk = math.prod(dataset.chunks) * dataset.id.get_type().get_size()
+        chunk = math.prod(dataset.chunks) * itemsize
         if chunk > LARGEST_CHUNK or chunk > max(SMALL, EXPANSION * stored):
             msg = f"is stored in chunks of {size_text(chunk)}, which would have to be in memory at once"
             raise FileError(msg, place, "store it in chunks of a few megabytes, e.g. with h5repack")
@@ -574,7 +586,8 @@ def attribute(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> Any
         if not h5py.h5a.exists(holder.id, name.encode()):
             return None
         identity = h5py.h5a.open(holder.id, name.encode())
-        stored, shape = identity.get_type(), identity.shape or ()
+        stored, space = identity.get_type(), identity.get_space()
+        shape = space.shape or ()
         count = math.prod(shape)
         size = count * stored.get_size()
         if (
@@ -584,9 +597,9 @@ def attribute(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> Any
             or count > LONGEST_LIST
         ):
             raise _unwanted_attribute(name, size, place)
-        if identity.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+        if space.get_simple_extent_type() == h5py.h5s.NULL:
             return None
-        held = np.zeros(shape, dtype=identity.dtype)
+        held = np.zeros(shape, dtype=stored.dtype)
         identity.read(held)
     value = held.tolist()
     if isinstance(value, list):

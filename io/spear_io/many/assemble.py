@@ -140,23 +140,23 @@ def assemble(
     statuses: Counter[str] = Counter()
     if output.split:  # what is elsewhere too must be known before the first file is written
         for task in tasks:
-            with _entry(journal, task) as entry:
-                seen.add(task, entry)
+            with _kept_layer(journal, task) as layer:
+                seen.add(task, layer)
     for path, names in output.files.items():
         source = None if several else output.sources[0]
         with InversionWriter(path, source=source, replace=output.replace, run=run) as out:
             for name in names:
                 for task in of_record[name]:
-                    with _entry(journal, task) as entry:
-                        if entry is None:
+                    with _kept_layer(journal, task) as layer:
+                        if layer is None:
                             result = not_begun(task.shape, search)
                             out.add(task.name, task.layer, result, display=task.display)
                             statuses[result.status] += 1
                             continue
-                        out.take(entry, task.name)
-                        statuses[str(_layer_of(entry, task).attrs["status"])] += 1
+                        out.take(layer, task.name, task.layer)
+                        statuses[str(layer.attrs["status"])] += 1
                         if not output.split:
-                            seen.add(task, entry)
+                            seen.add(task, layer)
                 if name in problems:
                     out.describe(name, problem="; ".join(str(one.error) for one in problems[name]))
                 if several:
@@ -178,12 +178,9 @@ class _Seen:
         self._repeats = Repeats(self._row)
         self._sizes: dict[int, int] = {}
 
-    def add(self, task: Task, entry: h5py.File | None) -> None:
+    def add(self, task: Task, layer: h5py.Group | None) -> None:
         """Add the inputs of one layer, if they have a scale and bounds."""
-        if entry is None:
-            return
-        layer = _layer_of(entry, task)
-        if "error_bound" not in layer or not layer.attrs["scale_known"]:
+        if layer is None or "error_bound" not in layer or not layer.attrs["scale_known"]:
             return
         inputs = layer["inputs"]
         self._sizes[task.number], width = inputs.shape
@@ -211,15 +208,15 @@ class _Seen:
 
     def _row(self, number: int, row: int) -> Floats:
         task = self._tasks[number]
-        with _entry(self._journal, task) as entry:
-            assert entry is not None
-            found: Floats = _layer_of(entry, task)["inputs"][row]
+        with _kept_layer(self._journal, task) as layer:
+            assert layer is not None
+            found: Floats = layer["inputs"][row]
             return found
 
 
 @contextmanager
-def _entry(journal: Journal, task: Task) -> Iterator[h5py.File | None]:
-    """Yield the open entry of a task; None if it was not begun."""
+def _kept_layer(journal: Journal, task: Task) -> Iterator[h5py.Group | None]:
+    """Yield what the open entry of a task holds of its layer; None if it was not begun."""
     path = journal.entry(task.number)
     if path is None:
         yield None
@@ -230,11 +227,7 @@ def _entry(journal: Journal, task: Task) -> Iterator[h5py.File | None]:
         msg = f"cannot be read ({cause(error)})"
         raise FileError(msg, Place(path), "remove it: it will be made again") from error
     with file:
-        yield file
-
-
-def _layer_of(entry: h5py.File, task: Task) -> h5py.Group:
-    return entry["records"][task.name]["layers"][task.layer]
+        yield file[f"records/{task.name}/layers/{task.layer}"]  # no name holds a slash
 
 
 def _file_stem(name: str) -> str:

@@ -87,16 +87,16 @@ class Repeats:
         reach = len(rows.directions) * bounds + 1e-9 * np.max(np.abs(projected))
         ends = np.searchsorted(projected[:, 0], projected[:, 0] + reach + np.max(reach), side="right")
         groups = _Union(len(places))
-        for one, end in enumerate(ends):
-            others = np.arange(one + 1, end)
+        for one in np.flatnonzero(ends > np.arange(1, len(ends) + 1)):
+            others = np.arange(one + 1, ends[one])
             near = np.all(
                 np.abs(projected[others] - projected[one]) <= (reach[others] + reach[one])[:, None], axis=1
             )
             for other in others[near]:
-                if groups.root(one) != groups.root(int(other)) and self._same(
+                if groups.root(int(one)) != groups.root(int(other)) and self._same(
                     places[one], places[other], bounds[one] + bounds[other]
                 ):
-                    groups.join(one, int(other))
+                    groups.join(int(one), int(other))
         found: dict[int, list[int]] = {}
         for index in range(len(places)):
             found.setdefault(groups.root(index), []).append(int(order[index]))
