@@ -53,6 +53,12 @@ GUESSED_CANDIDATES = 48
 
 Heuristic: it bounds the time of their polish.
 """
+DOUBTED = 0.5
+"""Share of the blocks that do without the known direction that has the fewest zeros.
+
+Heuristic: one that is wrong, and that nothing speaks against, has fewer than those that are right, and leaves no cell to the missing
+ones; without a right one, guesses are a little less sharp.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +83,10 @@ class Completion:
     def propose(self, space: RowSpace, pool: Pool, rng: np.random.Generator) -> Proposals:
         """Return the null vectors that further rows agree with, of one block of guesses."""
         xp, device, b = space.xp, space.device, space.batch_size
-        mean, root = missing_inputs(space, self.model, self.total, pool.q[pool.trusted])
+        known = pool.trusted
+        if len(known) > 1 and rng.random() < DOUBTED:
+            known.remove(min(known, key=pool.zero_count.__getitem__))
+        mean, root = missing_inputs(space, self.model, self.total, pool.q[known])
         count = max(FEWEST_GUESSES, min(GUESSES, block_length(b * b)))
         spread = float(rng.choice(SPREADS))
         guesses = mean[None, :] + spread * device.normal(rng, (count, b)) @ root.T
