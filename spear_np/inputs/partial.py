@@ -5,7 +5,8 @@ Two ways, and for each input the one with the smaller bound:
 - *Weak rest.* With D_f the known columns, weight_grad = D_f X_f + M, M what the others add: small if they are faint,
   as examples that a trained network is sure of. Least squares gives ``X̂ = D_f⁺ weight_grad = X_f + D_f⁺ M``. What is
   seen of M is the residual ``(1 - D_f D_f⁺) M``; columns in general position hide no more than a modest share of
-  themselves in the span of D_f, for which `HIDDEN_SHARE` allows. Tried where two thirds of the directions are known.
+  themselves in the span of D_f, for which `HIDDEN_SHARE` allows: ``|row i of D_f⁺ M| ≤ |row i of D_f⁺| |M|``, for each
+  feature. Tried where two thirds of the directions are known.
 - *Signs.* The polytope of `polytope.bound_inputs`, whatever the others add.
 """
 
@@ -93,14 +94,14 @@ def _weak_rest(factors: Factors, q: Array) -> tuple[HostArray, HostArray]:
     columns, recovery, leverage = fit
     # A row that decides a fit leaves no residual, however much the others add to it: what it would leave if it were not
     # fitted counts.
-    reach = xp.abs(recovery) / (1 - leverage)[None, :]
-    largest, rest = space.device.zeros(f), space.device.zeros(f)
+    reach = xp.linalg.vector_norm(recovery / (1 - leverage)[None, :], axis=1)
+    largest, rest = space.device.zeros(f), space.device.zeros(())
     for _, (block,) in factors.gradients.blocks("weight_grad", device=space.device):
         x = recovery @ block
         largest = xp.maximum(largest, xp.max(xp.abs(x), axis=1))
-        rest = xp.maximum(rest, xp.max(reach @ xp.abs(block - columns @ x), axis=1))
-    bias_rest = reach @ xp.abs(factors.bias_grad - xp.sum(columns, axis=1))
-    bound = HIDDEN_SHARE * to_host(rest + bias_rest * largest)
+        rest = xp.maximum(rest, xp.max(xp.linalg.vector_norm(block - columns @ x, axis=0)))
+    bias_rest = xp.linalg.vector_norm(factors.bias_grad - xp.sum(columns, axis=1))
+    bound = HIDDEN_SHARE * to_host(reach * (rest + bias_rest * largest))
     dual = recovery @ space.coordinates
     z = space.live_of(layer.preactivations(dual)).T
     agree = layer.states(z)[0] == ~space.zeros(q)
