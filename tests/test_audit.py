@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import spear_np
-from spear_io import DumpWriter, FileError, LayerArrays, RecordInfo, open_dump, write_dump
+from spear_io import DumpWriter, FileError, LayerArrays, RecordInfo, open_dump, open_inversion, write_dump
 from spear_io.audit import defences, sweep
 from spear_io.audit.defences import Defence
 from spear_io.audit.document import document_of
@@ -27,12 +27,24 @@ from spear_io.audit.run import audit
 from spear_io.audit.sweep import Budget, Curve, Target, psnr_of
 from spear_io.audit.update import Shared, read_update
 from spear_io.audit.words import headline_of, privacy_of, verdict_of
+from spear_io.files.inversion_writer import InversionWriter
+from spear_io.problems import Place
+from spear_io.show.evaluate import evaluate
 from tests.backends import values_of
-from tests.io_files import Command, command, layer_arrays, layer_data, leftovers, write_good_dump
+from tests.io_files import (
+    Command,
+    command,
+    fake_inversion,
+    layer_arrays,
+    layer_data,
+    leftovers,
+    write_good_dump,
+)
 from tests.pages import HOSTILE
 from tests.test_report import read
 
 QUICK = Budget(time_limit=2.0)
+PLACE = Place(Path("dump.h5"))
 
 
 @pytest.fixture
@@ -131,21 +143,39 @@ def test_sums_and_missing_parts(update: Shared) -> None:
 def test_psnr_is_that_of_the_true_inputs() -> None:
     truth = np.random.default_rng(1).uniform(size=(3, 50))
     truth[0, 0], truth[0, 1] = 0.0, 1.0
-    target = Target(truth, true=True)
+    target = Target(truth, true=True, place=PLACE)
     psnr = psnr_of(truth[[2, 0]] + 0.01, target)
     np.testing.assert_allclose(psnr, [40.0, 0.0, 40.0], atol=1e-6)
     np.testing.assert_allclose(psnr_of(-3 * truth, target, fit_scale=True), sweep.LARGEST_PSNR)
     assert psnr_of(np.zeros((0, 50)), target).tolist() == [0.0] * 3
 
 
+def test_psnr_is_that_of_evaluate(tmp_path: Path) -> None:
+    """In the units of the data, whose channels were normalised each by itself."""
+    path, out = tmp_path / "dump.h5", tmp_path / "out.h5"
+    mean, std = (0.1, 0.2, 0.3, 0.4), (0.1, 0.5, 1.0, 2.0)
+    data = write_good_dump(path, layer_data(b=4), input_shape=(4, 4, 4), input_mean=mean, input_std=std)
+    rows = data.inputs + 0.1 * RNG.standard_normal(data.inputs.shape)
+    with open_dump(path) as dump:
+        record, layer = dump.records[0], dump.records[0].layers[0]
+        answer = fake_inversion(layer.gradients, rows)
+        with InversionWriter(out, source=path) as writer:
+            writer.add(record.name, layer.name, answer, display=record.info, seen=layer.seen)
+        with open_inversion(out) as inversion:
+            told = [row.psnr for row in evaluate(inversion, dump)[0].rows]
+        target = sweep.target_of(data.inputs, answer, record, layer)
+        assert target is not None
+    np.testing.assert_allclose(np.sort(psnr_of(rows, target)), np.sort(np.asarray(told, float)), rtol=1e-9)
+
+
 def test_psnr_of_what_is_no_number_or_huge() -> None:
     truth = np.random.default_rng(1).uniform(size=(2, 50))
     broken = truth.copy()
     broken[0, 0] = np.nan
-    psnr = psnr_of(broken, Target(truth, true=True))
+    psnr = psnr_of(broken, Target(truth, true=True, place=PLACE))
     assert psnr[0] == 0
     assert psnr[1] == sweep.LARGEST_PSNR
-    huge = Target(1e200 * truth, true=True)
+    huge = Target(1e200 * truth, true=True, place=PLACE)
     np.testing.assert_allclose(psnr_of(1e200 * truth, huge), sweep.LARGEST_PSNR)
     for fit_scale in (False, True):
         near = psnr_of(1e200 * (truth + 0.01 * huge.data_range / 1e200), huge, fit_scale=fit_scale)

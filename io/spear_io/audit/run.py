@@ -89,7 +89,7 @@ def _audited(dump: Dump, record: Record, layer: Layer, asked: Asked, budget: Bud
     known_labels = None if labels is None else labels[:]
     with working():
         baseline = _baseline(update, layer, budget)
-        target = target_of(truth, baseline)
+        target = target_of(truth, baseline, record, layer)
         if target is None:
             if budget.stop():
                 msg = "was stopped before it was known what there is to protect: nothing is written"

@@ -7,14 +7,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 import spear_np
 from spear_np.backend.host import to_host
 
-from ..files.storage import Floats
+from ..files.dump import Layer, Record
+from ..files.storage import Floats, LoadedRows
+from ..problems import Place
+from ..show.matching import errors_of, matched, psnr
+from ..show.normalisation import Normalisation, data_range_of, normalisation_of
 from .defences import Defence
 from .privacy import Training, epsilon
 from .update import Shared
@@ -37,11 +41,15 @@ class Target:
     """(b, n), different from each other."""
     true: bool
     """Whether they come from the dump; else they are those that the update gives away without a defence."""
+    place: Place
+    """Of the layer, named in errors."""
+    pixels: Normalisation | None = None
+    """What undoes normalisation, where the dump tells it."""
 
-    @property
+    @cached_property
     def data_range(self) -> float:
-        """Largest entry less the smallest: the peak of every PSNR."""
-        return float(np.ptp(self.inputs)) or 1.0
+        """The peak of every PSNR."""
+        return data_range_of(LoadedRows(self.inputs, self.place), self.pixels)
 
 
 @dataclass(frozen=True)
@@ -103,12 +111,17 @@ class Budget:
     """Called with a title before each inversion; returns what is told of its progress."""
 
 
-def target_of(truth: Floats | None, baseline: spear_np.Inversion) -> Target | None:
+def target_of(
+    truth: Floats | None, baseline: spear_np.Inversion, record: Record, layer: Layer
+) -> Target | None:
     """Return what is protected: the `truth` (b, n), or what the update gives away without a defence; None without either."""
+    pixels = normalisation_of(record.info, layer.seen, baseline.gradients.shape[1], layer.place)
     if truth is not None:
-        return Target(np.unique(truth.astype(np.float64), axis=0), true=True)
+        return Target(
+            np.unique(truth.astype(np.float64), axis=0), true=True, place=layer.place, pixels=pixels
+        )
     if baseline.status in (spear_np.Status.EXACT, spear_np.Status.APPROXIMATE) and baseline.found:
-        return Target(to_host(baseline.inputs), true=False)
+        return Target(to_host(baseline.inputs), true=False, place=layer.place, pixels=pixels)
     return None
 
 
@@ -133,26 +146,18 @@ def measured(result: spear_np.Inversion, target: Target, strength: float, second
 
 
 def psnr_of(rows: Floats, target: Target, *, fit_scale: bool = False) -> Floats:
-    """(b,): PSNR in dB of each true input with the row (k, n) that is matched to it; 0 for one that has none."""
-    truth = target.inputs
-    psnr = np.zeros(len(truth))
+    """(b,): PSNR in dB of each true input with the row (k, n) that is matched to it, as `evaluate` has it; 0 for one that has none."""
+    found = np.zeros(len(target.inputs))
     if not len(rows):
-        return psnr
+        return found
     # In units of the range, squares overflow nowhere but far from it.
+    truth, inputs = (LoadedRows(one / target.data_range, target.place) for one in (target.inputs, rows))
     with np.errstate(over="ignore", invalid="ignore"):
-        truth, rows = truth / target.data_range, rows / target.data_range
-        tt, rr, tr = np.sum(truth**2, axis=1)[:, None], np.sum(rows**2, axis=1)[None, :], truth @ rows.T
-        distance = tt - tr**2 / np.maximum(rr, np.finfo(float).tiny) if fit_scale else tt + rr - 2 * tr
-        # Farther than all others together, but not so far that their differences are rounded away beside it.
-        comparable = np.isfinite(distance)
-        far = min(1e300, 1 + len(truth) * float(np.max(distance, where=comparable, initial=0)))
-        for true, row in zip(*linear_sum_assignment(np.where(comparable, distance, far)), strict=True):
-            scale = tr[true, row] / max(rr[0, row], np.finfo(float).tiny) if fit_scale else 1.0
-            error = float(np.mean((truth[true] - scale * rows[row]) ** 2))
-            if math.isfinite(error):
-                ratio = 1 / error if error > 10 ** (-LARGEST_PSNR / 10) else math.inf
-                psnr[true] = min(LARGEST_PSNR, max(0.0, 10 * math.log10(ratio)))
-    return psnr
+        pairs = matched(inputs, truth, range(len(found)), scale_known=not fit_scale)
+        for pair, error in zip(pairs, errors_of(inputs, truth, pairs, target.pixels), strict=True):
+            if math.isfinite(error.mean_square):
+                found[pair.truth] = min(LARGEST_PSNR, max(0.0, psnr(error.mean_square, 1.0)))
+    return found
 
 
 def sweep(

@@ -22,8 +22,8 @@ from ..files.limits import working
 from ..files.sight import Seen, Sight
 from ..files.storage import TRUTH_AGAIN, Floats, LoadedRows, Rows, check_finite, column_blocks
 from ..problems import FileError, listing, printable
-from .matching import Pair, matched, pair_blocks, squared_distances
-from .normalisation import Normalisation, normalisation_of
+from .matching import errors_of, matched, pair_blocks, psnr, squared_distances
+from .normalisation import Normalisation, data_range_of, normalisation_of
 from .similarity import discrete_columns, structural_similarity
 
 EXACT = 1e-4
@@ -287,7 +287,7 @@ def _compared(
 
     pixels = normalisation_of(display, seen, truth.shape[1], truth.place)
     distinct = distinct_rows(truth)
-    data_range = _data_range(truth, pixels)
+    data_range = data_range_of(truth, pixels)
     result = replace(
         result,
         truth_inputs=truth.shape[0],
@@ -360,48 +360,26 @@ def _match(
 ) -> tuple[RowMatch, ...]:
     k = recovered.found
     pairs = matched(recovered.inputs, truth, distinct, scale_known=recovered.scale_known) if k else []
-    errors = _errors(recovered.inputs, truth, pairs, pixels)
+    errors = errors_of(recovered.inputs, truth, pairs, pixels)
     bounds = np.full(k, np.nan) if recovered.error_bound is None else recovered.error_bound[:]
     matches = {}
-    for pair, (largest, largest_raw, mean_square) in zip(pairs, errors, strict=True):
-        share = largest / data_range
+    for pair, error in zip(pairs, errors, strict=True):
+        share = error.largest / data_range
         matches[pair.row] = RowMatch(
             row=pair.row,
             truth=pair.truth,
-            psnr=math.inf if mean_square == 0 else 20 * math.log10(data_range) - 10 * math.log10(mean_square),
+            psnr=psnr(error.mean_square, data_range),
             max_error=share,
             exact=share < EXACT,
             scale=pair.scale,
             within_bound=None
             if np.isnan(bounds[pair.row])
-            else bool(largest_raw <= bounds[pair.row] or share <= STORED_ROUNDING),
+            else bool(error.largest_input <= bounds[pair.row] or share <= STORED_ROUNDING),
         )
     alone = {
         row: RowMatch(row, None, None, None, exact=False, scale=1.0, within_bound=None) for row in range(k)
     }
     return tuple({**alone, **matches}.values())
-
-
-def _errors(
-    inputs: Rows, truth: Rows, pairs: list[Pair], pixels: Normalisation | None
-) -> list[tuple[float, float, float]]:
-    """For each pair: largest error in pixels, largest error in layer inputs, mean square error in pixels."""
-    if not pairs:
-        return []
-    rows = np.asarray([pair.row for pair in pairs])
-    partners = np.asarray([pair.truth for pair in pairs])
-    scales = np.asarray([pair.scale for pair in pairs])
-    largest = np.zeros(len(rows))
-    largest_raw = np.zeros(len(rows))
-    square = np.zeros(len(rows))
-    for columns, x, t in pair_blocks(inputs, truth):
-        raw = np.abs(scales[:, None] * x[rows] - t[partners])
-        error = raw if pixels is None else raw * pixels.std_of(columns)
-        largest = np.maximum(largest, error.max(axis=1))
-        largest_raw = np.maximum(largest_raw, raw.max(axis=1))
-        square += np.einsum("ij,ij->i", error, error)
-    mean_square = square / inputs.shape[1]
-    return list(zip(largest.tolist(), largest_raw.tolist(), mean_square.tolist(), strict=True))
 
 
 def distinct_rows(truth: Rows) -> list[int]:
@@ -415,19 +393,6 @@ def distinct_rows(truth: Rows) -> list[int]:
     for row, state in enumerate(hashes):
         first.setdefault(state.digest(), row)
     return list(first.values())
-
-
-def _data_range(truth: Rows, pixels: Normalisation | None) -> float:
-    """Range of the true inputs; 1 if they are pixels between 0 and 1."""
-    low, high = math.inf, -math.inf
-    for columns in column_blocks(truth.shape):
-        block = truth[:, columns].astype(np.float64)
-        if pixels is not None:
-            block = pixels.undone(block, columns)
-        low, high = min(low, float(block.min())), max(high, float(block.max()))
-    if pixels is not None and low > -1e-3 and high < 1 + 1e-3:
-        return 1.0
-    return high - low or max(abs(high), 1.0)
 
 
 def evaluation_notes(results: tuple[LayerEvaluation, ...]) -> list[str]:

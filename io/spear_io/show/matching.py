@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..files.storage import Floats, Rows, column_blocks
 from ..problems import FileError
+from .normalisation import Normalisation
 
 FAR = 1e300
 """Squared distance of inputs that cannot be compared."""
@@ -77,6 +79,44 @@ def pair_blocks(
     count = len(range(*rows.indices(inputs.shape[0])))
     for columns in column_blocks((count + truth.shape[0], truth.shape[1])):
         yield columns, inputs[rows, columns].astype(np.float64), truth[:, columns].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a recovered input is from the true one, times its scale."""
+
+    largest: float
+    """Of any feature, in the units of the data where normalisation can be undone."""
+    largest_input: float
+    """The same in the units of the layer's inputs."""
+    mean_square: float
+    """Over the features, in the units of `largest`."""
+
+
+def errors_of(inputs: Rows, truth: Rows, pairs: Sequence[Pair], pixels: Normalisation | None) -> list[Errors]:
+    """Return the errors of each of the `pairs`; `pixels` undoes normalisation."""
+    if not pairs:
+        return []
+    rows = np.asarray([pair.row for pair in pairs])
+    partners = np.asarray([pair.truth for pair in pairs])
+    scales = np.asarray([pair.scale for pair in pairs])
+    largest = np.zeros(len(rows))
+    largest_input = np.zeros(len(rows))
+    square = np.zeros(len(rows))
+    for columns, x, t in pair_blocks(inputs, truth):
+        raw = np.abs(scales[:, None] * x[rows] - t[partners])
+        error = raw if pixels is None else raw * pixels.std_of(columns)
+        largest = np.maximum(largest, error.max(axis=1))
+        largest_input = np.maximum(largest_input, raw.max(axis=1))
+        square += np.einsum("ij,ij->i", error, error)
+    mean_square = square / inputs.shape[1]
+    figures = zip(largest.tolist(), largest_input.tolist(), mean_square.tolist(), strict=True)
+    return [Errors(*one) for one in figures]
+
+
+def psnr(mean_square: float, data_range: float) -> float:
+    """Peak signal-to-noise ratio in dB, infinite without an error."""
+    return math.inf if mean_square == 0 else 20 * math.log10(data_range) - 10 * math.log10(mean_square)
 
 
 def _assigned(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..files.display import Display
 from ..files.sight import Seen, Sight
-from ..files.storage import Floats
+from ..files.storage import Floats, Rows, column_blocks
 from ..problems import FileError, Place
 
 
@@ -58,6 +58,19 @@ def normalisation_of(display: Display, seen: Seen, features: int, place: Place) 
         raise FileError(msg, place, "correct them, or leave them out")
     means, stds = (_per_feature(values, shape, features) for values in (mean, std))
     return None if means is None or stds is None else Normalisation(means, stds)
+
+
+def data_range_of(truth: Rows, pixels: Normalisation | None) -> float:
+    """Range of the true inputs (b, n), the peak of every PSNR, in the units of the data; 1 if they are pixels between 0 and 1."""
+    low, high = math.inf, -math.inf
+    for columns in column_blocks(truth.shape):
+        block = truth[:, columns].astype(np.float64)
+        if pixels is not None:
+            block = pixels.undone(block, columns)
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+    if pixels is not None and low > -1e-3 and high < 1 + 1e-3:
+        return 1.0
+    return high - low or max(abs(high), 1.0)
 
 
 def _per_feature(
