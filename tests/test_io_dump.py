@@ -9,7 +9,7 @@ import pytest
 
 from spear_io import Bfloat16, DumpWriter, FileError, RecordInfo, open_dump, write_dump
 from spear_io.files import safety
-from spear_io.files.dump import LastDump
+from spear_io.files.last_dump import LastDump
 from spear_io.files.storage import check_finite, column_blocks
 from spear_np.adopt import from_bfloat16
 from tests.backends import values_of

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import spear_np
 
 from ..files.child import ChildError
-from ..files.dump import LastDump
 from ..files.inversion import open_inversion
+from ..files.last_dump import LastDump
 from ..problems import FileError, WriteError, cause
 from .assemble import Output, assemble
 from .executors import Crew, ExecutorError, crew_of
