@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spear_io import Bfloat16, DumpWriter, FileError, RecordInfo, open_dump, write_dump
-from spear_io.files import safety
+from spear_io.files import opening
 from spear_io.files.last_dump import LastDump
 from spear_io.files.storage import check_finite, column_blocks
 from spear_np.adopt import from_bfloat16
@@ -384,13 +384,13 @@ class TestLastDump:
     @pytest.fixture
     def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         """Which files were opened."""
-        paths, left_open = [], safety.left_open
+        paths, left_open = [], opening.left_open
 
         def noted(path: Path, **wanted: Any) -> h5py.File:
             paths.append(path)
             return left_open(path, **wanted)
 
-        monkeypatch.setattr(safety, "left_open", noted)
+        monkeypatch.setattr(opening, "left_open", noted)
         return paths
 
     def test_a_file_is_opened_once(self, path: Path, opened: list[Path]) -> None:

@@ -110,3 +110,11 @@ def listing(names: Iterable[str], empty: str = "none") -> str:
     names = list(names)
     shown = ", ".join(f"'{printable(name)}'" for name in names[:20])
     return (shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")) or empty
+
+
+def size_text(count: int) -> str:
+    """Return a size as people write it."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count // size} {unit}"
+    return f"{count} bytes"

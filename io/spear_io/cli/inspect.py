@@ -27,7 +27,7 @@ def inspect(
     """Show what is in a dump and what inverting it would cost, or what an inversion recovered."""
     from ..files.dump import open_dump
     from ..files.inversion import FORMAT, open_inversion
-    from ..files.safety import format_of
+    from ..files.opening import format_of
     from ..show.outcomes import inversion_document, print_outcomes, read_outcomes
     from ..show.overview import dump_document, overviews
     from ..show.tables import print_json, print_overview

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files.safety import SMALL, size_text
-from ..problems import FileError, Place, listing
+from ..files.safety import SMALL
+from ..problems import FileError, Place, listing, size_text
 from .source import EXPANSION, check_count, reading
 
 BLOCK = 2**20

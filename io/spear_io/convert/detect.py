@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from ..files import dump, safety
+from ..files import dump, opening, stated
 from ..files.limits import reading_file
 from ..problems import FileError, Place, listing
 from . import (
@@ -51,7 +51,7 @@ def open_source(path: Path) -> Iterator[Source]:
     """
     folder = path.is_dir()
     if not folder:
-        safety.check_readable(path, advice=ADVICE)
+        opening.check_readable(path, advice=ADVICE)
     with reading_file(path):
         opener = folders.folder_opener(path, _opener) if folder else _opener(path)
         with opener(path) as source:
@@ -67,7 +67,7 @@ def _opener(path: Path) -> Opener:
         return matlab.open_matlab_v73
     if head.startswith(MATLAB_V5):
         return matlab.open_matlab_v5
-    if safety.is_hdf5(path):
+    if opening.is_hdf5(path):
         return _hdf5_opener(path)
     if head.startswith(b"PK\x03\x04"):
         return _archive_opener(path)
@@ -93,8 +93,8 @@ def _opener(path: Path) -> Opener:
 
 def _hdf5_opener(path: Path) -> Opener:
     place = Place(path)
-    with safety.open_hdf5(path, advice=ADVICE) as file:
-        if safety.attribute(file, "format", place) == dump.FORMAT:
+    with opening.open_hdf5(path, advice=ADVICE) as file:
+        if stated.attribute(file, "format", place) == dump.FORMAT:
             msg = "a gradient dump already"
             raise FileError(msg, place, "use it as it is: spear-np inspect, spear-np invert")
         if keras_files.is_legacy(file, place):

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files.safety import SMALL, size_text
-from ..problems import FileError, Place, listing, printable
+from ..files.safety import SMALL
+from ..problems import FileError, Place, listing, printable, size_text
 from . import keras_files, numpy_files, orbax_folders
 from .foreign import foreign_member, unread_folder
 from .source import Source, check_count, reading

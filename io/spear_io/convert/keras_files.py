@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 
 from ..adapters.keras_operations import slope_of
-from ..files import safety
+from ..files import safety, stated
 from ..problems import FileError, Place, printable
 from .archives import open_archive, read_member
 from .keras_config import ModelConfig, model_config, titled, titles_of
@@ -84,7 +84,7 @@ def open_keras_legacy(path: Path) -> Iterator[Source]:
     place = Place(path)
     with open_root(path) as file:
         arrays, skipped = datasets(file, place, opaque_bfloat16=True)
-        text = safety.text(file, "model_config", place)
+        text = stated.text(file, "model_config", place)
         with reading(place):
             said = json.loads(text) if text else None
             titles = titles_of(said) if said else NO_TITLES
@@ -119,7 +119,7 @@ def is_keras_3(file: h5py.File, place: Place) -> bool:
     if "vars" not in names:
         return False
     variables = safety.subgroup(file, "vars", place)
-    return "layers" in names or (variables is not None and safety.text(variables, "name", place) is not None)
+    return "layers" in names or (variables is not None and stated.text(variables, "name", place) is not None)
 
 
 def _numbered(
@@ -173,7 +173,7 @@ def _names(file: h5py.File, place: Place, groups: Iterable[str]) -> dict[str, st
                 held = None if held is None else safety.subgroup(held, part, place)
             except FileError:  # a dataset or a link
                 held = None
-        if held is not None and (name := safety.text(held, "name", place)):
+        if held is not None and (name := stated.text(held, "name", place)):
             found[path] = name
     return found
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files.safety import size_text
 from ..files.storage import Floats
-from ..problems import FileError, Place
+from ..problems import FileError, Place, size_text
 
 HEADER = 128
 """Bytes before the first element; the last two tell the byte order."""

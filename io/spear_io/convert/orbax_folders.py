@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..files.safety import SMALL, size_text
+from ..files.safety import SMALL
 from ..files.storage import Floats
-from ..problems import FileError, Place, listing
+from ..problems import FileError, Place, listing, size_text
 from .source import NamedArray, Source, check_count, reading, unsuitable
 
 METADATA = "_METADATA"

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import h5py
 
-from ..files import safety
+from ..files import opening, safety
 from ..files.storage import StoredArray
 from ..problems import FileError, Place
 from .source import NamedArray, Source, check_count, reading
@@ -29,7 +29,7 @@ def open_plain_hdf5(path: Path) -> Iterator[Source]:
 @contextmanager
 def open_root(path: Path, *, image: BinaryIO | None = None) -> Iterator[h5py.File]:
     """Open an HDF5 file, or the one that lies as `image` inside the archive `path`."""
-    with safety.open_hdf5(path, advice=ADVICE, image=image) as file:
+    with opening.open_hdf5(path, advice=ADVICE, image=image) as file:
         yield file
 
 

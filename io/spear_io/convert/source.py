@@ -16,9 +16,9 @@ from spear_np.adopt import from_bfloat16
 
 from ..adapters.wiring import Step
 from ..files.limits import reading_block
-from ..files.safety import SMALL, size_text
+from ..files.safety import SMALL
 from ..files.storage import Bfloat16, Floats
-from ..problems import FileError, Place, cause, printable
+from ..problems import FileError, Place, cause, printable, size_text
 
 Orientation = Literal["mn", "nm"]
 """Of a stored matrix: "mn", rows are output units (torch); "nm", columns are output units (Keras, Flax)."""

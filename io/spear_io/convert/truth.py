@@ -14,9 +14,9 @@ from zipfile import is_zipfile
 import numpy as np
 
 from ..files.limits import reading_file
-from ..files.safety import check_readable, size_text
+from ..files.opening import check_readable
 from ..files.storage import Floats, LoadedRows
-from ..problems import FileError, Place, cause, listing, printable
+from ..problems import FileError, Place, cause, listing, printable, size_text
 from .numpy_files import MAGIC, plain_npy, plain_npz
 from .source import reading
 

@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 
 from ..problems import FileError, Place, WriteError, cause
-from . import safety
+from . import opening, stated
 from .attributes import write_attributes
 
 try:
@@ -344,8 +344,8 @@ def _check_kind(path: Path, kind: str, place: Place) -> None:
     if not path.exists():
         return
     found = None
-    with suppress(FileError), safety.open_hdf5(path, advice="") as file:
-        found = safety.text(file, "format", place)
+    with suppress(FileError), opening.open_hdf5(path, advice="") as file:
+        found = stated.text(file, "format", place)
     if found != kind:
         raise _of_another_kind(place, "an inversion" if kind == "spear-inversion" else "a gradient dump")
 

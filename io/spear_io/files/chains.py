@@ -13,7 +13,7 @@ import spear_np
 from spear_np.factors.activation import PARAMETERS, as_activation
 
 from ..problems import FileError, Place, listing, printable
-from . import safety
+from . import safety, stated
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def read_activation(group: h5py.Group, name: str, place: Place) -> spear_np.Acti
     parameters: dict[str, Any] = {}
     plain = spear_np.Activation(name).name
     for parameter in PARAMETERS.get(plain, {}):
-        value: Any = safety.number(group, parameter, place)
+        value: Any = stated.number(group, parameter, place)
         if value is None and plain == "prelu":
             value = _slopes(group, parameter, place)
         if value is not None:

@@ -16,7 +16,7 @@ import numpy as np
 import spear_np
 
 from ..problems import FileError, Place
-from . import safety
+from . import safety, stated
 from .attributes import write_array, write_attributes
 from .storage import Floats, StoredArray
 
@@ -189,18 +189,18 @@ def read_details(group: h5py.Group, place: Place, found: int) -> Details:
         notes=_sentences(group, "notes", place),
         singular_values=np.zeros(0) if values is None else values[:].astype(np.float64),
         history=_read_history(group, place),
-        relative_noise=safety.number(group, "relative_noise", place),
-        activation=safety.text(group, "activation", place),
-        method=safety.text(group, "method", place),
-        seed=safety.integer(group, "seed", place),
-        seconds=safety.number(group, "seconds", place),
-        device=safety.text(group, "device", place),
-        proposals=safety.integer(group, "proposals", place),
-        weight_decay=safety.number(group, "weight_decay", place),
+        relative_noise=stated.number(group, "relative_noise", place),
+        activation=stated.text(group, "activation", place),
+        method=stated.text(group, "method", place),
+        seed=stated.integer(group, "seed", place),
+        seconds=stated.number(group, "seconds", place),
+        device=stated.text(group, "device", place),
+        proposals=stated.integer(group, "proposals", place),
+        weight_decay=stated.number(group, "weight_decay", place),
         data_range=_data_range(group, place),
         decay=spear_np.WeightDecay(
             *(
-                safety.number(group, name, place) or 0.0
+                stated.number(group, name, place) or 0.0
                 for name in ("weight_decay", "bias_decay", "weight_decay_deviation")
             )
         ),
@@ -208,7 +208,7 @@ def read_details(group: h5py.Group, place: Place, found: int) -> Details:
 
 
 def _data_range(group: h5py.Group, place: Place) -> tuple[float, float] | None:
-    found = safety.vector(group, "data_range", place)
+    found = stated.vector(group, "data_range", place)
     return None if found is None or len(found) != 2 else (found[0], found[1])
 
 
@@ -216,10 +216,10 @@ def read_brief(group: h5py.Group, place: Place) -> Brief:
     """Read the part of `read_details` that a table of thousands of layers needs; errors as there."""
     agreement = [check.value for check in _read_checks(group, place) if check.name == "sign_agreement"]
     return Brief(
-        seconds=safety.number(group, "seconds", place) or 0.0,
-        proposals=safety.integer(group, "proposals", place) or 0,
-        device=safety.text(group, "device", place) or "",
-        weight_decay=safety.number(group, "weight_decay", place) or 0.0,
+        seconds=stated.number(group, "seconds", place) or 0.0,
+        proposals=stated.integer(group, "proposals", place) or 0,
+        device=stated.text(group, "device", place) or "",
+        weight_decay=stated.number(group, "weight_decay", place) or 0.0,
         agreement=agreement[0] if agreement else None,
         notes=_sentences(group, "notes", place),
     )
@@ -240,7 +240,7 @@ def _read_evidence(group: h5py.Group, place: Place, found: int) -> dict[str, Flo
     array = safety.numbers(group, "evidence", place, ndim=2, kind="any")
     if array is None:
         return {}
-    names = safety.texts(group["evidence"], "facts", array.place) or ()
+    names = stated.texts(group["evidence"], "facts", array.place) or ()
     if array.shape != (found, len(names)):
         msg = f"has shape {array.shape}, but there are {found} inputs and the names of {len(names)} facts"
         raise FileError(msg, array.place, AGAIN)
@@ -292,7 +292,7 @@ def _read_history(group: h5py.Group, place: Place) -> tuple[spear_np.Round, ...]
     rounds = safety.numbers(group, "history", place, ndim=2)
     if rounds is None:
         return ()
-    names = safety.texts(group["history"], "searches", rounds.place) or ()
+    names = stated.texts(group["history"], "searches", rounds.place) or ()
     if rounds.shape[1] != ROUND_FIGURES or rounds.shape[0] > 2 * MOST_ROUNDS:
         msg = f"has shape {rounds.shape}, but the history of a search has {ROUND_FIGURES} figures a round and is shorter"
         raise FileError(msg, rounds.place, AGAIN)
@@ -327,7 +327,7 @@ def _premises(group: h5py.Group, place: Place) -> tuple[spear_np.Premise, ...]:
 def _json(group: h5py.Group, name: str, place: Place) -> Any:
     """Return an attribute that is JSON; an empty list if there is none."""
     try:
-        return json.loads(safety.text(group, name, place) or "[]")
+        return json.loads(stated.text(group, name, place) or "[]")
     except (ValueError, RecursionError) as error:
         raise _not_a_list(name, "JSON", place) from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import h5py
 
 from ..problems import FileError, Place, printable
-from . import safety
+from . import stated
 from .attributes import write_attributes
 
 LARGEST_SIZE = 2**63 - 1
@@ -45,11 +45,11 @@ def read_display(group: h5py.Group, place: Place) -> Display:
     """
     return Display(
         input_shape=_sizes(group, "input_shape", place),
-        input_mean=safety.vector(group, "input_mean", place),
-        input_std=safety.vector(group, "input_std", place),
-        client=safety.label(group, "client", place),
-        round=safety.label(group, "round", place),
-        feature_names=safety.texts(group, "feature_names", place),
+        input_mean=stated.vector(group, "input_mean", place),
+        input_std=stated.vector(group, "input_std", place),
+        client=stated.label(group, "client", place),
+        round=stated.label(group, "round", place),
+        feature_names=stated.texts(group, "feature_names", place),
     )
 
 
@@ -60,7 +60,7 @@ def write_display(group: h5py.Group, display: Display) -> None:
 
 def _sizes(group: h5py.Group, name: str, place: Place) -> tuple[int, ...] | None:
     """Return an attribute that is a shape."""
-    values = safety.vector(group, name, place)
+    values = stated.vector(group, name, place)
     if values is None or all(1 <= value <= LARGEST_SIZE and value == value // 1 for value in values):
         return None if values is None else tuple(int(value) for value in values)
     shown = printable(str(values), 60)

@@ -24,8 +24,8 @@ import h5py
 import spear_np
 from spear_np.factors.memory import working_memory
 
-from ..problems import FileError, Place, listing, printable
-from . import safety
+from ..problems import FileError, Place, listing, printable, size_text
+from . import opening, safety, stated
 from .chains import Link, check_follows, read_activation
 from .display import Display, read_display
 from .sight import Seen, seen_by
@@ -81,16 +81,16 @@ class Layer:
         self.kind = self._required_text("kind", 'kind = "linear" for a fully connected layer')
         said = self._required_text("activation", 'activation = "relu", or what follows the layer')
         self.activation = read_activation(group, said, place)
-        self.activation_assumed = bool(safety.integer(group, "activation_assumed", place))
+        self.activation_assumed = bool(stated.integer(group, "activation_assumed", place))
         """Whether whoever wrote the file took the activation for granted."""
-        self.follows = safety.text(group, "follows", place)
-        self.between = safety.text(group, "between", place)
-        self.order = safety.number(group, "order", place)
+        self.follows = stated.text(group, "follows", place)
+        self.between = stated.text(group, "between", place)
+        self.order = stated.number(group, "order", place)
         self.first = False
         """Whether no layer comes before it in the record."""
 
     def _required_text(self, name: str, advice: str) -> str:
-        value = safety.text(self._group, name, self.place)
+        value = stated.text(self._group, name, self.place)
         if value is None:
             msg = f"the attribute '{name}' is missing"
             raise FileError(msg, self.place, f"set {advice}")
@@ -181,8 +181,8 @@ class Layer:
         stored = sum(array.stored for array in self.arrays.values())
         if needed > max(AFFORDABLE, MEMORY_PER_BYTE * stored):
             msg = (
-                f"claims a layer of shape {(m, n)}, whose decomposition takes {safety.size_text(needed)}, but only "
-                f"{safety.size_text(stored)} of it are in the file"
+                f"claims a layer of shape {(m, n)}, whose decomposition takes {size_text(needed)}, but only "
+                f"{size_text(stored)} of it are in the file"
             )
             raise FileError(msg, self.place, "if it is yours and means it, store it without packing")
 
@@ -223,16 +223,16 @@ class Record:
     def info(self) -> RecordInfo:
         """The optional attributes."""
         group, place = self.group, self.place
-        update = safety.text(group, "update", place) or "gradient"
+        update = stated.text(group, "update", place) or "gradient"
         info = RecordInfo(
             **vars(read_display(group, place)),
-            batch_size=safety.integer(group, "batch_size", place),
+            batch_size=stated.integer(group, "batch_size", place),
             update=update,
-            learning_rate=safety.number(group, "learning_rate", place),
-            weight_decay=safety.number(group, "weight_decay", place),
-            local_steps=safety.integer(group, "local_steps", place),
-            loss=safety.text(group, "loss", place),
-            loss_reduction=safety.text(group, "loss_reduction", place),
+            learning_rate=stated.number(group, "learning_rate", place),
+            weight_decay=stated.number(group, "weight_decay", place),
+            local_steps=stated.integer(group, "local_steps", place),
+            loss=stated.text(group, "loss", place),
+            loss_reduction=stated.text(group, "loss_reduction", place),
         )
         if update not in UPDATES:
             msg = f"the attribute 'update' is '{printable(update)}', but must be one of {listing(UPDATES)}"
@@ -396,12 +396,12 @@ class Dump:
     @property
     def producer(self) -> str | None:
         """What wrote it."""
-        return safety.text(self._file, "producer", self.place)
+        return stated.text(self._file, "producer", self.place)
 
     @property
     def created(self) -> str | None:
         """When, as ISO 8601."""
-        return safety.text(self._file, "created", self.place)
+        return stated.text(self._file, "created", self.place)
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -470,7 +470,7 @@ def open_dump(path: str | Path) -> Iterator[Dump]:
         Here or later: whatever is wrong with the file, in one line that says where.
     """
     path = Path(path)
-    with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
+    with opening.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
         dump = Dump(file, path)
         try:
             yield dump

@@ -46,7 +46,7 @@ from spear_np.answer.notebook import (
 )
 
 from ..problems import FileError, Place, listing, printable
-from . import safety
+from . import opening, safety, stated
 from .details import (
     AGAIN,
     Brief,
@@ -259,10 +259,10 @@ def open_inversion(path: str | Path) -> Iterator[InversionFile]:
     """
     path = Path(path)
     place = Place(path)
-    with safety.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
+    with opening.open_untrusted(path, kind=FORMAT, version=FORMAT_VERSION) as file:
         records = safety.required_subgroup(file, "records", place)
         visits = safety.Visits(place)
-        source = safety.text(file, "source", place)
+        source = stated.text(file, "source", place)
         layers: list[RecoveredLayer] = []
         unread: list[UnreadRecord] = []
         for name in safety.member_names(records, place):
@@ -271,10 +271,10 @@ def open_inversion(path: str | Path) -> Iterator[InversionFile]:
             if record is None:
                 continue
             origin = (
-                safety.text(record, "source", where) or source,
-                safety.text(record, "source_record", where),
+                stated.text(record, "source", where) or source,
+                stated.text(record, "source_record", where),
             )
-            problem = safety.text(record, "problem", where)
+            problem = stated.text(record, "problem", where)
             if problem is not None:
                 unread.append(UnreadRecord(name, problem, origin[0]))
             layers += [_read_layer(group, at, visits, *origin) for group, at in _layer_groups(record, where)]
@@ -285,11 +285,11 @@ def open_inversion(path: str | Path) -> Iterator[InversionFile]:
             path,
             place,
             source=source,
-            version=safety.text(file, "version", place),
-            created=safety.text(file, "created", place),
+            version=stated.text(file, "version", place),
+            created=stated.text(file, "created", place),
             layers=tuple(layers),
             unread=tuple(unread),
-            run=safety.text(file, "run", place),
+            run=stated.text(file, "run", place),
         )
 
 
@@ -307,7 +307,7 @@ def _read_layer(
 ) -> RecoveredLayer:
     """Read everything but the arrays."""
     visits.count(group)
-    status = safety.text(group, "status", place) or ""
+    status = stated.text(group, "status", place) or ""
     if status not in tuple(spear_np.Status):
         msg = (
             f"the attribute 'status' is '{printable(status)}', but must be one of {listing(spear_np.Status)}"
@@ -325,14 +325,14 @@ def _read_layer(
         layer=place.layer or "",
         place=place,
         status=spear_np.Status(status),
-        claim=safety.text(group, "claim", place) or status,
-        reason=safety.text(group, "reason", place) or "",
-        batch_size=safety.integer(group, "batch_size", place) or 0,
-        scale_known=safety.boolean(group, "scale_known", place) is not False,
+        claim=stated.text(group, "claim", place) or status,
+        reason=stated.text(group, "reason", place) or "",
+        batch_size=stated.integer(group, "batch_size", place) or 0,
+        scale_known=stated.boolean(group, "scale_known", place) is not False,
         inputs=inputs,
         error_bound=figure_of(group, "error_bound", inputs.shape[0], place),
         labels=figure_of(group, "labels", inputs.shape[0], place, kind="integer"),
-        chain=safety.texts(group, "chain", place) or (),
+        chain=stated.texts(group, "chain", place) or (),
         display=display,
         seen=_read_seen(group, place, display, inputs.shape[1]),
         units=None if columns is None else columns.shape[0],
@@ -344,8 +344,8 @@ def _read_layer(
 
 def _read_seen(group: h5py.Group, place: Place, display: Display, features: int) -> Seen:
     """What a layer of `features` features saw; a file that does not say leaves it to what stands before, and to the shape."""
-    said = safety.text(group, "sees", place)
-    follows, between = safety.text(group, "follows", place), safety.text(group, "between", place)
+    said = stated.text(group, "sees", place)
+    follows, between = stated.text(group, "follows", place), stated.text(group, "between", place)
     if said in tuple(Sight):
         return Seen(Sight(said), follows, between)
     shape = display.input_shape

@@ -1,4 +1,4 @@
-"""Opening HDF5 files from strangers: the only module that follows a link or trusts a size.
+"""HDF5 files from strangers: the only module that follows a link or trusts a size.
 
 A dump may come from anybody. HDF5 files can point at other files in three ways (links, virtual datasets, raw
 storage outside the file), and a few hundred bytes can claim terabytes. Everything here looks before it touches:
@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import h5py
-import numpy as np
 
-from ..problems import FileError, Place, cause, listing, printable
-from .limits import reading_file
+from ..problems import FileError, Place, listing, printable, size_text
+from .stated import damage, text
 from .storage import BLOCK_BYTES, StoredArray
 
 SMALL = 64 * 2**20
@@ -52,12 +49,6 @@ LINKS_PER_OBJECT = 16
 FREE_LINKS = 1000
 """Names that any file may hold."""
 
-LARGEST_ATTRIBUTE = 64 * 2**10
-"""Bytes of one attribute, and characters of one text."""
-
-LONGEST_LIST = LARGEST_ATTRIBUTE // 16
-"""Numbers or texts in one attribute: with 8 bytes for each there is room left to write them again."""
-
 Kind = Literal["float", "integer", "any"]
 """Which numbers a dataset may hold."""
 
@@ -83,129 +74,6 @@ _TYPE_NAMES = {
 }
 
 _WANTED = "store float16, float32 or float64 (bfloat16 as uint16 with the attribute dtype = 'bfloat16')"
-
-
-@contextmanager
-def open_untrusted(path: Path, *, kind: str, version: int) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading and hold its `format` and `format_version` against what is wanted.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    kind : str
-        Wanted `format`, e.g. "spear-gradients".
-    version : int
-        Newest `format_version` this program knows.
-    """
-    with open_hdf5(path, advice=_advice(kind)) as file:
-        _check_format(file, kind, version, Place(path))
-        yield file
-
-
-def left_open(path: Path, *, kind: str, version: int) -> h5py.File:
-    """As `open_untrusted`, but open until it is closed; for use amid `reading_file` alone."""
-    place = Place(path)
-    check_readable(path, advice=_advice(kind))
-    file = _hdf5(path, place, _advice(kind), None)
-    try:
-        _check_format(file, kind, version, place)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _check_format(file: h5py.File, kind: str, version: int, place: Place) -> None:
-    found = text(file, "format", place)
-    if found is None:
-        msg = f"an HDF5 file, but not a {kind} file: it has no attribute 'format'"
-        raise FileError(msg, place, _advice(kind))
-    if found != kind:
-        msg = f"holds format '{printable(found)}', but '{kind}' is wanted"
-        raise FileError(msg, place, _advice(kind))
-    found_version = integer(file, "format_version", place)
-    if found_version is None or found_version < 1:
-        msg = "the attribute 'format_version' is missing or not a version number"
-        raise FileError(msg, place, f"this spear-np writes {version}")
-    if found_version > version:
-        msg = f"written in version {found_version} of {kind}, but this spear-np reads up to {version}"
-        raise FileError(msg, place, "update spear-np: pip install --upgrade spear-np")
-
-
-def format_of(path: Path) -> str | None:
-    """Return what a file says it is; None if it cannot be opened, or says nothing."""
-    try:
-        with open_hdf5(path, advice="") as file:
-            return text(file, "format", Place(path))
-    except FileError:
-        return None
-
-
-@contextmanager
-def open_hdf5(path: Path, *, advice: str, image: BinaryIO | None = None) -> Iterator[h5py.File]:
-    """Open any HDF5 file for reading.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    advice : str
-        What to do if it is none.
-    image : binary file, optional
-        The HDF5 file itself if it lies inside `path`, e.g. in an archive.
-    """
-    place = Place(path)
-    check_readable(path, advice=advice)
-    with reading_file(path), _hdf5(path, place, advice, image) as file:
-        yield file
-
-
-def _hdf5(path: Path, place: Place, advice: str, image: BinaryIO | None) -> h5py.File:
-    try:
-        return h5py.File(path if image is None else image, "r", locking="best-effort")
-    except BlockingIOError as error:
-        msg = "another program is writing this file"
-        raise FileError(msg, place, "wait until it is done") from error
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        if image is None and not is_hdf5(path):
-            msg = "not an HDF5 file"
-            raise FileError(msg, place, advice) from error
-        if "already open for" in str(error):  # a mark in the file that its writer takes away when it is done
-            msg = "another program is writing this file (SWMR), or was stopped while it did"
-            advice = "wait until it is done; if none is left, take its mark away with h5clear -s, or copy the file anew"
-            raise FileError(msg, place, advice) from error
-        cut = "truncated" in str(error)
-        msg = "the file is cut off: its end is missing" if cut else f"a damaged HDF5 file ({cause(error)})"
-        raise FileError(msg, place, "copy or export it again") from error
-
-
-def is_hdf5(path: Path) -> bool:
-    """Whether the file begins as HDF5 does, perhaps behind a block of another program."""
-    return bool(h5py.is_hdf5(path))
-
-
-def check_readable(path: Path, *, advice: str) -> None:
-    """Refuse what is not there, no regular file, or closed to this user; `advice` says what to give instead."""
-    place = Place(path)
-    try:
-        if not path.exists():
-            msg = "there is no such file"
-            raise FileError(msg, place, "check the name")
-        if not path.is_file():
-            msg = "is a directory" if path.is_dir() else "is not a regular file"
-            raise FileError(msg, place, advice)
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        msg = f"cannot be read ({cause(error)})"
-        raise FileError(msg, place) from error
-
-
-def _advice(kind: str) -> str:
-    if kind == "spear-gradients":
-        return "give a gradient dump, as the exporters of spear-np write it"
-    return "give a file written by 'spear-np invert'"
 
 
 class TooManyError(FileError):
@@ -236,7 +104,7 @@ class Visits:
             If the names, or the numbers below them, are far more than the objects that they lead to, or the numbers far
             more than the file holds.
         """
-        with _damage(self._place):
+        with damage(self._place):
             address = h5py.h5o.get_info(found.id).addr
             size = 0
             if isinstance(found, h5py.Dataset):
@@ -265,7 +133,7 @@ def member_names(group: h5py.Group, place: Place) -> list[str]:
     FileError
         If two members have the same name.
     """
-    with _damage(place):
+    with damage(place):
         # h5py hands out bytes for what is not UTF-8.
         names = [name if isinstance(name, str) else name.decode("utf-8", "surrogateescape") for name in group]
     if len(set(names)) < len(names):
@@ -332,7 +200,7 @@ def numbers(
     if not isinstance(dataset, h5py.Dataset):
         msg = "should be a dataset, but is a group"
         raise FileError(msg, place, "export the file again")
-    with _damage(place):
+    with damage(place):
         _check_storage(dataset, place)
         datatype = dataset.id.get_type()
         if opaque_bfloat16 and datatype.get_class() == h5py.h5t.OPAQUE and datatype.get_size() == 2:
@@ -347,7 +215,7 @@ def numbers(
 def member(group: h5py.Group, name: str, place: Place) -> h5py.Group | h5py.Dataset | h5py.Datatype | None:
     """Follow a hard link; refuse every other kind before it is followed."""
     links, raw_name = group.id.links, name.encode("utf-8", "surrogateescape")
-    with _damage(place):
+    with damage(place):
         # Asked of the link itself: `name in group` would follow it, `group[name]` would walk a path ("." is one).
         if b"/" in raw_name or raw_name == b"." or not links.exists(raw_name):
             return None
@@ -502,141 +370,3 @@ def _with_cache(
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     access.set_chunk_cache(10 * (kept // chunk) + 521, kept + chunk, 1.0)
     return h5py.Dataset(h5py.h5d.open(group.id, name.encode("utf-8", "surrogateescape"), access)), kept
-
-
-def size_text(count: int) -> str:
-    """Return a size as people write it."""
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count // size} {unit}"
-    return f"{count} bytes"
-
-
-def text(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> str | None:
-    """Return a string attribute, or None if there is none."""
-    value = attribute(holder, name, place)
-    if value is None or isinstance(value, str):
-        return value
-    raise _wrong_attribute(name, "text", value, place)
-
-
-def number(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> float | None:
-    """Return a real number attribute (NaN and infinities included), or None if there is none."""
-    value = attribute(holder, name, place)
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    raise _wrong_attribute(name, "a number", value, place)
-
-
-def integer(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> int | None:
-    """Return an integer attribute, or None if there is none."""
-    value = number(holder, name, place)
-    if value is None or (math.isfinite(value) and value == int(value)):
-        return value if value is None else int(value)
-    raise _wrong_attribute(name, "a whole number", value, place)
-
-
-def vector(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> tuple[float, ...] | None:
-    """Return an attribute of real numbers as a tuple (a single number as one of length 1), or None."""
-    value = attribute(holder, name, place)
-    values: Sequence[Any] | None = value if value is None or isinstance(value, list) else [value]
-    if values is None or all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        return values if values is None else tuple(values)
-    raise _wrong_attribute(name, "numbers", value, place)
-
-
-def texts(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> tuple[str, ...] | None:
-    """Return an attribute that is a list of texts as a tuple, or None if there is none."""
-    value = attribute(holder, name, place)
-    if value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-        return value if value is None else tuple(value)
-    raise _wrong_attribute(name, "a list of texts", value, place)
-
-
-def boolean(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> bool | None:
-    """Return a truth value (0 and 1 are some), or None if there is none."""
-    value = attribute(holder, name, place)
-    if value is None or (isinstance(value, int) and value in (0, 1)):
-        return value if value is None else bool(value)
-    raise _wrong_attribute(name, "a truth value", value, place)
-
-
-def label(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> str | int | None:
-    """Return an attribute that is only shown, a text or a number (as text if it is not whole), or None."""
-    value = attribute(holder, name, place)
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, float):
-        return str(value)
-    raise _wrong_attribute(name, "text or a number", value, place)
-
-
-_PLAIN = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
-"""Types of which an attribute may be."""
-
-
-def attribute(holder: h5py.Group | h5py.Dataset, name: str, place: Place) -> Any:
-    """Return an attribute as plain Python data (str, bool, int, float or a list of them), or None.
-
-    Strings, numbers and booleans of a modest size are read; everything else is refused. Every text that is returned
-    can be stored again.
-    """
-    with _damage(place):
-        # Opened once: `holder.attrs` would open it for each of these questions, and a record asks twenty.
-        if not h5py.h5a.exists(holder.id, name.encode()):
-            return None
-        identity = h5py.h5a.open(holder.id, name.encode())
-        stored, space = identity.get_type(), identity.get_space()
-        shape = space.shape or ()
-        count = math.prod(shape)
-        size = count * stored.get_size()
-        if (
-            stored.get_class() not in _PLAIN
-            or len(shape) > 1
-            or size > LARGEST_ATTRIBUTE
-            or count > LONGEST_LIST
-        ):
-            raise _unwanted_attribute(name, size, place)
-        if space.get_simple_extent_type() == h5py.h5s.NULL:
-            return None
-        held = np.zeros(shape, dtype=stored.dtype)
-        identity.read(held)
-    value = held.tolist()
-    if isinstance(value, list):
-        value = [_clean(item) for item in value]
-        length = sum(len(item) for item in value if isinstance(item, str))
-    else:
-        value = _clean(value)
-        length = len(value) if isinstance(value, str) else 0
-    if length > LARGEST_ATTRIBUTE:  # a text of varying length does not tell before it is read
-        raise _unwanted_attribute(name, length, place)
-    return value
-
-
-def _clean(value: Any) -> Any:
-    """Return a text as valid Unicode without NUL, which no other text can hold; anything else as it is."""
-    if isinstance(value, str):
-        value = value.encode("utf-8", "surrogateescape")
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace").replace("\0", "\ufffd")
-    return value
-
-
-def _unwanted_attribute(name: str, size: int, place: Place) -> FileError:
-    msg = f"the attribute '{name}' is of a type or size that nothing here needs ({size_text(size)})"
-    return FileError(msg, place, "store a short text, a number or a few numbers")
-
-
-def _wrong_attribute(name: str, wanted: str, value: Any, place: Place) -> FileError:
-    msg = f"the attribute '{name}' should be {wanted}, but is {printable(repr(value), 60)}"
-    return FileError(msg, place, "export the file again")
-
-
-@contextmanager
-def _damage(place: Place) -> Iterator[None]:
-    """Turn what h5py raises for inconsistent metadata into a `FileError`."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError, MemoryError) as error:
-        msg = f"the structure of the file is damaged here ({cause(error)})"
-        raise FileError(msg, place, "copy or export it again") from error

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import safety
+from ..files import opening
 from ..files.dump import FORMAT
 from ..problems import FileError, Place, cause
 
@@ -138,7 +138,7 @@ def _in_folder(folder: Path) -> tuple[list[Path], int]:
 
 def _may_be_dump(path: Path) -> bool:
     """Whether a file is a dump, or too damaged to tell, which is said when it is opened."""
-    return safety.format_of(path) in (FORMAT, None)
+    return opening.format_of(path) in (FORMAT, None)
 
 
 def _matching(pattern: Path) -> list[Path]:

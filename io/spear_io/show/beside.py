@@ -10,7 +10,7 @@ from pathlib import Path
 from ..convert.truth import read_truth
 from ..files.dump import Dump, Layer, Record, named, open_dump
 from ..files.inversion import InversionFile, RecoveredLayer
-from ..files.safety import is_hdf5
+from ..files.opening import is_hdf5
 from ..files.storage import Floats, Rows
 from ..problems import FileError
 from .evaluate import LayerEvaluation, Truth, compared, evaluate_layer, nothing_compared

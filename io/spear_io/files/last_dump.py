@@ -1,0 +1,56 @@
+"""A dump that stays open from one use to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+
+from . import opening
+from .dump import FORMAT, FORMAT_VERSION, Dump
+from .limits import reading_file
+
+
+class LastDump:
+    """Opens dumps, and leaves the file of the last one open for the next time, as long as it is the same file.
+
+    To open one takes as long as to read a small layer. Each use is limited for itself, as that of `open_dump`. It is for one
+    thread, and to be closed.
+    """
+
+    def __init__(self) -> None:
+        self._file: h5py.File | None = None
+        self._identity: tuple[Path, int, int, int, int] | None = None
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[Dump]:
+        """As `open_dump`."""
+        try:
+            status = path.stat()
+        except OSError:  # which opening it will explain
+            identity = None
+        else:
+            identity = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if identity is None or identity != self._identity:
+            self.close()
+        try:
+            with reading_file(path):
+                if self._file is None:
+                    self._file = opening.left_open(path, kind=FORMAT, version=FORMAT_VERSION)
+                    self._identity = identity
+                dump = Dump(self._file, path)
+                try:
+                    yield dump
+                finally:
+                    dump.forget()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._identity = None
