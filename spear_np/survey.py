@@ -10,7 +10,6 @@ import numpy as np
 from . import theory
 from .answer.result import Inversion
 from .backend.devices import Device, device_for
-from .backend.work import SMALL_MATRIX
 from .directions.null_vectors import null_vectors
 from .errors import InputError
 from .factors.decay import Decayed, without_decay
@@ -30,6 +29,11 @@ TRIAL_SECONDS = 60.0
 
 Heuristic: it takes a tenth of a second where there is one, and up to five to see that there is none: a busy machine is no
 reason for another answer.
+"""
+TRIED_ENTRIES = 50_000
+"""Entries of ∂L/∂Z up to which a first direction is searched for.
+
+Heuristic: m = 200 and b = 65, or 500 and 100; whoever only looks waits no longer.
 """
 CALIBRATION_NUMBERS = 2_000_000
 """Numbers of them, at most.
@@ -146,7 +150,7 @@ def _trial(decayed: Decayed, device: Device, batch_size: int | None) -> tuple[st
     assert isinstance(decayed.factors, Factors)
     space = decayed.factors.space
     live, b = space.U.shape
-    if b > 1 and space.shape[0] * b <= SMALL_MATRIX:
+    if b > 1 and space.shape[0] * b <= TRIED_ENTRIES:
         posed = read_layer(decayed, device, Options(batch_size)).posed
         if isinstance(posed, Inversion):
             return posed.reason, False

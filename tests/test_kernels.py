@@ -28,6 +28,7 @@ from spear_np.kernels.sampling import (
     Sample,
     draw_subsets,
     draw_tables,
+    null_vectors_of,
     sample,
 )
 from spear_np.kernels.source import kernel_names, source
@@ -398,6 +399,21 @@ class TestSampling:
         assert "sample" not in runner.launched()
         np.testing.assert_array_equal(kernel.subsets, twin.subsets)
         assert len(twin.subsets) > 3
+
+    @pytest.mark.parametrize("r", [LARGEST_KERNEL, LARGEST_KERNEL + 1])
+    def test_null_vectors_are_annulled_and_dependent_rows_give_none(self, backend: Backend, r: int) -> None:
+        rng = np.random.default_rng(9)
+        unit = rng.standard_normal((3 * r, r)).astype(np.float32)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        picks = np.stack([rng.choice(3 * r, r - 1, replace=False) for _ in range(6)])
+        picks[2, 0] = picks[2, 1]
+        device = backend.device
+        vectors = backend.host(null_vectors_of(device, device.float32(unit), picks))
+        length = np.linalg.norm(vectors, axis=1)
+        left = np.abs(np.einsum("kij,kj->ki", unit[picks], vectors)).max(axis=1)
+        assert np.all(left < 1e-3)
+        assert np.all((np.abs(length - 1) < 1e-5) | (length == 0))
+        assert np.count_nonzero(length) >= 4
 
     def test_nothing_is_lost_where_more_is_kept_than_fits(
         self, runner: Runner, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
-from ..backend.algebra import between, contiguous, stacked
+from ..backend.algebra import between, contiguous, solve_or_nan, stacked
 from ..backend.devices import Device
 from ..backend.host import to_host
 from .source import WARP, launch, runs_kernels
@@ -58,9 +58,11 @@ Measured: on an AMD EPYC with 1 MB of second-level cache a core, 0.54 µs a subm
 LAPACK) and 1.6 at r = 24 (4.4, and 5.6).
 """
 LARGEST_KERNEL = 64
-"""Columns up to which the kernel is used.
+"""Columns up to which the kernel is used, and null vectors are eliminated; of more, systems are solved by the library.
 
 Derived: the 16 kB of one submatrix leave room for three in the 48 kB of shared memory that every card has.
+Measured: elimination takes 12.8, 31.8, 141 and 2,435 µs a submatrix at r = 48, 64, 96 and 200, LAPACK 12.4, 23, 48 and 233 (AMD EPYC, one
+thread).
 """
 SHARED_BYTES = 48 * 1024
 """Shared memory of a block.
@@ -303,7 +305,17 @@ def _annulled(xp: Namespace, vectors: Array, rows: Array, tolerance: Array) -> A
 
 
 def null_vectors_of(device: Device, rows: Array, picks: HostArray) -> Array:
-    """(k, r): unit vectors that the rows `picks` (k, r - 1) of `rows` (ℓ, r), unit rows of float32, annul; zero where they depend.
+    """(k, r): unit vectors that the rows `picks` (k, r - 1) of `rows` (ℓ, r), unit rows of float32, annul; zero where they depend."""
+    xp = device.xp
+    x, sound = (_eliminated if rows.shape[1] <= LARGEST_KERNEL else _solved)(device, rows, picks)
+    square = xp.sum(x * x, axis=1)
+    sound = sound & xp.isfinite(square)
+    length = xp.sqrt(xp.where(sound, square, xp.ones_like(square)))
+    return xp.where(sound[:, None], x, xp.zeros_like(x)) / length[:, None]
+
+
+def _eliminated(device: Device, rows: Array, picks: HostArray) -> tuple[Array, Array]:
+    """Null vectors (k, r) with a last entry of one, and whether rows are independent (k,).
 
     All eliminations go side by side, a number of each in turn, and none chooses its pivots: rows that were turned at
     random seldom need it, see `SMALL_PIVOT`.
@@ -326,10 +338,17 @@ def null_vectors_of(device: Device, rows: Array, picks: HostArray) -> Array:
     x = xp.ones((n + 1, k), dtype=rows.dtype, device=device.handle)
     for p in range(n - 1, -1, -1):
         x[p, :] = -xp.sum(matrix[p + 1 :, p, :] * x[p + 1 :, :], axis=0) / pivots[p]
-    square = xp.sum(x * x, axis=0)
-    sound = sound & xp.isfinite(square)
-    x = xp.where(sound, x, xp.zeros_like(x)) / xp.sqrt(xp.where(sound, square, xp.ones_like(square)))
-    return xp.matrix_transpose(x)
+    return xp.matrix_transpose(x), sound
+
+
+def _solved(device: Device, rows: Array, picks: HostArray) -> tuple[Array, Array]:
+    """As `_eliminated`, by the library, which chooses pivots and refuses none but zero."""
+    xp = device.xp
+    k, n = picks.shape
+    matrix = xp.reshape(xp.take(rows, device.integers(picks.reshape(-1)), axis=0), (k, n, n + 1))
+    x = solve_or_nan(xp, matrix[:, :, :n], -matrix[:, :, n:])[:, :, 0]
+    x = xp.concat([x, xp.ones((k, 1), dtype=rows.dtype, device=device.handle)], axis=1)
+    return x, xp.all(xp.isfinite(x), axis=1)
 
 
 def _launched(device: Device, draws: Sequence[Draw]) -> list[list[Part]]:

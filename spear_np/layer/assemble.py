@@ -239,9 +239,13 @@ def no_rank_reason(spectrum: Spectrum, gradients: LayerGradients, device: Device
 def no_zeros_reason(space: RowSpace, gradients: LayerGradients, proposals: int) -> str:
     """Return why a search ended that saw no direction with the zeros of a ReLU, and what that may come from."""
     b, live = space.batch_size, int(space.live.shape[0])
-    seen = f"none of {proposals} candidates has the zeros that a ReLU leaves in the gradient"
+    seen = (
+        f"none of {proposals} candidates has the zeros that a ReLU leaves in the gradient; "
+        if proposals
+        else ""
+    )
     if holds_signs(gradients, space.device):
-        return f"{seen}; {other_causes(gradients, space.device)}"
+        return f"{seen}{other_causes(gradients, space.device)}"
     if b > CROWDED * live:
         cause = (
             f"a batch of {b} is too large for the zeros of {live} units, or it is no batch: an update of several steps on different "
@@ -254,4 +258,4 @@ def no_zeros_reason(space: RowSpace, gradients: LayerGradients, proposals: int) 
         )
         if b > FEW_INPUTS * live:
             cause += f", or a batch of {b} is too large for {live} units"
-    return f"{seen}; {cause}"
+    return f"{seen}{cause}"
