@@ -78,7 +78,7 @@ def test_an_activation_that_explains_the_gradients_is_the_only_cause(
         replace(layer, activation=Activation(said)) if number < 2 else layer
         for number, layer in enumerate(data.layers)
     ]
-    result = spear_np.invert_chain(layers, time_limit=30)
+    result = spear_np.invert_chain(layers, time_limit=30, max_proposals=4000)
     assert result.status == "failed"
     (cause,) = advised(tmp_path, result)
     assert cause.startswith(f"'{true}' follows the layer, and not '{said}'")

@@ -11,6 +11,8 @@ from spear_np import Activation, Status, invert_chain
 from tests.chains import digit_network
 
 SECONDS = 60
+FEW = 4000
+"""Steps: enough to see that nothing comes."""
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,7 @@ SECONDS = 60
 def test_a_wrong_activation_is_told_from_the_right_one(true: Activation, said: Activation) -> None:
     data = digit_network(8, activation=true, gain=2.0, widths=(60, 60), dtype=np.float32)
     layers = [replace(layer, activation=said) if layer.sigma == true else layer for layer in data.layers]
-    answer = invert_chain(layers, method="chain", time_limit=SECONDS)
+    answer = invert_chain(layers, method="chain", time_limit=SECONDS, max_proposals=FEW)
     assert answer.status == Status.FAILED
     assert f"it looks as if '{true}' followed the first layer, not '{said}'" in answer.reason
 
@@ -35,7 +37,9 @@ def test_layers_of_two_networks_look_like_nothing() -> None:
         digit_network(8, activation="gelu", gain=2.0, widths=(60, 60), seed=seed, dtype=np.float32)
         for seed in (1, 2)
     )
-    answer = invert_chain([first.layers[0], *second.layers[1:]], method="chain", time_limit=SECONDS)
+    answer = invert_chain(
+        [first.layers[0], *second.layers[1:]], method="chain", time_limit=SECONDS, max_proposals=FEW
+    )
     assert answer.status == Status.FAILED
     assert answer.found == 0
     assert "looks as if" not in answer.reason
@@ -55,6 +59,6 @@ def test_a_sum_behind_the_layers_is_noticed_on_the_way_back() -> None:
         weight_grad=(d @ inputs).astype(np.float32),
         bias_grad=d.sum(axis=1).astype(np.float32),
     )
-    answer = invert_chain([changed, *data.layers[1:]], method="chain", time_limit=SECONDS)
+    answer = invert_chain([changed, *data.layers[1:]], method="chain", time_limit=SECONDS, max_proposals=FEW)
     assert answer.status == Status.FAILED
     assert "does not fit the gradient that it passes back" in answer.reason
