@@ -13,7 +13,7 @@ from .arrays import Array, Sliceable
 from .check import check
 from .errors import DeviceError, InputError
 from .factors.activation import ACTIVATIONS, Activation
-from .factors.gradients import LayerGradients, WeightDecay
+from .factors.gradients import LayerChain, LayerGradients, WeightDecay
 from .invert import invert, invert_chain, invert_layer
 from .loop.options import METHODS, Options
 from .many import invert_many
@@ -35,6 +35,7 @@ __all__ = [
     "Evidence",
     "InputError",
     "Inversion",
+    "LayerChain",
     "LayerGradients",
     "Options",
     "Premise",

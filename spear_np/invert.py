@@ -16,11 +16,11 @@ from dataclasses import replace
 
 from .answer.result import Inversion, Progress, Status, with_decay_said
 from .arrays import Sliceable
-from .backend.devices import device_for
+from .backend.devices import Device, device_for
 from .errors import InputError
 from .factors.activation import Activation
 from .factors.behind import Behind
-from .factors.gradients import LayerGradients, WeightDecay
+from .factors.gradients import LayerChain, LayerGradients, WeightDecay
 from .layer.assemble import inversion
 from .layer.problem import layer_readings
 from .loop.budget import Budget
@@ -29,6 +29,8 @@ from .loop.run import Run, invert_problem, invert_readings, worth
 from .network.confirm import confirmed
 from .network.problem import ChainProblem
 from .network.read import Linked, read_chain
+from .placement import algebra_device
+from .search.together import Seat
 
 CHAIN_SHARE = 0.5
 """Share of the time that the chain has before the zeros of its first layer are tried alone.
@@ -148,15 +150,11 @@ def invert_layer(
 ) -> Inversion:
     """Recover the batch behind `gradients`; options, answer and errors as in `invert`."""
     options = Options(batch_size, data_range, method, seed, time_limit, max_proposals)
-    if options.method == "chain":
-        msg = "method 'chain' needs the layers that follow this one: hand them to `invert_chain`"
-        raise InputError(msg)
-    gradients.require_zeros()
+    check_method(gradients, options)
     where = device_for(device, gradients.weight_grad)
     budget = Budget(options.time_limit, options.max_proposals, stop or (lambda: False))
-    run = Run(options, budget, callback or (lambda _: None))
     with where.activate():
-        return with_decay_said(invert_readings(layer_readings(gradients, where, options), run))
+        return layer_answer(gradients, where, Run(options, budget, callback or (lambda _: None)))
 
 
 def invert_chain(
@@ -198,34 +196,64 @@ def invert_chain(
     Other options, answer and errors are those of `invert`.
     """
     options = Options(batch_size, data_range, method, seed, time_limit, max_proposals)
-    if not layers:
-        msg = "`layers` is empty: expected the layer whose inputs are sought, and those that follow it"
-        raise InputError(msg)
-    where = device_for(device, layers[0].weight_grad)
+    chain = LayerChain(layers, names, loss)
+    check_method(chain, options)
+    where = device_for(device, chain.first.weight_grad)
     budget = Budget(options.time_limit, options.max_proposals, stop or (lambda: False))
-    run = Run(options, budget, callback or (lambda _: None))
-    alone = layers[0].sigma.ceiling is not None
-    behind = Behind(layers[1], len(layers) == 2, loss) if len(layers) > 1 else None
-    run.report("factorize")
     with where.activate():
-        linked = read_chain(layers, where, options.batch_size, names)
+        return chain_answer(chain, where, Run(options, budget, callback or (lambda _: None)))
+
+
+def check_method(given: LayerGradients | LayerChain, options: Options) -> None:
+    """Refuse what the method that was chosen cannot invert.
+
+    Raises
+    ------
+    InputError
+        If it needs layers that follow and there are none, or zeros that the activation does not leave.
+    """
+    alone = isinstance(given, LayerGradients)
+    if alone and options.method == "chain":
+        msg = "method 'chain' needs the layers that follow this one: hand them to `invert_chain`"
+        raise InputError(msg)
+    if isinstance(given, LayerGradients):
+        given.require_zeros()
+    elif options.method not in ("auto", "chain"):
+        given.first.require_zeros()
+
+
+def layer_answer(gradients: LayerGradients, device: Device, run: Run, seat: Seat | None = None) -> Inversion:
+    """Return the answer of one layer, on `device`, which is current; with a `seat` its search goes with those of others."""
+    return with_decay_said(invert_readings(layer_readings(gradients, device, run.options, seat=seat), run))
+
+
+def chain_answer(given: LayerChain, device: Device, run: Run, seat: Seat | None = None) -> Inversion:
+    """Return the answer of a chain, on `device`, which is current; with a `seat` its searches go with those of others.
+
+    Of a chain of small layers on a card only the steps of the searches are there.
+    """
+    options, first = run.options, given.first
+    alone = first.sigma.ceiling is not None
+    behind = Behind(given.layers[1], len(given.layers) == 2, given.loss) if len(given.layers) > 1 else None
+    run.report("factorize")
+    algebra = algebra_device(device, given.units)
+    linked = read_chain(given.layers, algebra, options.batch_size, given.names)
     best: Inversion | None = None
     if options.method in ("auto", "chain"):
         if isinstance(linked, Linked):
             share = CHAIN_SHARE if alone and options.method == "auto" else 1.0
-            limited = replace(run, budget=replace(budget, deadline=share * options.time_limit))
-            problem = ChainProblem(linked.chain, tuple(names), loss, linked.cut)
-            with where.activate(), problem.threads():
+            limited = replace(run, budget=replace(run.budget, deadline=share * options.time_limit))
+            where = None if algebra is device else device
+            problem = ChainProblem(linked.chain, tuple(given.names), given.loss, linked.cut, where, seat)
+            with problem.threads():
                 best = invert_problem(problem, limited)
             whole = best.status in (Status.EXACT, Status.APPROXIMATE)
-            if whole or share == 1.0 or budget.exhausted(best.proposals):
+            if whole or share == 1.0 or run.budget.exhausted(best.proposals):
                 return with_decay_said(best)
         elif options.method == "chain" or not alone:
             reason = f"these layers are no chain that can be inverted: {linked.reason}"
-            failed = inversion(layers[0], where, Status.FAILED, reason, 0, options.data_range)
+            failed = inversion(first, device, Status.FAILED, reason, 0, options.data_range)
             return with_decay_said(run.signed(failed))
-    layers[0].require_zeros()
-    with where.activate():
-        other = invert_readings(layer_readings(layers[0], where, options, behind), run)
-        other = confirmed(other, linked)
+    other = invert_readings(layer_readings(first, device, options, behind, seat), run)
+    other = confirmed(other, linked)
     return with_decay_said(other if best is None else max(best, other, key=worth))

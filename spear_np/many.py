@@ -1,4 +1,4 @@
-"""Many layers at once: on a card their searches share launches, on the host they go one after the other.
+"""Many layers and chains at once: on a card their searches share launches, on the host they go one after the other.
 
 A small layer leaves a card idle: a step of its search takes as long as launching it. So some tens of them are under way
 together, each in a thread, and meet where they have something for the card (`search.together`).
@@ -16,26 +16,26 @@ from functools import partial
 
 import numpy as np
 
-from .answer.result import Inversion, Progress, Status, with_decay_said
+from .answer.result import Inversion, Progress, Status
 from .backend.devices import CPU, Device, device_for
 from .backend.memory import memory_of
 from .backend.work import suitable_threads
-from .errors import DeviceError, InputError
-from .factors.gradients import LayerGradients
+from .errors import DeviceError
+from .factors.gradients import LayerChain, LayerGradients
 from .factors.memory import working_memory
-from .invert import invert_layer
+from .invert import chain_answer, check_method, invert_chain, invert_layer, layer_answer
 from .kernels.sampling import KEPT_VECTORS, LARGEST_KERNEL
 from .layer.assemble import inversion
-from .layer.problem import layer_readings
 from .loop.budget import Budget
 from .loop.options import DataRange, Options, SearchFactory
-from .loop.run import Run, invert_readings
+from .loop.run import Run
 from .placement import algebra_device
 from .search.blocks import Settings
+from .search.reflect import STARTS
 from .search.together import Meeting
 
 MOST_TOGETHER = 32
-"""Layers under way at once, at most.
+"""Layers, or chains, under way at once, at most.
 
 Derived: the 200 steps of a block take a card some 12 ms, however many layers share them, and the host some 50 ms for each layer
 (m = 200, b = 20): shared by 32, they are less than a hundredth of that, and more layers would only hold memory.
@@ -48,7 +48,13 @@ Heuristic: the rest is for the gradients themselves, for libraries, and for othe
 STEP_TABLES = 8
 """Tables of (starts, units) numbers of a launch at once.
 
-Derived: products, pulls, patterns, predictions and weights, and what is made of them where libraries make copies.
+Derived: products, pulls, patterns, predictions and weights, and what is made of them where libraries make copies; for chains the
+points, those next to them on the graph, their reflections and where these lead.
+"""
+SET_TABLES = 4
+"""Tables of (units, units) numbers, at most, that the affine sets of a layer of a chain take on a card.
+
+Derived: directions, and these the other way round, for the inputs of the layer and for its pre-activations.
 """
 TICK = 0.1
 """Seconds between two looks whether the caller wants to stop.
@@ -56,12 +62,14 @@ TICK = 0.1
 Heuristic: less than anybody waits for.
 """
 
+Given = LayerGradients | LayerChain
+"""What is inverted: a layer alone, or one with those that follow it."""
 Outcome = Inversion | Exception
-"""What became of a layer: its answer, or what was raised in its place."""
+"""What became of it: its answer, or what was raised in its place."""
 
 
 def invert_many(
-    layers: Sequence[LayerGradients],
+    layers: Sequence[Given],
     *,
     batch_size: int | None = None,
     data_range: DataRange | None = None,
@@ -76,16 +84,17 @@ def invert_many(
 ) -> list[Inversion]:
     """Recover the batches behind many gradients, as those of the clients of a federation; on a card together.
 
-    On the host the layers go one after the other, and the answers are those of `invert_layer`. On a card layers of up to
-    `placement.HOST_UNITS` units go together: each has as many starts as on the host, whatever the others are, so that its
-    answer is its own but for the rounding of float32. Larger ones fill a card alone, and follow one after the other.
+    On the host they go one after the other, and the answers are those of `invert_layer` and `invert_chain`. On a card layers of up
+    to `placement.HOST_UNITS` units, and chains of such layers, go together: each has as many starts as on the host, whatever the
+    others are, so that its answer is its own but for the rounding of float32. Larger ones fill a card alone, and follow one
+    after the other.
 
     Parameters
     ----------
-    layers : sequence of LayerGradients
-        They may differ in shape, and in everything else.
+    layers : sequence of LayerGradients or LayerChain
+        Layers alone, or with those that follow them. They may differ in shape, and in everything else.
     batch_size, data_range, method, seed, max_proposals
-        As in `invert`, for every layer alike.
+        As in `invert` and `invert_chain`, for all alike.
     device : {"cpu", "gpu", "gpu:N"}, optional
         Where to compute; by default where the arrays of each layer are.
     time_limit : float
@@ -105,7 +114,7 @@ def invert_many(
     Raises
     ------
     InputError
-        At once, if an option is out of range or an activation leaves no zeros; otherwise as below.
+        At once, if an option is out of range, or the method cannot invert what was handed over; otherwise as below.
     DeviceError
         At once, if the device does not answer.
     Exception
@@ -134,7 +143,7 @@ def invert_many(
 
 
 def outcomes(
-    layers: Sequence[LayerGradients],
+    layers: Sequence[Given],
     options: Options,
     *,
     device: str | None = None,
@@ -150,40 +159,55 @@ def outcomes(
     InputError, DeviceError
         As `invert_many` at once.
     """
-    if options.method == "chain":
-        msg = "method 'chain' needs the layers that follow each: hand them to `invert_chain`"
-        raise InputError(msg)
-    for gradients in layers:
-        gradients.require_zeros()
+    for given in layers:
+        check_method(given, options)
     job = _Job(layers, options, callback or (lambda *_: None), stop or (lambda: False))
     cards: dict[Device, list[int]] = {}
     others: list[int] = []
-    for number, gradients in enumerate(layers):
-        where = device_for(device, gradients.weight_grad)
-        alone = algebra_device(where, gradients.shape[0]) is where
+    for number, given in enumerate(layers):
+        members = _members(given)
+        where = device_for(device, members[0].weight_grad)
+        alone = algebra_device(where, max(one.shape[0] for one in members)) is where
         (others if alone else cards.setdefault(where, [])).append(number)
     for card, numbers in cards.items():
         yield from job.together(numbers, card)
     yield from job.in_turn(others, device)
 
 
-def layers_together(device: Device, shapes: Sequence[tuple[int, int]]) -> int:
-    """How many layers of `shapes` (m, n) go together on a card: `MOST_TOGETHER`, if card and host have the memory for the largest."""
-    launched = STEP_TABLES * Settings.starts * max(m for m, _ in shapes) + KEPT_VECTORS * LARGEST_KERNEL
-    factored = max(working_memory(shape, with_weight=True) for shape in shapes)
+def layers_together(device: Device, shapes: Sequence[Sequence[tuple[int, int]]]) -> int:
+    """How many go together on a card: `MOST_TOGETHER`, if card and host have the memory for the largest.
+
+    `shapes` are (m, n) of the layers of each: one, or those of a chain.
+    """
+    launched = max(map(_launched, shapes)) * np.dtype(np.float32).itemsize
+    factored = max(sum(working_memory(shape, with_weight=True) for shape in chain) for chain in shapes)
     fit = [MOST_TOGETHER, len(shapes)]
-    for place, needed in ((device, launched * np.dtype(np.float32).itemsize), (CPU, factored)):
+    for place, needed in ((device, launched), (CPU, factored)):
         there = memory_of(place)
         if there is not None:
             fit.append(int(MEMORY_SHARE * there / needed))
     return max(1, min(fit))
 
 
+def _launched(shapes: Sequence[tuple[int, int]]) -> int:
+    """Numbers that the searches of one layer, or of the chain that begins with it, have on a card."""
+    units = [m for m, _ in shapes]
+    alone = STEP_TABLES * Settings.starts * units[0] + KEPT_VECTORS * LARGEST_KERNEL
+    if len(units) == 1:
+        return alone
+    return alone + sum(2 * STEP_TABLES * STARTS * m + SET_TABLES * m**2 for m in units)
+
+
+def _members(given: Given) -> Sequence[LayerGradients]:
+    """The layers of a chain, or the one that is alone."""
+    return given.layers if isinstance(given, LayerChain) else (given,)
+
+
 @dataclass(frozen=True)
 class _Job:
     """One call of `outcomes`."""
 
-    layers: Sequence[LayerGradients]
+    layers: Sequence[Given]
     options: Options
     callback: Callable[[int, Progress], None]
     stop: Callable[[], bool]
@@ -191,18 +215,20 @@ class _Job:
     def in_turn(self, numbers: Sequence[int], device: str | None) -> Iterator[tuple[int, Outcome]]:
         """One after the other, in this thread."""
         for number in numbers:
-            gradients = self.layers[number]
+            given = self.layers[number]
             if self.stop():
-                yield number, self._not_begun(number, device_for(device, gradients.weight_grad))
+                yield number, self._not_begun(number, device_for(device, _members(given)[0].weight_grad))
                 continue
+            options = vars(self.options) | {"device": device, "stop": self.stop}
+            callback = partial(self.callback, number)
             try:
-                outcome: Outcome = invert_layer(
-                    gradients,
-                    **vars(self.options),
-                    device=device,
-                    callback=partial(self.callback, number),
-                    stop=self.stop,
-                )
+                outcome: Outcome
+                if isinstance(given, LayerChain):
+                    outcome = invert_chain(
+                        given.layers, names=given.names, loss=given.loss, callback=callback, **options
+                    )
+                else:
+                    outcome = invert_layer(given, callback=callback, **options)
             except DeviceError:
                 raise
             except Exception as error:  # noqa: BLE001  (the outcome of this layer)
@@ -224,7 +250,9 @@ class _Job:
                 outcome = error
             told.put((number, outcome))
 
-        most = layers_together(card, [self.layers[number].shape for number in numbers])
+        most = layers_together(
+            card, [[one.shape for one in _members(self.layers[number])] for number in numbers]
+        )
         # The library of linear algebra has one limit for all threads: it is set once, around them.
         with (
             suitable_threads(CPU, 0),
@@ -262,15 +290,19 @@ class _Job:
         """Invert one of those that go together."""
         budget = Budget(self.options.time_limit, self.options.max_proposals, ended.is_set)
         run = Run(self.options, budget, lambda progress: told.put((number, progress)))
+        given = self.layers[number]
         with meeting.seat() as seat, meeting.device.activate():
-            read = layer_readings(self.layers[number], meeting.device, self.options, seat=seat)
-            return with_decay_said(invert_readings(read, run))
+            if isinstance(given, LayerChain):
+                return chain_answer(given, meeting.device, run, seat)
+            return layer_answer(given, meeting.device, run, seat)
 
     def _not_begun(self, number: int, where: Device) -> Inversion:
-        """What is known of a layer that the end came before."""
+        """What is known of one that the end came before."""
         run = Run(self.options, Budget(self.options.time_limit, None, self.stop), lambda _: None)
         reason = "stopped before it began"
         with where.activate():
             return run.signed(
-                inversion(self.layers[number], where, Status.FAILED, reason, 0, self.options.data_range)
+                inversion(
+                    _members(self.layers[number])[0], where, Status.FAILED, reason, 0, self.options.data_range
+                )
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -28,7 +29,10 @@ def algebra_device(device: Device, units: int) -> Device:
 
 
 def carried(value: T, device: Device) -> T:
-    """`value`, a dataclass of NumPy arrays, devices and plain data, or a tuple, with all of it on `device`: one transfer an array."""
+    """`value`, a dataclass of arrays, devices and plain data, or a tuple, with all of it on `device`: one transfer a NumPy array.
+
+    Arrays of other libraries stay where they are: they are there already.
+    """
     there: T = _carried(value, device)
     return there
 
@@ -40,8 +44,10 @@ def _carried(value: Any, device: Device) -> Any:
         put = {"b": device.booleans, "i": device.integers}.get(value.dtype.kind)
         return (put or (device.float32 if value.dtype == np.float32 else device.float64))(value)
     if isinstance(value, tuple):
-        return tuple(_carried(one, device) for one in value)
+        parts = tuple(_carried(one, device) for one in value)
+        return value if all(map(operator.is_, parts, value)) else parts
     if is_dataclass(value) and not isinstance(value, type):
         held = {field.name: _carried(getattr(value, field.name), device) for field in fields(value)}
-        return replace(value, **held)
+        same = all(part is getattr(value, name) for name, part in held.items())
+        return value if same else replace(value, **held)
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spear_np import Activation
-from spear_np.backend.devices import CPU
+from spear_np.backend.devices import CPU, Device
 from spear_np.backend.host import to_host
 from spear_np.chain.examine import examine
 from spear_np.chain.sets import Open, open_sets
-from spear_np.kernels.reflect import nearest_on_graph
+from spear_np.kernels.reflect import Graph, nearest_on_graph
 from spear_np.search import ChainSearch, Ends
 from spear_np.search.levenberg import CANDIDATE, Levenberg
-from spear_np.search.reflect import PATIENCE, Points, Reflect, pieces_of
+from spear_np.search.reflect import PATIENCE, Reflect
+from spear_np.search.reflections import pieces_of
 from tests.backends import Backend, assert_lives_on
 from tests.chains import NetworkData, chain_on, digit_network, true_coordinates
 
@@ -123,10 +124,12 @@ class TestReflect:
         left = open_sets(chain_on(data_of("relu")), 1)
         search, rng = Reflect(4), np.random.default_rng(0)
         points = search.start(left, rng)
-        old = Points(points.z, points.a, np.asarray([0, PATIENCE, 0, PATIENCE]))
+        old = replace(points, age=np.asarray([0, PATIENCE, 0, PATIENCE]))
         memory = search.propose(left, old, rng).memory
         assert memory.age[1] == memory.age[3] == 0
-        assert all(part.shape[0] == 4 for part in (*memory.z, *memory.a))
+        fresh = memory.walk.fresh.rows >= 4
+        assert np.array_equal(fresh, memory.age == 0)
+        assert np.count_nonzero(fresh) == len(memory.walk.fresh.points[0])
 
     def test_points_under_way_go_on_in_a_smaller_problem(self) -> None:
         data = data_of("relu")
@@ -138,6 +141,8 @@ class TestReflect:
         smaller = left.without((duals[0][0], duals[1][0]))
         after = search.propose(smaller, memory, rng).memory
         assert np.all((after.age == 25) | (after.age == 0))
+        assert after.left is smaller
+        assert after.walk.ground.directions[0].shape[1] == left.missing - 2
 
 
 def test_no_end_of_levenberg_is_far_from_its_equations() -> None:
@@ -151,11 +156,15 @@ def test_no_end_of_levenberg_is_far_from_its_equations() -> None:
     assert np.all(np.linalg.norm(rest, axis=1) <= 2 * CANDIDATE * np.linalg.norm(a, axis=1))
 
 
+def graph_of(activation: Activation, scale: float, device: Device) -> Graph:
+    return Graph.on(replace(device, launch=None), pieces_of(activation, [scale]), 1, len(SLOPES))
+
+
 class TestGraphs:
     @pytest.mark.parametrize("name", STRAIGHT)
     def test_pieces_follow_the_activation(self, name: str) -> None:
         activation, scale = STRAIGHT[name], 1.7
-        pieces = pieces_of(activation, scale, CPU)
+        pieces = pieces_of(activation, [scale])
         z = np.linspace(-8, 8, 401)[:, None] + np.zeros((1, 7))
         value, _ = activation.value_and_slope(z)
         seen = np.zeros(z.shape, dtype=bool)
@@ -177,7 +186,7 @@ class TestGraphs:
     def test_no_point_of_the_graph_is_nearer(self, name: str, scale: float, z: float, a: float) -> None:
         activation = STRAIGHT[name]
         at = np.full((1, 7), z), np.full((1, 7), a)
-        along, across = nearest_on_graph(CPU.xp, pieces_of(activation, scale, CPU), *at)
+        along, across = nearest_on_graph(CPU.xp, graph_of(activation, scale, CPU), *at)
         value, _ = activation.value_and_slope(along / scale)
         assert across == pytest.approx(scale * value, abs=1e-5)  # it lies on the graph
         grid = np.linspace(-30, 30, 3001)[:, None] + np.zeros((1, 7))
@@ -189,9 +198,9 @@ class TestGraphs:
         rng = np.random.default_rng(0)
         z, a = (4 * rng.standard_normal((5, 7)).astype(np.float32) for _ in range(2))
         for activation in STRAIGHT.values():
-            wanted = nearest_on_graph(CPU.xp, pieces_of(activation, 1.3, CPU), z, a)
-            pieces = pieces_of(activation, 1.3, backend.device)
-            found = nearest_on_graph(backend.xp, pieces, backend.array(z), backend.array(a))
+            wanted = nearest_on_graph(CPU.xp, graph_of(activation, 1.3, CPU), z, a)
+            graph = graph_of(activation, 1.3, backend.device)
+            found = nearest_on_graph(backend.xp, graph, backend.array(z), backend.array(a))
             for one, other in zip(found, wanted, strict=True):
                 host: Any = backend.host(one)
                 assert host.dtype == np.float32

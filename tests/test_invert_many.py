@@ -247,15 +247,15 @@ class TestHowManyGoTogether:
         sizes: dict[str, int | None] = {"gpu:0": 80 * 10**9, "cpu": 128 * 10**9}
         monkeypatch.setattr("spear_np.many.memory_of", lambda device: sizes[device.name])
         shape, card = (HOST_UNITS, 784), strict_card()
-        assert layers_together(card, [shape] * 100) == MOST_TOGETHER
-        assert layers_together(card, [shape] * 5) == 5
+        assert layers_together(card, [[shape]] * 100) == MOST_TOGETHER
+        assert layers_together(card, [[shape]] * 5) == 5
         sizes["gpu:0"] = 10**9
-        few = layers_together(card, [shape] * 100)
+        few = layers_together(card, [[shape]] * 100)
         assert 4 < few < MOST_TOGETHER
         sizes["gpu:0"] = 10**6
-        assert layers_together(card, [shape] * 100) == 1
+        assert layers_together(card, [[shape]] * 100) == 1
         sizes |= {"gpu:0": None, "cpu": 10**9}
-        assert 1 < layers_together(card, [shape] * 100) < MOST_TOGETHER
+        assert 1 < layers_together(card, [[shape]] * 100) < MOST_TOGETHER
 
 
 def _alone(layer: LayerGradients, method: str) -> Inversion:

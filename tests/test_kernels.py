@@ -199,35 +199,64 @@ PIECES = {
 }
 
 
+def chains_of(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) == 3 else 1
+
+
+POINTS = ((1, 1), (3, 33), (7, 257), (1, 3, 33), (4, 1, 1), (3, 5, 129))
+"""Shapes: points and units of one chain, chains before them of several."""
+
+
 class TestReflections:
     @pytest.mark.parametrize("name", PIECES)
-    @pytest.mark.parametrize(("k", "m"), [(1, 1), (3, 33), (7, 257)])
-    def test_graph(self, runner: Runner, name: str, k: int, m: int) -> None:
-        rng = np.random.default_rng(m)
-        z, a = (3 * rng.standard_normal((k, m)).astype(np.float32) for _ in range(2))
-        wanted = reflect.reflected(CPU, PIECES[name], z, a)
-        found = reflect.reflected(runner.device, PIECES[name], runner.array(z), runner.array(a))
+    @pytest.mark.parametrize("shape", POINTS)
+    def test_graph(self, runner: Runner, name: str, shape: tuple[int, ...]) -> None:
+        rng = np.random.default_rng(shape)
+        z, a = (3 * rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+        graphs = [
+            reflect.Graph.on(device, PIECES[name], chains_of(shape), shape[-1])
+            for device in (CPU, runner.device)
+        ]
+        wanted = reflect.reflected(CPU, graphs[0], z, a)
+        found = reflect.reflected(runner.device, graphs[1], runner.array(z), runner.array(a))
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(to_host(one), other, atol=1e-5)
         assert ran(runner, "reflect_graph")
 
-    def test_a_slope_for_each_unit(self, runner: Runner) -> None:
+    def test_a_slope_for_each_unit_and_a_scale_for_each_chain(self, runner: Runner) -> None:
         rng = np.random.default_rng(3)
-        z, a = (3 * rng.standard_normal((4, 70)).astype(np.float32) for _ in range(2))
-        slopes = rng.uniform(0.05, 0.9, 70).astype(np.float32)
-        pieces = replace(PIECES["leaky"], slope=(slopes, 1.0))
-        there = replace(PIECES["leaky"], slope=(runner.array(slopes), 1.0))
-        wanted = reflect.reflected(CPU, pieces, z, a)
-        found = reflect.reflected(runner.device, there, runner.array(z), runner.array(a))
+        z, a = (3 * rng.standard_normal((3, 4, 70)).astype(np.float32) for _ in range(2))
+        slopes, scales = rng.uniform(0.05, 0.9, 70), np.asarray([0.5, 1.0, 3.0])
+        pieces = replace(PIECES["relu6"], slope=(slopes, 1.0, 0.0))
+        pieces = replace(
+            pieces,
+            low=(-np.inf, 0.0, 2 * scales),
+            high=(0.0, 2 * scales, np.inf),
+            intercept=(0.0, 0.0, 2 * scales),
+        )
+        graphs = [reflect.Graph.on(device, pieces, 3, 70) for device in (CPU, runner.device)]
+        wanted = reflect.reflected(CPU, graphs[0], z, a)
+        found = reflect.reflected(runner.device, graphs[1], runner.array(z), runner.array(a))
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(to_host(one), other, atol=1e-5)
+        for place, scale in enumerate(scales):
+            own = replace(
+                pieces,
+                low=(-np.inf, 0.0, 2 * scale),
+                high=(0.0, 2 * scale, np.inf),
+                intercept=(0.0, 0.0, 2 * scale),
+            )
+            alone = reflect.reflected(CPU, reflect.Graph.on(CPU, own, 1, 70), z[place], a[place])
+            for one, other in zip(wanted, alone, strict=True):
+                np.testing.assert_array_equal(one[place], other)
 
     @pytest.mark.parametrize("shifted", [False, True])
-    @pytest.mark.parametrize(("k", "m"), [(1, 1), (3, 33), (7, 257)])
-    def test_relaxed_move(self, runner: Runner, k: int, m: int, *, shifted: bool) -> None:
-        rng = np.random.default_rng(m)
-        v, onto, near = (rng.standard_normal((k, m)).astype(np.float32) for _ in range(3))
-        offset = rng.standard_normal(m).astype(np.float32) if shifted else None
+    @pytest.mark.parametrize("shape", POINTS)
+    def test_relaxed_move(self, runner: Runner, shape: tuple[int, ...], *, shifted: bool) -> None:
+        rng = np.random.default_rng(shape)
+        v, onto, near = (rng.standard_normal(shape).astype(np.float32) for _ in range(3))
+        of_each = (shape[0], 1, shape[2]) if len(shape) == 3 else shape[-1:]
+        offset = rng.standard_normal(of_each).astype(np.float32) if shifted else None
         wanted = reflect.relaxed(CPU, v.copy(), onto.copy(), offset, near, 0.7)
         found = reflect.relaxed(
             runner.device,
@@ -253,7 +282,8 @@ class TestReflections:
 
     def test_no_points_are_no_launch(self, runner: Runner) -> None:
         nothing = runner.array(np.empty((0, 7), dtype=np.float32))
-        assert reflect.reflected(runner.device, PIECES["relu"], nothing, nothing)[0].shape == (0, 7)
+        graph = reflect.Graph.on(runner.device, PIECES["relu"], 1, 7)
+        assert reflect.reflected(runner.device, graph, nothing, nothing)[0].shape == (0, 7)
         assert reflect.relaxed(runner.device, nothing, nothing, None, nothing, 0.7)[0].shape == (0, 7)
         assert columns.nearest_side(runner.device, nothing, nothing, nothing, 0.75).near[0].shape == (0, 7)
         assert not runner.launched()

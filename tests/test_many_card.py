@@ -115,7 +115,7 @@ def test_a_search_that_fails_is_that_of_its_record(
             raise ArithmeticError(msg)
         return plain(gradients, *arguments, **options)
 
-    monkeypatch.setattr(sys.modules["spear_np.many"], "layer_readings", layer_readings)
+    monkeypatch.setattr(sys.modules["spear_np.invert"], "layer_readings", layer_readings)
     done = inverted(dump, tmp_path / "out.h5")
     assert done.statuses == {"exact": RECORDS - 1}
     assert [str(one.error) for one in done.unread] == ["no luck"]

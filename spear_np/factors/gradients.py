@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -321,3 +321,48 @@ def _check_vector(name: str, vector: Any, m: int) -> None:
         msg = f"`{name}` has shape {shape}, but `weight_grad` has {m} rows: expected ({m},)"
         raise InputError(msg)
     _check_dtype(name, vector.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerChain:
+    """What consecutive layers share: the activated output of each is the input of the next, with nothing in between.
+
+    Parameters
+    ----------
+    layers : sequence of LayerGradients
+        In forward order, at least one: the inputs of the first are sought.
+    names : sequence of str, optional
+        What they are called, one name each.
+    loss : str, optional
+        "cross_entropy" or another, where it is known.
+
+    Raises
+    ------
+    InputError
+        If there are no layers, or not as many names.
+    """
+
+    layers: Sequence[LayerGradients]
+    names: Sequence[str] = ()
+    loss: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check and settle both sequences."""
+        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "names", tuple(self.names))
+        if not self.layers:
+            msg = "`layers` is empty: expected the layer whose inputs are sought, and those that follow it"
+            raise InputError(msg)
+        if self.names and len(self.names) != len(self.layers):
+            msg = f"`names` holds {len(self.names)} names for {len(self.layers)} layers: give one for each, or none"
+            raise InputError(msg)
+
+    @property
+    def first(self) -> LayerGradients:
+        """The layer whose inputs are sought."""
+        return self.layers[0]
+
+    @property
+    def units(self) -> int:
+        """Those of its widest layer."""
+        return max(layer.shape[0] for layer in self.layers)

@@ -84,7 +84,7 @@ def _borne_out(chain: Chain, answer: Inversion) -> bool:
 
 def _coordinates(chain: Chain, answer: Inversion) -> Array:
     """(k, b): the inputs in the basis of the first layer."""
-    return answer.recovery @ chain.layers[0].space.coordinates
+    return chain.device.float64(answer.recovery) @ chain.layers[0].space.coordinates
 
 
 def _contradicted(answer: Inversion, why: str, checks: tuple[Check, ...]) -> Inversion:

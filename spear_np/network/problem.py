@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..answer.result import Inversion
+from ..answer.result import Inversion, on_device
 from ..arrays import Array
+from ..backend.devices import Device
 from ..backend.host import to_host
 from ..backend.work import SHARED_FROM, mapped, suitable_threads
 from ..chain.examine import CONSISTENT, Examined, Known, examine, known_of, reexamine
@@ -19,6 +20,7 @@ from ..chain.sets import Open, open_sets
 from ..search import ChainSearch
 from ..search.levenberg import Levenberg
 from ..search.reflect import Reflect
+from ..search.together import Seat
 from .assemble import answer_of
 from .diagnose import likelier_activation
 from .verify import spare_equations
@@ -121,6 +123,10 @@ class ChainProblem:
     loss: str | None = None
     cut: str | None = None
     """Why the chain ends before the last layer that was handed over, if it does."""
+    where: Device | None = None
+    """Where the answer is wanted and the steps of the searches are taken, if not on the device of the chain."""
+    seat: Seat | None = None
+    """Takes these steps together with those of other chains."""
 
     @property
     def batch_size(self) -> int:
@@ -145,7 +151,7 @@ class ChainProblem:
     def _searches(self) -> tuple[ChainSearch, ...]:
         straight = self.chain.layers[0].sigma.piecewise_linear
         jumps = Levenberg.suited(self.chain)
-        return (Reflect.suited(self.chain), jumps) if straight else (jumps,)
+        return (Reflect.suited(self.chain, self.where, self.seat), jumps) if straight else (jumps,)
 
     def _depth(self, missing: int, turn: int) -> int:
         """How many layers behind the first take part: more where little room is left, and one more each time all fail."""
@@ -284,6 +290,7 @@ class ChainProblem:
             other = likelier_activation(self.chain, self.depth)
             if other is not None:
                 ended = f"{ended}; it looks as if '{other}' followed the first layer, not '{self.chain.layers[0].sigma}'"
-        return answer_of(
+        answer = answer_of(
             self.chain, state.known, self.depth, ended, names=named, loss=self.loss, cut=self.cut
         )
+        return answer if self.where is None else on_device(answer, self.where)

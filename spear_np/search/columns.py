@@ -35,7 +35,8 @@ from ..kernels.columns import nearer_on, nearest_side
 from ..kernels.reflect import relaxed
 from . import Proposals
 from .completion import MOST_GUESSED, SPREADS
-from .reflect import RELAXATION, ROUND_STEPS, SETTLED
+from .reflect import ROUND_STEPS, SETTLED
+from .reflections import RELAXATION
 
 COLUMN_STARTS = 32
 """Starts at once.

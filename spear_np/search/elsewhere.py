@@ -1,8 +1,10 @@
-"""A search on another device than what is done with its candidates."""
+"""A search, or its steps, on another device than what is done with its candidates."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
 from ..placement import carried
 from . import Proposals, Search
+
+W = TypeVar("W")
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,3 +46,9 @@ class Elsewhere:
     def forecast(self, space: RowSpace) -> float | None:
         """Forecast of the search."""
         return self.search.forecast(space)
+
+
+def elsewhere(device: Device, steps: Callable[[Device, Sequence[W]], Sequence[A]], wanted: W) -> A:
+    """What `steps` makes on `device` of what one search wants; arrays of the host are carried there."""
+    with device.activate():
+        return steps(device, [carried(wanted, device)])[0]

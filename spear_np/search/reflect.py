@@ -12,29 +12,20 @@ References
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 
 import numpy as np
 
 from ..arrays import Array, HostArray
 from ..backend.devices import Device
-from ..backend.host import to_host
 from ..chain.layers import Chain
 from ..chain.sets import RADII, Open
-from ..factors.activation import Activation
-from ..kernels.reflect import Pieces, reflected, relaxed
 from ..kernels.width import starts_at_once
 from . import Ends
+from .elsewhere import elsewhere
+from .reflections import Fresh, Ground, Walk, Walked, onto_sets, walk_on
+from .together import Seat
 
-RELAXATION = 0.7
-"""β, the share of the way to the reflected point that a step goes.
-
-Heuristic: from 0.5 to 1.2 the time for a batch differs by a third.
-"""
 ROUND_STEPS = 25
 """Steps between two looks at which starts have settled.
 
@@ -67,51 +58,44 @@ Heuristic: inputs that are nearer to each other are found when the other one is 
 """
 
 
-def pieces_of(activation: Activation, scale: float, device: Device) -> Pieces:
-    """The pieces of a piecewise linear `activation`, in numbers that are multiplied by `scale`."""
-    ends = [-math.inf, *sorted(activation.kinks), math.inf]
-    slopes, intercepts = [], []
-    for low, high in itertools.pairwise(ends):
-        inside = low + 1.0 if math.isfinite(low) else high - 1.0
-        if math.isfinite(low) and math.isfinite(high):
-            inside = (low + high) / 2
-        width = max((np.size(value) for value in activation.parameters.values()), default=1)
-        value, slope = activation.value_and_slope(np.full(width, inside))
-        intercepts.append(float((value - slope * inside)[0]))
-        slopes.append(float(slope[0]) if width == 1 else device.float32(slope))
-    return Pieces(
-        tuple(end * scale for end in ends[:-1]),
-        tuple(end * scale for end in ends[1:]),
-        tuple(intercept * scale for intercept in intercepts),
-        tuple(slopes),
-    )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Points:
-    """k points under way; float32."""
+    """Starts under way."""
 
-    z: tuple[Array, ...]
-    """(k, m_l) for l = 0 … K - 1."""
-    a: tuple[Array, ...]
-    """(k, m_l) for l = 1 … K."""
+    left: Open
+    """What they were led by."""
+    walk: Walk
     age: HostArray
     """(k,) steps taken."""
 
 
 class Reflect:
-    """A stream of starts: those that settle leave, the others go on in whatever is left to be found."""
+    """A stream of starts: those that settle leave, the others go on in whatever is left to be found.
+
+    Parameters
+    ----------
+    count : int
+        Starts at once.
+    device : Device, optional
+        Where their steps are taken, if not where the chain is; the starts stay there.
+    seat : Seat, optional
+        Takes them together with those of other chains.
+    """
 
     name = "reflect"
 
-    def __init__(self, count: int = STARTS) -> None:
+    def __init__(self, count: int = STARTS, device: Device | None = None, seat: Seat | None = None) -> None:
         self.count = count
+        self.device = device
+        self.seat = seat
 
     @classmethod
-    def suited(cls, chain: Chain) -> Reflect:
-        """As many starts as the device of `chain` follows in the time of few."""
+    def suited(cls, chain: Chain, device: Device | None = None, seat: Seat | None = None) -> Reflect:
+        """As many starts as `device`, by default that of `chain`, follows in the time of few; with a `seat` few."""
+        if seat is not None:
+            return cls(seat=seat)
         entries = sum(layer.units * chain.batch_size for layer in chain.layers)
-        return cls(starts_at_once(chain.device, 4.0 * entries, STARTS))
+        return cls(starts_at_once(device or chain.device, 4.0 * entries, STARTS), device)
 
     @property
     def patience(self) -> int:
@@ -120,43 +104,49 @@ class Reflect:
 
     def start(self, left: Open, rng: np.random.Generator) -> Points:
         """Return fresh starts."""
-        return _drawn(left, self.count, rng)
+        walk = Walk(Ground.of(left), _drawn(left, self.count, rng), ROUND_STEPS, SETTLED)
+        return Points(left, walk, np.zeros(self.count, dtype=np.int64))
 
     def propose(self, left: Open, memory: Points, rng: np.random.Generator) -> Ends:
-        """Go on for some steps and hand out what has settled, most settled first."""
-        points, gap = _steps(left, memory, ROUND_STEPS)
-        settled = np.argsort(gap)[: np.count_nonzero(gap < SETTLED)]
-        ends = _distinct(points, settled)
-        coordinates = _coordinates(left, points, ends)
-        old = np.flatnonzero(points.age >= PATIENCE)
-        renewed = _renewed(left, points, np.union1d(ends, old).astype(np.int64), rng)
-        return Ends(coordinates, renewed, ROUND_STEPS * len(points.age))
+        """Go on for some steps and hand out what has settled, most settled first; no more at once than a CPU follows starts."""
+        ground = memory.walk.ground if memory.left is left else Ground.of(left)
+        walked = self._taken(left, replace(memory.walk, ground=ground))
+        age = memory.age + ROUND_STEPS
+        kept = _distinct(walked.z)[:STARTS]
+        coordinates = _coordinates(left, walked.z[kept])
+        old = np.flatnonzero(age >= PATIENCE)
+        which = np.union1d(walked.settled[kept], old).astype(np.int64)
+        points = _renewed(Points(left, walked.walk, age), which, rng)
+        return Ends(coordinates, points, ROUND_STEPS * len(age))
+
+    def _taken(self, left: Open, walk: Walk) -> Walked:
+        """Where the starts of a walk are after its steps."""
+        if self.seat is not None:
+            return self.seat.walk(walk)
+        return elsewhere(self.device or left.chain.device, walk_on, walk)
 
 
-def _distinct(points: Points, settled: HostArray) -> HostArray:
-    """Those of the places `settled` whose patterns differ; the rest go on and settle in what is then left."""
-    if not len(settled):
-        return settled
-    signs = np.where(to_host(points.z[0])[settled] > 0, np.float32(1), np.float32(-1))
+def _distinct(z: HostArray) -> HostArray:
+    """Those rows of the ends `z` (r, m) whose patterns differ; the rest go on and settle in what is then left."""
+    signs = np.where(z > 0, np.float32(1), np.float32(-1))
     units = signs.shape[1]
     apart = (units - signs @ signs.T) / 2 >= SAME_PATTERN * units
     kept: list[int] = []
-    for row in range(len(settled)):
+    for row in range(len(z)):
         if np.all(apart[row, kept]):
             kept.append(row)
-    return np.asarray(settled[kept])
+    return np.asarray(kept, dtype=np.int64)
 
 
-def _coordinates(left: Open, points: Points, which: HostArray) -> Array:
-    """(k, b): where the points `which` meet the first affine set."""
-    xp, one = left.chain.xp, left.sets[0]
-    z = xp.astype(xp.take(points.z[0], left.chain.device.integers(which), axis=0), xp.float64)
-    z = one.offset + (z @ one.directions) @ one.directions.T
-    return z @ one.to_coordinates.T
+def _coordinates(left: Open, z: HostArray) -> Array:
+    """(r, b): where the points with `z` (r, m) in the first layer meet the first affine set."""
+    one, points = left.sets[0], left.chain.device.float64(z)
+    nearest = one.offset + (points @ one.directions) @ one.directions.T
+    return nearest @ one.to_coordinates.T
 
 
-def _drawn(left: Open, count: int, rng: np.random.Generator) -> Points:
-    """Draw `count` starts from the second moments of the inputs of each layer."""
+def _drawn(left: Open, count: int, rng: np.random.Generator) -> tuple[Array, ...]:
+    """Draw the points of `count` starts, as in `Walk`, from the second moments of the inputs of each layer."""
     chain = left.chain
     xp, device = chain.xp, chain.device
     z, a = [], []
@@ -169,94 +159,16 @@ def _drawn(left: Open, count: int, rng: np.random.Generator) -> Points:
             a.append(xp.astype(left.scales[number - 1] * (c @ layer.basis.T), xp.float32))
         if number < left.depth:
             z.append(xp.astype(left.scales[number] * (c @ layer.to_units.T), xp.float32))
-    z, a = _onto_sets(left, z, a)
-    offset_z, offset_a = _offsets(left)
-    z = [v + offset for v, offset in zip(z, offset_z, strict=True)]
-    a = [v + offset for v, offset in zip(a, offset_a, strict=True)]
-    return Points(tuple(z), tuple(a), np.zeros(count, dtype=np.int64))
+    return onto_sets(device, Ground.of(left), [*z, *a])
 
 
-def _onto_sets(left: Open, z: list[Array], a: list[Array]) -> tuple[list[Array], list[Array]]:
-    """P_A: the nearest points of the affine sets, less their `_offsets`."""
-    onto_z, onto_a = [], []
-    for number, one in enumerate(left.sets):
-        directions = one.single[1]
-        if number == 0:
-            onto_z.append((z[0] @ directions) @ directions.T)
-        elif number == left.depth:
-            onto_a.append((a[-1] @ directions) @ directions.T)
-        else:
-            split = a[number - 1].shape[1]
-            upper, lower = directions[:split, :], directions[split:, :]
-            y = a[number - 1] @ upper + z[number] @ lower
-            onto_a.append(y @ upper.T)
-            onto_z.append(y @ lower.T)
-    return onto_z, onto_a
-
-
-def _offsets(left: Open) -> tuple[list[Array], list[Array]]:
-    """The points of the affine sets nearest to zero, one (m_l,) for each of z and a."""
-    offset_z, offset_a = [], []
-    for number, one in enumerate(left.sets):
-        offset = one.single[0]
-        units = left.chain.layers[number].basis.shape[0] if number else 0
-        if number:
-            offset_a.append(offset[:units])
-        if number < left.depth:
-            offset_z.append(offset[units:])
-    return offset_z, offset_a
-
-
-def _steps(left: Open, points: Points, count: int) -> tuple[Points, HostArray]:
-    """`count` steps; also how far each point moves in the last of them, as a share of its length (k,)."""
-    device, xp = left.chain.device, left.chain.xp
-    pieces = [
-        pieces_of(layer.sigma, scale, device)
-        for layer, scale in zip(left.chain.layers, left.scales, strict=False)
-    ]
-    offset_z, offset_a = _offsets(left)
-    # Copies: a step may overwrite them.
-    z, a = ([xp.asarray(v, copy=True) for v in part] for part in (points.z, points.a))
-    far = size = xp.zeros_like(z[0][:, 0])
-    for step in range(count):
-        found = [reflected(device, piece, *pair) for piece, *pair in zip(pieces, z, a, strict=True)]
-        p, h, turned_z, turned_a = (list(part) for part in zip(*found, strict=True))
-        onto_z, onto_a = _onto_sets(left, turned_z, turned_a)
-        z, moves_z = _moved(device, z, onto_z, offset_z, p)
-        a, moves_a = _moved(device, a, onto_a, offset_a, h)
-        if step == count - 1:
-            far = reduce(add, (xp.sum(move**2, axis=1) for move in (*moves_z, *moves_a)))
-            size = reduce(add, (xp.sum(part**2, axis=1) for part in (*p, *h)))
-    gap = np.sqrt(to_host(far) / np.maximum(to_host(size), np.finfo(np.float32).tiny))
-    return Points(tuple(z), tuple(a), points.age + count), np.nan_to_num(gap, nan=np.inf)
-
-
-def _moved(
-    device: Device, v: list[Array], onto: list[Array], offsets: list[Array], near: list[Array]
-) -> tuple[list[Array], list[Array]]:
-    """The relaxed step of each part of the points, and its whole move."""
-    moved = [relaxed(device, *one, RELAXATION) for one in zip(v, onto, offsets, near, strict=True)]
-    return [point for point, _ in moved], [move for _, move in moved]
-
-
-def _renewed(left: Open, points: Points, which: HostArray, rng: np.random.Generator) -> Points:
+def _renewed(points: Points, which: HostArray, rng: np.random.Generator) -> Points:
     """The points, with new starts in the places `which`."""
     if not len(which):
         return points
-    xp, device = left.chain.xp, left.chain.device
-    fresh = _drawn(left, len(which), rng)
-    source = np.arange(len(points.age))
-    source[which] = len(points.age) + np.arange(len(which))
-    rows = device.integers(source)
+    rows = np.arange(len(points.age))
+    rows[which] = len(points.age) + np.arange(len(which))
     age = points.age.copy()
     age[which] = 0
-    return replace(
-        points,
-        z=tuple(
-            xp.take(xp.concat([v, n], axis=0), rows, axis=0) for v, n in zip(points.z, fresh.z, strict=True)
-        ),
-        a=tuple(
-            xp.take(xp.concat([v, n], axis=0), rows, axis=0) for v, n in zip(points.a, fresh.a, strict=True)
-        ),
-        age=age,
-    )
+    fresh = Fresh(rows, _drawn(points.left, len(which), rng))
+    return replace(points, walk=replace(points.walk, fresh=fresh), age=age)

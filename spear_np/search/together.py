@@ -1,6 +1,6 @@
-"""Where the searches of several layers meet, so that what they launch on a card is one launch.
+"""Where the searches of several layers, or chains of layers, meet, so that what they launch on a card is one launch.
 
-Each layer has a thread and a `Seat`. A search that has something for the card hands it to its seat and waits; as soon as
+Each has a thread and a `Seat`. A search that has something for the card hands it to its seat and waits; as soon as
 all layers under way wait, or one of them has waited as long as it had worked before, the card does what all that wait want.
 Where all wait, nobody else needs the interpreter meanwhile, which a launch asks for thousands of times.
 """
@@ -23,9 +23,13 @@ from ..errors import DeviceError
 from ..kernels.sampling import Draw, Sample, sample
 from ..placement import carried
 from .blocks import Block, descend
+from .reflections import Walk, Walked, walk_on
 
 Launch = Callable[[Device, Sequence[Any]], Sequence[Any]]
-"""Does on a device what several searches want, of one kind: things on the host, and the answers there, one for each."""
+"""Does on a device what several searches want, of one kind, and returns an answer for each.
+
+What they want is on the host, or where an earlier answer left it.
+"""
 
 
 @dataclass(eq=False)
@@ -49,7 +53,7 @@ class Meeting:
     Parameters
     ----------
     device : Device
-        The card. What searches hand over and get back is on the host.
+        The card. What searches hand over and work with is on the host.
     """
 
     def __init__(self, device: Device) -> None:
@@ -144,7 +148,7 @@ class Meeting:
 
 @dataclass(eq=False)
 class Seat:
-    """The place of one layer at a `Meeting`; for its thread alone. What goes in and what comes back is on the host."""
+    """The place of one layer or chain at a `Meeting`; for its thread alone. What it works with goes in and comes back on the host."""
 
     meeting: Meeting
     _since: float = field(default_factory=time.monotonic)
@@ -165,6 +169,11 @@ class Seat:
         found: Sample = self._asked(_sampled, None, draw)
         return found
 
+    def walk(self, walk: Walk) -> Walked:
+        """Where the starts of a chain are after its steps, as `reflections.walk_on` has it; they stay on the card."""
+        walked: Walked = self._asked(_walked, walk.kind, walk)
+        return walked
+
     def _asked(self, launch: Launch, kind: Hashable, wanted: Any) -> Any:
         now = time.monotonic()
         try:
@@ -179,3 +188,7 @@ def _descended(device: Device, blocks: Sequence[Block]) -> list[HostArray]:
 
 def _sampled(device: Device, draws: Sequence[Draw]) -> list[Sample]:
     return sample(device, [draw.on(device) for draw in draws])
+
+
+def _walked(device: Device, walks: Sequence[Walk]) -> list[Walked]:
+    return walk_on(device, [carried(walk, device) for walk in walks])
