@@ -51,10 +51,10 @@ STEP_TABLES = 8
 Derived: products, pulls, patterns, predictions and weights, and what is made of them where libraries make copies; for chains the
 points, those next to them on the graph, their reflections and where these lead.
 """
-SET_TABLES = 4
-"""Tables of (units, units) numbers, at most, that the affine sets of a layer of a chain take on a card.
+SET_TABLES = 12
+"""Tables of (units, units) numbers, at most, that a layer of a chain takes on a card.
 
-Derived: directions, and these the other way round, for the inputs of the layer and for its pre-activations.
+Derived: weights, directions and inverses, each the other way round too, and the Jacobians of one start with what they are made of.
 """
 TICK = 0.1
 """Seconds between two looks whether the caller wants to stop.

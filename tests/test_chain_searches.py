@@ -149,7 +149,8 @@ def test_no_end_of_levenberg_is_far_from_its_equations() -> None:
     chain = chain_on(data_of("gelu"))
     left = open_sets(chain, 1)
     with np.errstate(all="ignore"):
-        ends = Levenberg(16).propose(left, None, np.random.default_rng(1))
+        search, rng = Levenberg(16), np.random.default_rng(1)
+        ends = search.propose(left, search.start(left, rng), rng)
     z = ends.coordinates @ chain.layers[0].to_units.T
     a, _ = Activation("gelu").value_and_slope(z)
     rest = a - (a @ chain.layers[1].basis) @ chain.layers[1].basis.T

@@ -150,7 +150,7 @@ class ChainProblem:
 
     def _searches(self) -> tuple[ChainSearch, ...]:
         straight = self.chain.layers[0].sigma.piecewise_linear
-        jumps = Levenberg.suited(self.chain)
+        jumps = Levenberg.suited(self.chain, self.where, self.seat)
         return (Reflect.suited(self.chain, self.where, self.seat), jumps) if straight else (jumps,)
 
     def _depth(self, missing: int, turn: int) -> int:

@@ -103,13 +103,15 @@ class Walk:
     steps: int
     settled: float
     """Share of its length that a start still moves by in the last step when it has settled."""
+    shown: int
+    """Starts that have settled and are looked at, at most."""
     fresh: Fresh | None = None
     """What takes places before the first step."""
 
     @property
     def kind(self) -> Hashable:
         """What walks must have in common to be taken together."""
-        return self.ground.activations, self.steps, self.settled
+        return self.ground.activations, self.steps
 
     def renewed(self, xp: Namespace) -> tuple[Array, ...]:
         """The points, with what is fresh in its places."""
@@ -126,7 +128,7 @@ class Walked:
     walk: Walk
     """To go on from; all of it where the steps were taken."""
     settled: HostArray
-    """(r,): numbers of the starts that have settled, the most settled first."""
+    """(r,): numbers of the starts that have settled, the most settled first; of many the first."""
     z: HostArray
     """(r, m_0): their pre-activations in the first layer."""
 
@@ -148,7 +150,7 @@ def walk_on(device: Device, walks: Sequence[Walk]) -> list[Walked]:
     points, gaps = _Path.of(device, [one.ground for one in walks]).taken(points, walks[0].steps)
     counts = [part[0].shape[0] for part in before]
     settled = [
-        np.argsort(gap[:count])[: np.count_nonzero(gap[:count] < one.settled)]
+        np.argsort(gap[:count])[: min(one.shown, np.count_nonzero(gap[:count] < one.settled))]
         for gap, count, one in zip(gaps, counts, walks, strict=True)
     ]
     # One copy for all of them: each waits for the card.

@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+import numpy as np
 
 from ..arrays import Array, HostArray
 from ..backend.card import give_back_memory
@@ -23,6 +25,7 @@ from ..errors import DeviceError
 from ..kernels.sampling import Draw, Sample, sample
 from ..placement import carried
 from .blocks import Block, descend
+from .fits import Fit, Fitted, fit_on
 from .reflections import Walk, Walked, walk_on
 
 Launch = Callable[[Device, Sequence[Any]], Sequence[Any]]
@@ -174,6 +177,11 @@ class Seat:
         walked: Walked = self._asked(_walked, walk.kind, walk)
         return walked
 
+    def fit(self, fit: Fit) -> Fitted:
+        """Where the starts of a chain end, as `fits.fit_on` has it; what they are led by stays on the card."""
+        fitted: Fitted = self._asked(_fitted, fit.kind, fit)
+        return fitted
+
     def _asked(self, launch: Launch, kind: Hashable, wanted: Any) -> Any:
         now = time.monotonic()
         try:
@@ -191,4 +199,15 @@ def _sampled(device: Device, draws: Sequence[Draw]) -> list[Sample]:
 
 
 def _walked(device: Device, walks: Sequence[Walk]) -> list[Walked]:
-    return walk_on(device, [carried(walk, device) for walk in walks])
+    with _running_away():
+        return walk_on(device, [carried(walk, device) for walk in walks])
+
+
+def _fitted(device: Device, fits: Sequence[Fit]) -> list[Fitted]:
+    with _running_away():
+        return fit_on(device, [carried(fit, device) for fit in fits])
+
+
+def _running_away() -> AbstractContextManager[None]:
+    """Starts of chains may overflow, and are left behind for it: what NumPy says of it is set for each thread."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
