@@ -15,6 +15,7 @@ import spear_np
 from spear_np import LayerGradients
 from spear_np.backend.devices import CPU, Device
 from spear_np.backend.host import to_host
+from spear_np.chain.sets import open_sets
 from spear_np.directions.pool import Pool
 from spear_np.factors.behind import Behind, with_layer_behind
 from spear_np.factors.factorize import Factors, factorize
@@ -35,9 +36,11 @@ from spear_np.kernels.source import kernel_names, source
 from spear_np.search.blocks import Settings
 from spear_np.search.columns import Columns
 from spear_np.search.descent import Descent
+from spear_np.search.reflect import ROUND_STEPS, Reflect
+from spear_np.search.reflections import walk_on
 from tests.backends import Backend
 from tests.cards import Card
-from tests.chains import assert_whole, digit_network
+from tests.chains import assert_whole, chain_on, digit_network
 from tests.kernels_on_host import MISSING, HostKernels, build, declared
 from tests.layers import digit_layer, factors_of, true_directions
 from tests.networks import Floats
@@ -526,6 +529,36 @@ class TestWholeSearches:
         data = digit_network(8, activation=activation, dtype=np.float32)
         assert_whole(spear_np.invert_chain(data.layers, method="chain"), data)
         assert {"reflect_graph", "reflect_move"} <= set(kernels.launches)
+
+    def test_many_chains_are_inverted_together(
+        self, kernels: HostKernels, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        card = Card(CPU.xp, CPU.handle, "gpu:0", kernels)
+        monkeypatch.setattr(sys.modules["spear_np.many"], "device_for", lambda *_: card)
+        networks = [
+            digit_network(b, widths=widths, seed=b, dtype=np.float32)
+            for b, widths in ((8, (60, 60)), (5, (40, 70)), (7, (70, 50)))
+        ]
+        found = spear_np.invert_many([spear_np.LayerChain(data.layers) for data in networks], method="chain")
+        for answer, data in zip(found, networks, strict=True):
+            assert_whole(answer, data)
+        rounds = sum(len(answer.history) for answer in found)
+        assert kernels.launches.count("reflect_move") == 2 * kernels.launches.count("reflect_graph")
+        assert ROUND_STEPS <= kernels.launches.count("reflect_graph") < rounds * ROUND_STEPS
+
+    def test_a_step_of_several_chains_is_one_launch(self, kernels: HostKernels) -> None:
+        walks = []
+        for seed, (b, widths) in enumerate(((8, (60, 60)), (5, (40, 70)), (7, (70, 50)))):
+            data = digit_network(b, widths=widths, seed=seed, activation="relu6", dtype=np.float32)
+            search, left = Reflect(4 + seed), open_sets(chain_on(data), 1)
+            walks.append(replace(search.start(left, np.random.default_rng(seed)).walk, steps=3))
+        together = walk_on(kernels.device, walks)
+        assert sorted(kernels.launches) == ["reflect_graph"] * 3 + ["reflect_move"] * 6
+        for walk, one in zip(walks, together, strict=True):
+            (wanted,) = walk_on(CPU, [walk])
+            for part, plain, before in zip(one.walk.points, wanted.walk.points, walk.points, strict=True):
+                np.testing.assert_allclose(part, plain, atol=1e-4)
+                assert not np.allclose(part, before, atol=1e-2)  # nothing is written where it came from
 
     def test_columns_are_found(self, kernels: HostKernels) -> None:
         data = digit_network(24, widths=(80,))

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from spear_io import Inverted, invert_dumps, open_inversion
+from spear_io import DumpWriter, Inverted, LayerArrays, RecordInfo, invert_dumps, open_inversion
 from spear_io.many import together
 from spear_io.many.run import Nobody
 from spear_io.many.selection import Task
@@ -23,7 +23,9 @@ from spear_np.backend.devices import device_for
 from spear_np.layer.problem import layer_readings as layer_readings_of_layers
 from spear_np.search import blocks as blocks_module
 from spear_np.search import together as meetings
+from spear_np.search.reflections import walk_on as walk_on_module
 from tests.cards import Card, strict_card
+from tests.chains import digit_network
 from tests.federations import write_federation
 
 RECORDS = 7
@@ -119,6 +121,76 @@ def test_a_search_that_fails_is_that_of_its_record(
     done = inverted(dump, tmp_path / "out.h5")
     assert done.statuses == {"exact": RECORDS - 1}
     assert [str(one.error) for one in done.unread] == ["no luck"]
+
+
+@pytest.fixture
+def chains(tmp_path: Path) -> Path:
+    """Records of three layers that follow each other, and one of a layer alone."""
+    path = tmp_path / "chains.h5"
+    with DumpWriter(path) as out:
+        for number, activation in enumerate(("relu", "gelu", "relu", "relu")):
+            data = digit_network(4, widths=(40, 30), activation=activation, seed=number, dtype=np.float32)
+            layers = {
+                name: LayerArrays(
+                    layer.weight_grad,
+                    layer.bias_grad,
+                    layer.weight,
+                    layer.bias,
+                    activation=layer.sigma,
+                    follows=before,
+                )
+                for name, before, layer in zip("abc", (None, "a", "b"), data.layers, strict=True)
+            }
+            info = RecordInfo(client=f"client-{number}", loss="cross_entropy")
+            out.add_record(f"record-{number}", layers if number < 3 else {"a": layers["a"]}, info=info)
+    return path
+
+
+def test_layers_that_follow_are_used_together_as_on_the_host(
+    chains: Path, card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[int] = []
+
+    def walk_on(device: Any, walks: Sequence[Any]) -> list[Any]:
+        launched.append(len(walks))
+        return walk_on_module(device, walks)
+
+    monkeypatch.setattr(meetings, "walk_on", walk_on)
+    monkeypatch.setattr(together, "invert_task", lambda *_, **__: pytest.fail("one by one"))
+    assert inverted(chains, tmp_path / "card.h5").statuses == {"exact": 4}
+    assert launched
+    invert_dumps(chains, tmp_path / "host.h5")
+    with open_inversion(tmp_path / "card.h5") as one, open_inversion(tmp_path / "host.h5") as other:
+        for mine, theirs in zip(one.layers, other.layers, strict=True):
+            assert (mine.record, mine.chain, mine.status) == (theirs.record, theirs.chain, theirs.status)
+            assert len(mine.chain) == (0 if mine.record == "record-3" else 3)
+            found, wanted = np.asarray(mine.inputs[...]), np.asarray(theirs.inputs[...])
+            order = np.argmax(found @ wanted.T / np.linalg.norm(wanted, axis=1), axis=1)
+            np.testing.assert_allclose(found, wanted[order], atol=1e-4)
+
+
+@pytest.mark.parametrize("limit", ["READ_BYTES", "READ_AHEAD", "HOST_UNITS"])
+def test_chains_too_large_to_be_read_ahead_wait_or_go_alone(
+    chains: Path, card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(together, limit, 1)
+    assert inverted(chains, tmp_path / "out.h5", method="chain", records=["record-[0-2]"]).statuses == {
+        "exact": 3
+    }
+
+
+def test_what_is_wrong_with_a_chain_is_said_of_its_record(chains: Path, card: Card, tmp_path: Path) -> None:
+    with h5py.File(chains, "r+") as file:
+        file["records/record-0/layers/a/weight_grad"][3, 5] = np.nan
+        file["records/record-1/layers/b/weight_grad"][3, 5] = np.nan
+    done = inverted(chains, tmp_path / "card.h5", method="chain")
+    said = {one.record: str(one.error) for one in done.unread}
+    assert "holds NaN at row 3, column 5" in said["record-0"]
+    assert "no layer follows it" in said["record-3"]
+    assert answers(tmp_path / "card.h5") == {"record-1": ("failed", 0), "record-2": ("exact", 4)}
+    host = invert_dumps(chains, tmp_path / "host.h5", method="chain")
+    assert {one.record: str(one.error) for one in host.unread} == said
+    assert answers(tmp_path / "host.h5") == answers(tmp_path / "card.h5")
 
 
 class Watch(Nobody):

@@ -183,7 +183,7 @@ def fit_on(device: Device, fits: Sequence[Fit]) -> list[Fitted]:
         new_total, new_size, _, _ = equations.residual(xp, tried, derivatives=False)
         before, after, size = to_host(xp.stack([total, new_total, new_size]))
         after = np.nan_to_num(after, nan=np.inf)
-        better = (after < before) & alive
+        better = after < before
         stalled = np.where(better, after > STALLED * before, damping > GIVE_UP)
         damping = np.where(better, damping / EASIER, damping * HARDER)
         y = xp.where(device.booleans(better)[:, :, None], tried, y)

@@ -51,7 +51,7 @@ DRY = 400_000
 
 Heuristic: a thousand times what an input costs where they come quickly, and enough for the first of a hundred at m = 200.
 """
-SHOWN = 8 * STARTS
+COMPARED = 8 * STARTS
 """Settled starts that are compared with each other after a round, at most: only a card follows more.
 
 Heuristic: several for each that is handed out, and as many as are compared in no time.
@@ -109,7 +109,7 @@ class Reflect:
 
     def start(self, left: Open, rng: np.random.Generator) -> Points:
         """Return fresh starts."""
-        walk = Walk(Ground.of(left), _drawn(left, self.count, rng), ROUND_STEPS, SETTLED, SHOWN)
+        walk = Walk(Ground.of(left), _drawn(left, self.count, rng), ROUND_STEPS, SETTLED, COMPARED)
         return Points(left, walk, np.zeros(self.count, dtype=np.int64))
 
     def propose(self, left: Open, memory: Points, rng: np.random.Generator) -> Ends:

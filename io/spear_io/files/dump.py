@@ -160,7 +160,7 @@ class Layer:
 
     @property
     def loaded(self) -> spear_np.LayerGradients | None:
-        """The same without the file, once `check_finite` has read it; None if it is too large to be in memory."""
+        """The same without the file, after `check_finite` or `load`; None if it is too large to be in memory."""
         arrays: dict[str, Any] = {name: array.loaded for name, array in self.arrays.items()}
         missing = any(array is None for array in arrays.values())
         return None if missing else replace(self.gradients, **arrays)
@@ -188,9 +188,14 @@ class Layer:
 
     def check_finite(self) -> None:
         """Read every dataset of the layer once, by blocks, and refuse NaN and infinity; small ones stay in memory."""
+        self.load()
+        for array in self.arrays.values():
+            check_finite(array, FINITE)
+
+    def load(self) -> None:
+        """Keep the small datasets of the layer in memory."""
         for array in self.arrays.values():
             array.load()
-            check_finite(array, FINITE)
 
     @cached_property
     def truth(self) -> StoredArray | None:
