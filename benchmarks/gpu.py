@@ -5,8 +5,8 @@
     python -m benchmarks.gpu --dry-run        # every part at its smallest, on the CPU: no figure means anything
 
 The parts: the tests that need a card; the command on the shipped example, with and without compiled kernels; subsets a second,
-beside the published search in plain PyTorch; milliseconds a step of every search; whole inversions on both devices; a federation
-of small records, together on the card and one after the other on the host; where the time of one inversion goes. What no time is left for is named on the page, not left out.
+beside the published search in plain PyTorch; milliseconds a step of every search; whole inversions on both devices; federations
+of small records, layers and chains, together on the card and one after the other on the host; where the time of one inversion goes. What no time is left for is named on the page, not left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ LAST_PARTS = 160.0
 """Seconds of it that whole inversions leave to what comes behind them."""
 
 
+Judge = Callable[[int, spear_np.Inversion], bool]
+"""(number of a record, answer) → whether the answer is called exact and is not."""
+
+
 @dataclass(frozen=True)
 class Whole:
     """One batch that is inverted whole: a layer, or a chain if `activation` is given."""
@@ -63,13 +67,34 @@ class Whole:
 
 @dataclass(frozen=True)
 class Federation:
-    """Many records of one shape."""
+    """Many records of one shape: layers, or chains if `activation` is given."""
 
     m: int
     b: int
     records: int
     batches: int
     """Different ones among them: the others are these again, since making one takes as long as inverting it."""
+    activation: str | None = None
+
+    @property
+    def title(self) -> str:
+        """For tables."""
+        return Whole(self.m, self.b, self.activation).title
+
+    def drawn(self) -> tuple[list[spear_np.LayerGradients | spear_np.LayerChain], Judge]:
+        """Return the different batches, and what holds the answer of a record, by its number, against the truth."""
+        seeds = range(1000, 1000 + self.batches)
+        if self.activation is None:
+            problems = [make_problem(self.m, self.b, seed) for seed in seeds]
+            layers = [spear_np.LayerGradients(**problem.arguments) for problem in problems]
+            return [*layers], lambda number, result: held(problems[number % self.batches], result)["wrong"]
+        shared = [
+            share(Network(widths=(self.m,) * 3, activation=self.activation), self.b, seed) for seed in seeds
+        ]
+        chains = [spear_np.LayerChain(one.layers, loss="cross_entropy") for one in shared]
+        return [
+            *chains
+        ], lambda number, result: judged(shared[number % self.batches], result, result.seconds).wrong
 
 
 @dataclass(frozen=True)
@@ -91,7 +116,7 @@ class Plan:
     wholes: tuple[Whole, ...]
     whole_seconds: float
     """Time limit of one inversion on one device."""
-    federation: Federation
+    federations: tuple[Federation, ...]
     dissected: Whole
 
 
@@ -121,7 +146,11 @@ FULL = Plan(
         Whole(1000, 400, "relu", wanted=15.0),
     ),
     whole_seconds=12.0,
-    federation=Federation(200, 20, records=1000, batches=50),
+    federations=(
+        Federation(200, 20, records=1000, batches=50),
+        Federation(200, 60, records=100, batches=10, activation="relu"),
+        Federation(200, 40, records=100, batches=10, activation="gelu"),
+    ),
     dissected=Whole(1000, 200),
 )
 DRY = Plan(
@@ -137,7 +166,10 @@ DRY = Plan(
     columns=(60, 8),
     wholes=(Whole(60, 6), Whole(60, 6, method="sampling"), Whole(60, 8, "relu")),
     whole_seconds=20.0,
-    federation=Federation(60, 6, records=4, batches=2),
+    federations=(
+        Federation(60, 6, records=4, batches=2),
+        Federation(60, 8, records=3, batches=2, activation="relu"),
+    ),
     dissected=Whole(60, 6),
 )
 
@@ -183,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     target = options.save or (None if options.dry_run else "gpu")
     if target:
         environment.save(environment.RESULTS / target, figures, text)
-    parts = ("whole inversions", "a federation")
+    parts = ("whole inversions", "federations")
     wrong = [row for part in parts for row in figures[part].get("rows", []) if row["wrong"]]
     return 1 if wrong else 0
 
@@ -369,42 +401,32 @@ def inverted(one: Whole, device: str, time_limit: float) -> Row:
     }
 
 
-def federation(run: Run) -> Row:
+def federations(run: Run) -> Row:
     """Records a second through `invert_many`, on the device and, of each batch one, on the host."""
-    plan = run.plan.federation
-    problems = [make_problem(plan.m, plan.b, 1000 + seed) for seed in range(plan.batches)]
-    layers = [spear_np.LayerGradients(**problem.arguments) for problem in problems]
-    many = [layers[number % plan.batches] for number in range(plan.records)]
     rows = []
-    spear_np.invert_many(layers[:2], device=run.device.name)  # compiles
-    for device, chosen in ((run.device.name, many), ("cpu", layers)):
-        limit, begun = run.left() / 2, time.perf_counter()
-        wrong = exact = finished = 0
+    for plan in run.plan.federations:
+        batches, wrong = plan.drawn()
+        many = [batches[record % plan.batches] for record in range(plan.records)]
+        spear_np.invert_many(batches[:2], device=run.device.name)  # compiles
+        for device, chosen in ((run.device.name, many), ("cpu", batches)):
+            row = _inverted_all(chosen, device, wrong, run.left() / 2)
+            rows.append({"title": plan.title, "device": device, **row})
+    return {"rows": rows}
 
-        def done(number: int, result: spear_np.Inversion) -> None:
-            nonlocal wrong, exact, finished
-            judged = held(problems[number % plan.batches], result)
-            wrong, exact = wrong + judged["wrong"], exact + (judged["status"] == "exact")
-            finished += not result.reason.startswith("stopped")
 
-        spear_np.invert_many(
-            chosen,
-            device=device,
-            done=done,
-            stop=lambda begun=begun, limit=limit: time.perf_counter() - begun > limit,  # type: ignore[misc]
-        )
-        seconds = time.perf_counter() - begun
-        rows.append(
-            {
-                "device": device,
-                "records": len(chosen),
-                "finished": finished,
-                "exact": exact,
-                "wrong": wrong,
-                "seconds": seconds,
-            }
-        )
-    return {"title": f"{plan.m}/{plan.b}", "rows": rows}
+def _inverted_all(
+    chosen: Sequence[spear_np.LayerGradients | spear_np.LayerChain], device: str, wrong: Judge, limit: float
+) -> Row:
+    """Invert what was chosen for at most so many seconds: how many are finished, exact and wrong, and the seconds."""
+    counts, begun = {"finished": 0, "exact": 0, "wrong": 0}, time.perf_counter()
+
+    def done(number: int, result: spear_np.Inversion) -> None:
+        counts["finished"] += not result.reason.startswith("stopped")
+        counts["exact"] += result.status == "exact"
+        counts["wrong"] += wrong(number, result)
+
+    spear_np.invert_many(chosen, device=device, done=done, stop=lambda: time.perf_counter() - begun > limit)
+    return {"records": len(chosen), **counts, "seconds": time.perf_counter() - begun}
 
 
 def dissected(run: Run) -> Row:
@@ -450,7 +472,7 @@ PARTS: dict[str, Callable[[Run], Row]] = {
     "sampling": sampling,
     "steps": steps,
     "whole inversions": wholes,
-    "a federation": federation,
+    "federations": federations,
     "where the time goes": dissected,
     "tests": tests,
 }
@@ -553,10 +575,11 @@ def _wholes_table(part: Row) -> str:
     return environment.markdown(header, rows) + missing
 
 
-def _federation_table(part: Row) -> str:
-    header = ("device", "records", "finished", "exact", "wrong", "seconds", "ms a record")
+def _federations_table(part: Row) -> str:
+    header = ("batch", "device", "records", "finished", "exact", "wrong", "seconds", "ms a record")
     rows = [
         (
+            row["title"],
             row["device"],
             row["records"],
             row["finished"],
@@ -567,9 +590,7 @@ def _federation_table(part: Row) -> str:
         )
         for row in part["rows"]
     ]
-    return (
-        f"{part['title']}, each judged against its truth meanwhile.\n\n{environment.markdown(header, rows)}"
-    )
+    return f"Each is judged against its truth meanwhile.\n\n{environment.markdown(header, rows)}"
 
 
 def _dissected_table(part: Row) -> str:
@@ -593,7 +614,7 @@ TABLES: dict[str, Callable[[Row], str]] = {
     "sampling": _sampling_table,
     "steps": _steps_table,
     "whole inversions": _wholes_table,
-    "a federation": _federation_table,
+    "federations": _federations_table,
     "where the time goes": _dissected_table,
     "tests": _tests_table,
 }

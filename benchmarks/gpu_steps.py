@@ -23,6 +23,7 @@ from spear_np.factors.behind import Behind, with_layer_behind
 from spear_np.factors.factorize import Factors, factorize
 from spear_np.factors.signs import sign_model, smoother
 from spear_np.network.read import Linked, read_chain
+from spear_np.placement import algebra_device
 from spear_np.search.blocks import Block, Settings, Tempering, descend
 from spear_np.search.columns import Columns
 from spear_np.search.descent import Descent
@@ -151,12 +152,13 @@ def _moved(layer: LayerGradients, device: Device) -> dict[str, Any]:
 
 
 def chain_step(device: Device, name: str, m: int, b: int, repeats: int) -> Row:
-    """Milliseconds a step of the search of chains called `name`."""
-    left = chain_left(device, m, b, "gelu" if name == "levenberg" else "relu")
-    search = (Levenberg if name == "levenberg" else Reflect).suited(left.chain)
+    """Milliseconds a step of the search of chains called `name`; of small layers only the steps are on the device."""
+    left = chain_left(algebra_device(device, m), m, b, "gelu" if name == "levenberg" else "relu")
+    search = (Levenberg if name == "levenberg" else Reflect).suited(left.chain, device)
     with np.errstate(all="ignore"):
         memory: Any = search.start(left, np.random.default_rng(0))
-        examined = search.propose(left, memory, np.random.default_rng(1)).examined
+        first = search.propose(left, memory, np.random.default_rng(1))
+        memory, examined = first.memory, first.examined  # what stays on the device is there from now on
         seconds = best_seconds(
             device, lambda: search.propose(left, memory, np.random.default_rng(1)), repeats
         )

@@ -119,7 +119,7 @@ class TestWalks:
             (alone,) = walk_on(CPU, [one])
             for found, wanted in zip(mine.walk.points, alone.walk.points, strict=True):
                 np.testing.assert_allclose(to_host(found), wanted, atol=2e-4)
-            assert sorted(mine.settled) == sorted(alone.settled) == list(range(len(one.points[0])))
+            assert sorted(mine.settled) == sorted(alone.settled) == list(range(one.points[0].shape[0]))
             np.testing.assert_array_equal(mine.z, to_host(mine.walk.points[0])[mine.settled])
             assert mine.walk.kind == one.kind
 

@@ -42,8 +42,14 @@ def test_a_dry_run_has_every_part(results: Path, capsys: pytest.CaptureFixture[s
     assert all(row["milliseconds"] > 0 for row in figures["steps"]["rows"])
     assert [row["status"] for row in figures["whole inversions"]["rows"]] == ["exact"] * 3
     assert figures["whole inversions"]["missing"] == []
-    federation = figures["a federation"]["rows"]
-    assert [(row["records"], row["finished"], row["exact"]) for row in federation] == [(4, 4, 4), (2, 2, 2)]
+    federations = figures["federations"]["rows"]
+    assert [(row["title"], row["records"], row["finished"], row["exact"]) for row in federations] == [
+        ("60/6", 4, 4, 4),
+        ("60/6", 2, 2, 2),
+        ("60/8, chain relu", 3, 3, 3),
+        ("60/8, chain relu", 2, 2, 2),
+    ]
+    assert not any(row["wrong"] for row in federations)
     longest = figures["where the time goes"]["rows"]
     assert longest
     assert all(re.fullmatch(r"[\w/]+\.py:[\w<>]+", row["function"]) for row in longest)

@@ -123,6 +123,7 @@ class TestWhatIsHandedOver:
 
 class TestOnTheHost:
     def test_the_answers_are_those_of_one_alone_bit_for_bit(self) -> None:
+        given: list[LayerChain | LayerGradients]
         given = [*(chain_of(data) for data in NETWORKS[:3]), layer_of(5, 1), chain_of(NETWORKS[5])]
         for one, found in zip(given, invert_many(given, seed=3), strict=True):
             wanted = alone(one, seed=3)
@@ -145,6 +146,7 @@ class TestOnACard:
             assert_right(found, data)
 
     def test_chains_and_layers_go_together(self, card: Card, launches: dict[str, list[int]]) -> None:
+        given: list[LayerChain | LayerGradients]
         given = [*(chain_of(data) for data in NETWORKS), layer_of(8, 1), layer_of(5, 2)]
         found = invert_many(given, device="gpu", seed=3)
         for one, answer in zip(given, found, strict=True):
