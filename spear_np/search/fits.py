@@ -166,7 +166,7 @@ def fit_on(device: Device, fits: Sequence[Fit]) -> list[Fitted]:
         chain, place = np.nonzero(which)
         if len(chain):
             rows = device.integers(chain * len(places) + place)
-            ends[chain, places[place]] = to_host(xp.take(xp.reshape(y, (-1, d)), rows, axis=0))
+            ends[chain, places[place]] = to_host(xp.take(xp.reshape(y, (s * len(places), d)), rows, axis=0))
 
     total, _, parts, jacobians = equations.residual(xp, y, derivatives=True)
     for _ in range(MOST_STEPS):
@@ -177,7 +177,8 @@ def fit_on(device: Device, fits: Sequence[Fit]) -> list[Fitted]:
         diagonal = xp.linalg.diagonal(gram)
         weight = diagonal + EVEN * xp.sum(diagonal, axis=-1, keepdims=True) / free
         damped = gram + identity * (weight * device.float32(damping)[:, :, None])[:, :, None, :]
-        step = solve_or_nan(xp, xp.reshape(damped, (-1, d, d)), xp.reshape(slope, (-1, d, 1)))
+        count = s * len(places)  # said in full: a last input has d = 0
+        step = solve_or_nan(xp, xp.reshape(damped, (count, d, d)), xp.reshape(slope, (count, d, 1)))
         step = xp.reshape(step, y.shape)
         tried = y - xp.where(xp.isfinite(step), step, xp.zeros_like(step))
         new_total, new_size, _, _ = equations.residual(xp, tried, derivatives=False)
