@@ -22,6 +22,7 @@ from spear_np.backend.algebra import (
     inverse_or_zero,
     least_squares,
     replace_rows,
+    rows_of,
     scatter_columns,
     smallest,
     solve_by_inverse,
@@ -292,7 +293,11 @@ class TestReplacedRows:
         wanted[places] = new
         for backend in (Backend.READ_ONLY, Backend.STRICT):
             rows = backend.device.integers(places)
-            assert_array(replace_rows(backend.array(values), rows, backend.array(new)), wanted, backend)
+            on_device = backend.array(values)
+            assert_array(replace_rows(on_device, rows, backend.array(new)), wanted, backend)
+            assert_array(rows_of(on_device, rows), values[places], backend)
+            deep = replace_rows(on_device[:, :, None], rows, backend.array(new)[:, :, None])
+            assert_array(deep, wanted[:, :, None], backend)
 
 
 class TestErrorFunction:

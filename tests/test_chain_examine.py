@@ -15,8 +15,10 @@ from spear_np.arrays import Array
 from spear_np.backend.host import to_host
 from spear_np.chain.covariance import input_deviation, noise_along, rests_on_level, slopes_beside, wider
 from spear_np.chain.equations import System, forward, membership_change
-from spear_np.chain.examine import CONSISTENT, Known, examine, polish, reexamine, refine
+from spear_np.chain.examine import examine, reexamine
 from spear_np.chain.layers import Chain
+from spear_np.chain.polish import CONSISTENT, Known, polish
+from spear_np.chain.refine import refine
 from tests.backends import Backend, assert_lives_on
 from tests.chains import NetworkData, chain_on, digit_network, true_coordinates
 from tests.networks import Floats

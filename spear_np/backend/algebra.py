@@ -241,12 +241,21 @@ def scatter_columns(values: Array, indices: Array, size: int) -> Array:
     return xp.where(present[None, :], taken, xp.zeros_like(taken))
 
 
+def rows_of(values: Array, rows: Array) -> Array:
+    """(r, …): the rows of `values` (k, …) at the ascending places `rows` (r,); a copy, unless they are all there are."""
+    if rows.shape[0] == values.shape[0]:
+        return values
+    xp: Namespace = array_api_compat.array_namespace(values)
+    return xp.take(values, rows, axis=0)
+
+
 def replace_rows(values: Array, rows: Array, new: Array) -> Array:
-    """`values` (k, d) with the rows of `new` (r, d) at the ascending places `rows` (r,)."""
+    """`values` (k, …) with the rows of `new` (r, …) at the ascending places `rows` (r,)."""
     if rows.shape[0] == values.shape[0]:
         return new
     xp: Namespace = array_api_compat.array_namespace(values)
     every = xp.arange(values.shape[0], dtype=rows.dtype, device=array_api_compat.device(values))
     place = between(xp, xp.searchsorted(rows, every), 0, rows.shape[0] - 1)
     present = xp.take(rows, place) == every
-    return xp.where(present[:, None], xp.take(new, place, axis=0), values)
+    present = xp.reshape(present, (-1, *(1 for _ in values.shape[1:])))
+    return xp.where(present, xp.take(new, place, axis=0), values)

@@ -10,6 +10,7 @@ import numpy as np
 from ..arrays import Array, HostArray, Namespace
 from ..backend.algebra import inverse_or_zero
 from ..backend.host import to_host
+from ..backend.work import blocks
 from ..positive import positive_definite
 from .equations import Forward, System, membership_change, ones_deviation
 from .layers import Chain
@@ -175,13 +176,13 @@ def _least_certain(chain: Chain, covariance: Array) -> tuple[Array, Array]:
     `covariance` (k, b, b) is that of the coordinates.
     """
     xp, basis = chain.xp, chain.layers[0].basis
-    entries, variances = [], []
-    for row in range(covariance.shape[0]):
-        turned = basis @ xp.astype(covariance[row, :, :], basis.dtype)
-        variance = xp.sum(turned * basis, axis=1)
-        entries.append(xp.take(basis, xp.argmax(variance, keepdims=True), axis=0)[0, :])
-        variances.append(xp.max(variance))
-    return xp.astype(xp.stack(entries), covariance.dtype), xp.astype(xp.stack(variances), covariance.dtype)
+    entries, variances = [basis[:0, :]], [basis[:0, 0]]
+    for part in blocks(chain.device, covariance.shape[0], math.prod(basis.shape)):
+        variance = variance_of(basis, xp.astype(covariance[part, :, :], basis.dtype))
+        entries.append(xp.take(basis, xp.argmax(variance, axis=1), axis=0))
+        variances.append(xp.max(variance, axis=1))
+    entry, variance = xp.concat(entries, axis=0), xp.concat(variances)
+    return xp.astype(entry, covariance.dtype), xp.astype(variance, covariance.dtype)
 
 
 def variance_of(rows: Array, covariance: Array) -> Array:

@@ -13,8 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..arrays import Array, Namespace
 from ..backend.algebra import OWN_ROUNDING, inverse_or_zero
+from ..backend.host import to_host
 from ..factors.behind import FREE_SHARE
 from ..factors.singular import right_singular, spectral_norm, thin_svd
 from .layers import Chain, ChainLayer
@@ -65,6 +68,22 @@ class Forward:
     """(k, m_l): of `a`, likewise."""
     spread: Array
     """(k,): standard deviation of the entries of the inputs themselves."""
+
+    def row(self, number: int) -> Forward:
+        """That of one input."""
+
+        def one(parts: tuple[Array, ...]) -> tuple[Array, ...]:
+            return tuple(part[number : number + 1, ...] for part in parts)
+
+        return Forward(
+            one(self.z),
+            one(self.slope),
+            one(self.a),
+            one(self.by_coordinates),
+            one(self.doubt),
+            one(self.variance),
+            self.spread[number : number + 1],
+        )
 
 
 @dataclass(frozen=True)
@@ -218,13 +237,15 @@ def linearised(chain: Chain, passed: Forward, number: int, *, rough: bool = Fals
     scale = membership_scale(chain, passed, number)
     total = ones_deviation(chain, layer, passed.a[number - 1] @ basis, passed.variance[number - 1])
     units, projected = None, not (rough and chain.straight)
+    if not projected:
+        sloped = slope != 0
+        # Of a stack all, if one of them needs it.
+        fewest = to_host(xp.sum(xp.astype(sloped, xp.int64), axis=1)).min(initial=slope.shape[1])
+        projected = bool(fewest < WELL_HELD * by_c.shape[2])
     if not projected and slope.shape[0] == 1:
-        sloped = xp.nonzero(slope[0, :] != 0)[0]
-        projected = sloped.shape[0] < WELL_HELD * by_c.shape[2]
-        if not projected:
-            units = sloped
-            slope, by_c = xp.take(slope, units, axis=1), xp.take(by_c, units, axis=1)
-            basis = xp.take(basis, units, axis=0)
+        units = xp.nonzero(sloped[0, :])[0]
+        slope, by_c = xp.take(slope, units, axis=1), xp.take(by_c, units, axis=1)
+        basis = xp.take(basis, units, axis=0)
     by_units = (slope / scale[:, None])[:, :, None] * by_c
     if rough:
         by_units, basis = xp.astype(by_units, xp.float32), xp.astype(basis, xp.float32)
@@ -336,14 +357,33 @@ def null_vectors(chain: Chain, through: Array) -> tuple[Array, Array, Array]:
     # What overflowed fits nothing, and decompositions refuse it.
     columns = xp.where(xp.isfinite(columns), columns, xp.zeros_like(columns))
     inside = xp.matrix_transpose(columns) @ columns
-    if bool(xp.any(xp.all(inverse_or_zero(xp, inside) == 0, axis=(1, 2)))):
+    dependent = to_host(xp.all(inverse_or_zero(xp, inside) == 0, axis=(1, 2)))
+    if not np.any(dependent):
+        y, best, second = _best_of_all(chain, columns)
+    elif np.all(dependent):
         y, best, second = _best_in_range(chain, columns)
-        return y / length, best, second
+    else:
+        order = np.argsort(dependent, kind="stable")
+        few, many = np.split(order, [np.count_nonzero(~dependent)])
+        found = (
+            _best_of_all(chain, xp.take(columns, chain.device.integers(few), axis=0)),
+            _best_in_range(chain, xp.take(columns, chain.device.integers(many), axis=0)),
+        )
+        places = chain.device.integers(np.argsort(order))
+        y, best, second = (
+            xp.take(xp.concat(parts, axis=0), places, axis=0) for parts in zip(*found, strict=True)
+        )
+    return y / length, best, second
+
+
+def _best_of_all(chain: Chain, columns: Array) -> tuple[Array, Array, Array]:
+    """As `null_vectors`, for independent `columns` (k, m, t) of length one."""
+    xp = chain.xp
     values, right = right_singular(xp, outside_columns(chain, columns))
     total = xp.linalg.vector_norm(columns @ xp.matrix_transpose(right), axis=1)
     share = values / xp.where(total > 0, total, xp.ones_like(total))
     second = share[:, -2] if share.shape[1] > 1 else xp.ones_like(share[:, -1])
-    return right[:, -1, :] / length, share[:, -1], second
+    return right[:, -1, :], share[:, -1], second
 
 
 def _best_in_range(chain: Chain, columns: Array) -> tuple[Array, Array, Array]:

@@ -11,8 +11,9 @@ from ..answer.certificate import Check
 from ..answer.result import Inversion, Status
 from ..arrays import Array
 from ..backend.host import to_host
-from ..chain.examine import CONSISTENT, examine, membership_rms
+from ..chain.examine import examine
 from ..chain.layers import Chain
+from ..chain.polish import CONSISTENT, membership_rms
 from ..checks.premises import linked_premises, without_alone
 from ..checks.specification import EXACT_TOLERANCE
 from .read import Linked, NoChain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +12,8 @@ from ..answer.result import Inversion, on_device
 from ..arrays import Array
 from ..backend.devices import Device
 from ..backend.host import to_host
-from ..backend.work import SHARED_FROM, mapped, suitable_threads
-from ..chain.examine import CONSISTENT, Examined, Known, examine, known_of, reexamine
+from ..backend.work import suitable_threads
+from ..chain.examine import Examined, known_of
 from ..chain.layers import Chain
 from ..chain.sets import Open, open_sets
 from ..search import ChainSearch
@@ -23,6 +22,7 @@ from ..search.reflect import Reflect
 from ..search.together import Seat
 from .assemble import answer_of
 from .diagnose import likelier_activation
+from .judge import Judged, judge, judged_all
 from .verify import spare_equations
 
 SAME_INPUT = 0.5
@@ -41,16 +41,6 @@ SPARED = 0.25
 """Equations to spare for each input below which a further layer takes part.
 
 Heuristic: with a single one, mixtures of the inputs of a layer with nine units that are alive met them all.
-"""
-FEW = 1.1
-"""Units with a slope, for each coordinate of an input, below which they may not determine it.
-
-Derived: one would do if all were independent; a tenth more for those that are nearly dependent.
-"""
-VAGUE = 1e-3
-"""Standard deviation of an input, as a share of its size, from which the backward side is needed.
-
-Heuristic: the duals are as uncertain as the input, and what they leave open must hold the next one to within `CANDIDATE`.
 """
 ONE_SIDED = 12
 """Candidates that fit the layers ahead but not what is passed back, without one that fits both, from which none will.
@@ -102,15 +92,6 @@ class ChainState:
         if not self.known:
             return None
         return self.left.chain.xp.concat([one.duals[0] for one in self.known], axis=0)
-
-
-@dataclass(frozen=True, eq=False)
-class _Judged:
-    """What was seen of one candidate."""
-
-    seen: Examined
-    fits_ahead: bool
-    """Whether the layers ahead bear it out, whatever is passed back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,8 +164,8 @@ class ChainProblem:
             ends = search.propose(state.left, memory, rng)
             coordinates, memory, steps = ends.coordinates, ends.memory, ends.examined
         before = state.found
-        for candidate, seen in self._judged_all(coordinates):
-            state = self._with(state, candidate, seen)
+        for row, judged in enumerate(judged_all(self.chain, coordinates, self.depth)):
+            state = self._with(state, coordinates[row : row + 1, :], judged)
             if state.settled:
                 break
         news = state.found > before
@@ -210,62 +191,24 @@ class ChainProblem:
             left = left.without(tuple(dual[0, :] for dual in one.duals))
         return replace(state, left=left, memory=None)
 
-    def _judged_all(self, candidates: Array) -> list[tuple[Array, _Judged | None]]:
-        """Each of `candidates` (k, b), and what is seen of it; None where it may take the inputs that are known to determine it."""
-
-        def judged(part: slice) -> tuple[Array, _Judged | None]:
-            one = candidates[part, :]
-            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # each thread has its own
-                return one, None if self.chain.straight and self._few_slopes(one) else self._judged(one, None)
-
-        count, b = candidates.shape
-        rows = [slice(row, row + 1) for row in range(count)]
-        if self.chain.layers[0].units * b < SHARED_FROM:
-            return [judged(row) for row in rows]
-        return mapped(self.chain.device, judged, rows)
-
-    def _judged(self, candidate: Array, known: Known | None) -> _Judged:
-        """The input that `candidate` (1, b) leads to."""
-        depth = self.depth
-        seen = examine(self.chain, candidate, depth, known)
-        fits_ahead = bool(seen.forward_residual[0] <= CONSISTENT)
-        vague = seen.deviation[0] > VAGUE * self._size(seen)
-        if (vague or not seen.accepted[0]) and fits_ahead:
-            better = reexamine(self.chain, seen, depth)
-            # Between kinks ∂L/∂Z does not move with its input: it is right, and what is open of the input, others will close.
-            seen = seen if self.chain.straight and seen.accepted[0] and not better.accepted[0] else better
-        return _Judged(seen, fits_ahead)
-
-    def _with(self, state: ChainState, candidate: Array, judged: _Judged | None) -> ChainState:
+    def _with(self, state: ChainState, candidate: Array, judged: Judged | None) -> ChainState:
         """The state with the input that `candidate` (1, b) leads to, if it leads to a new one."""
         if judged is None:
-            judged = self._judged(candidate, known_of(self.chain, state.known))
-        seen = judged.seen
-        if not seen.accepted[0]:
+            judged = judge(self.chain, candidate, self.depth, known_of(self.chain, state.known))[0]
+        if not judged.accepted:
             one_sided = state.one_sided + int(judged.fits_ahead)
             return replace(state, refused=state.refused + 1, one_sided=one_sided)
         duals = state.duals
         if duals is not None:
-            products = np.abs(to_host(duals @ seen.c[0, :]))
+            products = np.abs(to_host(duals @ judged.c))
             if float(np.max(products)) > SAME_INPUT:
                 return state
+        seen = judged.seen
         known = (*state.known, seen)
         left = state.left
         if len(known) < self.batch_size:
             left = left.without(tuple(dual[0, :] for dual in seen.duals))
         return replace(state, known=known, left=left)
-
-    def _size(self, seen: Examined) -> float:
-        """Root mean square of the entries of an input."""
-        features = self.chain.layers[0].space.shape[1]
-        return float(self.chain.xp.linalg.vector_norm(seen.c)) / math.sqrt(features)
-
-    def _few_slopes(self, candidate: Array) -> bool:
-        """Whether the input turns on so few units that they alone hardly determine it; with what is known, they do."""
-        first = self.chain.layers[0]
-        _, slope = first.sigma.value_and_slope(candidate @ first.to_units.T)
-        on = int(self.chain.xp.sum(self.chain.xp.astype(slope != 0, self.chain.xp.int64)))
-        return on < FEW * self.batch_size
 
     def forecast(self) -> float | None:
         """No forecast: most starts end on an input, or none does."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from ..backend.devices import Device
 from ..backend.work import suitable_threads
 from ..chain.equations import top_of
-from ..chain.examine import CONSISTENT
 from ..chain.layers import Chain, ChainLayer, bias_misfit, cancelled, chain_of, passing_layer
+from ..chain.polish import CONSISTENT
 from ..errors import InputError
 from ..factors.activation import NO_ACTIVATION
 from ..factors.decay import without_decay

@@ -13,8 +13,9 @@ from ..arrays import Array, HostArray
 from ..backend.algebra import OWN_ROUNDING, inverse_or_pseudoinverse
 from ..backend.host import to_host
 from ..chain.equations import forward, membership_scale, ones_deviation
-from ..chain.examine import APART, CONSISTENT, Examined, examine, known_of, reexamine
+from ..chain.examine import APART, Examined, examine, known_of, reexamine
 from ..chain.layers import Chain
+from ..chain.polish import CONSISTENT
 from ..checks.specification import EXACT_TOLERANCE, MAX_RESIDUAL
 from ..factors.zero import ZERO_SIGMAS
 from ..theory import false_member_probability
