@@ -9,16 +9,19 @@ and for starts also cut off, because libraries do not say which. What comes behi
 """
 
 from __future__ import annotations
+import __future__
 
 import argparse
 import ast
+import importlib
 import inspect
 import math
+import pkgutil
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -30,7 +33,7 @@ from benchmarks import environment
 from benchmarks.chain import EXACT
 from benchmarks.networks import Network, Shared, share
 from benchmarks.problems import Problem, make_problem
-from spear_np import LayerGradients
+from spear_np import LayerGradients, search
 from spear_np.backend.algebra import product
 from spear_np.backend.devices import CPU
 from spear_np.backend.host import to_host
@@ -75,8 +78,11 @@ WAYS: dict[str, Rounding | None] = {"float32": None, "TF32": nearest, "TF32, cut
 
 
 @contextmanager
-def tensor_cores(rounding: Rounding | None) -> Iterator[None]:
-    """Round the operands of all products of float32 in the three searches; None for leaving them as they are."""
+def emulated(rounding: Rounding | None) -> Iterator[None]:
+    """Round the operands of the products of float32 in all searches; None for leaving them as they are.
+
+    Of the descent it is those of its steps: the others are few, and stay as they are.
+    """
     if rounding is None:
         yield
         return
@@ -90,42 +96,61 @@ def tensor_cores(rounding: Rounding | None) -> Iterator[None]:
     def in_place(xp: Any, left: Any, right: Any, out: Any) -> Any:
         return product(xp, rounded(left), rounded(right), out)
 
-    searches: dict[ModuleType, Sequence[str]] = {
-        reflect: ("_onto_sets",),
-        levenberg: ("_residual", "_inverse_part", "_descend"),
-    }
     with ExitStack() as stack:
-        stack.enter_context(patch.object(blocks, "product", in_place))
-        for module, names in searches.items():
-            for name in names:
-                function = _with_products(getattr(module, name), multiplied)
-                stack.enter_context(patch.object(module, name, function))
+        for module in _searches():
+            if vars(module).get("product") is product:
+                stack.enter_context(patch.object(module, "product", in_place))
+            if module is not blocks:
+                stack.enter_context(patch.dict(vars(module), {CALLED: multiplied}))
+                for function in _functions(module):
+                    stack.callback(setattr, function, "__code__", function.__code__)
+                    function.__code__ = _with_calls(function)
         yield
 
 
-class _Products(ast.NodeTransformer):
+CALLED = "multiplied_by_tensor_cores"
+"""Name of the function that takes the place of `@`."""
+
+
+def _searches() -> list[ModuleType]:
+    """All modules of searches."""
+    names = (found.name for found in pkgutil.iter_modules(search.__path__))
+    return [importlib.import_module(f"{search.__name__}.{name}") for name in names]
+
+
+def _functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Functions and methods of a module that multiply matrices."""
+    holders = [module, *(value for value in vars(module).values() if isinstance(value, type))]
+    for holder in holders:
+        for value in vars(holder).values():
+            bare = getattr(value, "__func__", value)  # of class methods and static ones
+            function = getattr(bare, "fget", bare)  # of properties
+            if isinstance(function, FunctionType) and function.__code__.co_filename == module.__file__:
+                tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+                if any(isinstance(node, ast.MatMult) for node in ast.walk(tree)):
+                    yield function
+
+
+class _Calls(ast.NodeTransformer):
     """Makes a call of each `@`."""
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         self.generic_visit(node)
         if not isinstance(node.op, ast.MatMult):
             return node
-        return ast.Call(ast.Name("multiplied", ast.Load()), [node.left, node.right], [])
+        return ast.Call(ast.Name(CALLED, ast.Load()), [node.left, node.right], [])
 
 
-def _with_products(function: FunctionType, multiplied: Callable[[Any, Any], Any]) -> FunctionType:
-    """`function` with `multiplied` in the place of `@`; it sees its module as it is when it is called."""
-    tree = _Products().visit(ast.parse(textwrap.dedent(inspect.getsource(function))))
-    definition = tree.body[0]
-    closure = ast.parse("def outer(multiplied):\n    return None")
-    outer = closure.body[0]
-    assert isinstance(outer, ast.FunctionDef)
-    outer.body = [definition, ast.Return(ast.Name(definition.name, ast.Load()))]
-    code = compile(ast.fix_missing_locations(closure), inspect.getfile(function), "exec", dont_inherit=True)
-    made: dict[str, Any] = {}
-    exec(code, function.__globals__, made)  # noqa: S102  (our own source, with one operator replaced)
-    result: FunctionType = made["outer"](multiplied)
-    return result
+def _with_calls(function: FunctionType) -> CodeType:
+    """The code of `function` with calls in the place of `@`."""
+    source = textwrap.dedent(inspect.getsource(function))
+    tree = ast.fix_missing_locations(_Calls().visit(ast.parse(source)))
+    compiled = compile(tree, inspect.getfile(function), "exec", __future__.annotations.compiler_flag)
+    return next(
+        code
+        for code in compiled.co_consts
+        if isinstance(code, CodeType) and code.co_name == function.__name__
+    )
 
 
 @dataclass(frozen=True)
@@ -156,10 +181,11 @@ class Ends:
 
 
 CELLS = (
-    Cell("one layer 200/20", 200, 20, seeds=20, whole=20),
-    Cell("one layer 200/40", 200, 40, seeds=20, whole=20),
-    Cell("one layer 200/60", 200, 60, seeds=30, whole=12, steps=800),
-    Cell("one layer 1000/120", 1000, 120, seeds=6, whole=4),
+    Cell("one layer 200/20", 200, 20, seeds=40, whole=40),
+    Cell("one layer 200/40", 200, 40, seeds=40, whole=40),
+    Cell("one layer 200/60", 200, 60, seeds=40, whole=16, steps=800),
+    Cell("one layer 1000/120", 1000, 120, seeds=20, whole=4),
+    Cell("one layer 1000/200", 1000, 200, seeds=4, whole=0, steps=400),
     Cell("ReLU 200/80", 200, 80, "relu", seeds=24, whole=16),
     Cell("ReLU 200/90", 200, 90, "relu", seeds=24, whole=8),
     Cell("GELU 200/60", 200, 60, "gelu", seeds=6, whole=6),
@@ -182,13 +208,13 @@ class Columns:
         assert model is not None
         settings = Settings(thinning=False, steps=self.cell.steps)
         rng = np.random.default_rng(self.seed)
-        search = Descent.prepare(space, model, settings)
-        picks = rng.integers(0, search.weighting.rows.shape[0], STARTS)
+        descent = Descent.prepare(space, model, settings)
+        picks = rng.integers(0, descent.weighting.rows.shape[0], STARTS)
         tempering = _temper(rng, settings, effort=0, few=False)
         block = Block.prepare(
             CPU,
-            search.weighting.rows,
-            search.weighting.rows[picks],
+            descent.weighting.rows,
+            descent.weighting.rows[picks],
             tempering,
             settings,
             signs=smoother(space, model, None),
@@ -196,7 +222,7 @@ class Columns:
         (found,) = descend(CPU, [block])
         # D C = U S for the coordinates C of the inputs.
         C = self.problem.images.inputs @ (to_host(self.problem.weight_grad).T @ space.to_basis)
-        columns = search.weighting.to_weighted @ (space.S[:, None] * np.linalg.inv(C))
+        columns = descent.weighting.to_weighted @ (space.S[:, None] * np.linalg.inv(C))
         columns = columns / np.linalg.norm(columns, axis=0)
         near = np.abs(found @ columns) > CONVERGED_COSINE
         return Ends(STARTS, int(np.sum(np.any(near, axis=1))), int(np.sum(np.any(near, axis=0))))
@@ -229,14 +255,14 @@ class Inputs:
         if self.cell.activation != "relu":
             found = levenberg.Levenberg(STARTS).propose(left, None, rng)
             return self._judged(to_host(found.coordinates), STARTS, left)
-        search = reflect.Reflect()
-        memory = search.start(left, rng)
+        stream = reflect.Reflect()
+        memory = stream.start(left, rng)
         ends = []
         for _ in range(REFLECTIONS):
-            some = search.propose(left, memory, rng)
+            some = stream.propose(left, memory, rng)
             memory = some.memory
             ends.append(to_host(some.coordinates))
-        return self._judged(np.concatenate(ends), REFLECTIONS * search.count, left)
+        return self._judged(np.concatenate(ends), REFLECTIONS * stream.count, left)
 
     def _judged(self, c: Array, count: int, left: Open) -> Ends:
         layer = left.chain.layers[0]
@@ -264,7 +290,7 @@ def measured(cell: Cell, seeds: int | None) -> list[dict[str, Any]]:
         seed = FIRST_SEED + number
         batch = Inputs(cell, seed) if cell.activation else Columns(cell, seed)
         for name, rounding in WAYS.items():
-            with tensor_cores(rounding), np.errstate(all="ignore"):
+            with emulated(rounding), np.errstate(all="ignore"):
                 ends = batch.ends()
                 row: dict[str, Any] = {"cell": cell.title, "seed": seed, "way": name}
                 row |= {"count": ends.count, "true": ends.true, "distinct": ends.distinct}

@@ -32,6 +32,7 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         self.cards: list[int] = [0]
+        self.math_modes: dict[int, int] = {}
         self.streams: dict[int, list[Stream]] = {}
 
 
@@ -53,6 +54,11 @@ class Card:
     def __exit__(self, *_: object) -> None:
         _THREAD.cards.pop()
 
+    @property
+    def cublas_handle(self) -> int:
+        """That of this card and this thread."""
+        return self.id
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Card) and other.id == self.id
 
@@ -63,6 +69,15 @@ class Card:
 def current_card() -> int:
     """Number of the card that is current in this thread."""
     return _THREAD.cards[-1]
+
+
+CUBLAS = SimpleNamespace(
+    CUBLAS_DEFAULT_MATH=0,
+    CUBLAS_TENSOR_OP_MATH=1,
+    getMathMode=lambda handle: _THREAD.math_modes.get(handle, 0),
+    setMathMode=lambda handle, mode: _THREAD.math_modes.__setitem__(handle, mode),
+)
+"""`cupy.cuda.cublas`: every thread has handles of its own."""
 
 
 class Stream:
@@ -244,6 +259,7 @@ def install(
     contents: dict[str, Any] = {
         "cuda": SimpleNamespace(
             runtime=runtime,
+            cublas=CUBLAS,
             nvrtc=SimpleNamespace(getVersion=answer("compiler", (13, 0))),
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             Device=Card,
@@ -263,8 +279,10 @@ def install(
     for name, value in contents.items():
         setattr(cupy, name, value)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", contents["cuda"])
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", ModuleType("array_api_compat.cupy"))
     _DEFAULT.clear()
+    _THREAD.math_modes.clear()
     return cupy
 
 

@@ -140,6 +140,37 @@ def multiprocessors(device: Device) -> int | None:
     return int(device.handle.attributes["MultiProcessorCount"])
 
 
+TF32_MATH = 3
+"""Math mode of cuBLAS in which tensor cores multiply float32 numbers, rounded to ten bits of the mantissa, and add in float32.
+
+Definition: `CUBLAS_TF32_TENSOR_OP_MATH` of cublas_api.h, which CuPy has no name for.
+"""
+
+
+@contextmanager
+def tensor_cores(device: Device) -> Iterator[None]:
+    """Let cuBLAS use them for the products of float32 that this thread has on `device`; nothing changes elsewhere.
+
+    The mode is that of the handle that CuPy keeps for this thread and this card, and is put back at the end. Who has chosen another
+    one than the default, or CUPY_TF32=0, keeps it.
+    """
+    if not array_api_compat.is_cupy_namespace(device.xp) or os.environ.get("CUPY_TF32") == "0":
+        yield
+        return
+    from cupy.cuda import cublas
+
+    handle = device.handle.cublas_handle
+    before = cublas.getMathMode(handle)
+    if before != cublas.CUBLAS_DEFAULT_MATH:
+        yield
+        return
+    cublas.setMathMode(handle, TF32_MATH)
+    try:
+        yield
+    finally:
+        cublas.setMathMode(handle, before)
+
+
 def with_few_kernels() -> None:
     """Let CuPy make do with its plain reductions in this process, unless the environment says otherwise.
 

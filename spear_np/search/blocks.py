@@ -16,6 +16,7 @@ import numpy as np
 
 from ..arrays import Array, Namespace
 from ..backend.algebra import contiguous, orthogonal_complement, product, stacked
+from ..backend.card import tensor_cores
 from ..backend.devices import Device
 from ..backend.work import SHARED_FROM, mapped
 from ..backend.work import blocks as parts_of
@@ -322,16 +323,17 @@ class _Leg:
         if device.launch is not None:  # stacks are multiplied as they lie in memory, or copied each time
             transposed = contiguous(xp, transposed)
         values = gradient = None
-        for step in range(self.first, self.stop):
-            values = product(xp, q, transposed, values)
-            if self.prediction is not None and pace.predicts(step):
-                gather, scatter = self.prediction
-                pattern = soft_pattern(device, values, pace.counts, pace.thresholds)
-                predicted = product(xp, product(xp, pattern, gather, None), scatter, None)
-                weights = sign_weights(device, predicted, pace.counts, pace.sharpness[step, ...])
-            width = pace.widths[step, ...] if pace.settings.concave else None
-            gradient = product(xp, pull(device, values, weights, width), self.rows, gradient)
-            q = move(device, q, gradient, pace.lengths[step, ...])
+        with tensor_cores(device):  # ten bits of the mantissa do: benchmarks/tf32.py
+            for step in range(self.first, self.stop):
+                values = product(xp, q, transposed, values)
+                if self.prediction is not None and pace.predicts(step):
+                    gather, scatter = self.prediction
+                    pattern = soft_pattern(device, values, pace.counts, pace.thresholds)
+                    predicted = product(xp, product(xp, pattern, gather, None), scatter, None)
+                    weights = sign_weights(device, predicted, pace.counts, pace.sharpness[step, ...])
+                width = pace.widths[step, ...] if pace.settings.concave else None
+                gradient = product(xp, pull(device, values, weights, width), self.rows, gradient)
+                q = move(device, q, gradient, pace.lengths[step, ...])
         return q, weights
 
 

@@ -1,0 +1,155 @@
+"""Tensor cores: for the products of the descent alone, on a card alone, and the mode of cuBLAS is put back; and their emulation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import tf32
+from spear_np.backend.algebra import product
+from spear_np.backend.card import TF32_MATH, tensor_cores
+from spear_np.backend.devices import CPU, Device, device_for
+from spear_np.search import blocks
+from tests.fake_cupy import CUBLAS, forgotten, install
+from tests.test_blocks import Shape, block
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Device]]:
+    monkeypatch.delenv("CUPY_TF32", raising=False)
+    with forgotten():
+        install(monkeypatch, cards=2)
+        yield [device_for("gpu:0"), device_for("gpu:1")]
+
+
+def mode(device: Device) -> int:
+    number: int = CUBLAS.getMathMode(device.handle.cublas_handle)
+    return number
+
+
+class TestMode:
+    def test_it_is_that_of_tensor_cores_inside_and_the_old_one_afterwards(self, cards: list[Device]) -> None:
+        with tensor_cores(cards[1]):
+            assert [mode(card) for card in cards] == [0, TF32_MATH]
+            with tensor_cores(cards[1]):
+                assert mode(cards[1]) == TF32_MATH
+            assert mode(cards[1]) == TF32_MATH
+        assert [mode(card) for card in cards] == [0, 0]
+
+    @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+    def test_it_is_put_back_whatever_happens(self, cards: list[Device], error: type[BaseException]) -> None:
+        with pytest.raises(error), tensor_cores(cards[0]):
+            raise error
+        assert mode(cards[0]) == 0
+
+    @pytest.mark.parametrize("chosen", [1, 2, TF32_MATH, 16])
+    def test_who_has_chosen_another_keeps_it(self, cards: list[Device], chosen: int) -> None:
+        handle = cards[0].handle.cublas_handle
+        CUBLAS.setMathMode(handle, chosen)
+        with tensor_cores(cards[0]):
+            assert mode(cards[0]) == chosen
+        assert mode(cards[0]) == chosen
+
+    @pytest.mark.parametrize(("text", "expected"), [("0", 0), ("1", TF32_MATH)])
+    def test_the_environment_may_forbid_it(
+        self, cards: list[Device], monkeypatch: pytest.MonkeyPatch, text: str, expected: int
+    ) -> None:
+        monkeypatch.setenv("CUPY_TF32", text)
+        with tensor_cores(cards[0]):
+            assert mode(cards[0]) == expected
+
+    def test_other_threads_have_their_own(self, cards: list[Device]) -> None:
+        seen: list[int] = []
+        with tensor_cores(cards[0]):
+            other = threading.Thread(target=lambda: seen.append(mode(cards[0])))
+            other.start()
+            other.join()
+        assert seen == [0]
+
+    def test_a_processor_has_none(self) -> None:
+        with tensor_cores(CPU):
+            pass
+
+
+def test_only_the_steps_of_the_descent_are_taken_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work: list[Device] = []
+    inside: list[bool] = []
+
+    @contextmanager
+    def watched(device: Device) -> Iterator[None]:
+        at_work.append(device)
+        try:
+            yield
+        finally:
+            at_work.pop()
+
+    def counted(*arguments: Any) -> Any:
+        inside.append(bool(at_work))
+        return product(*arguments)
+
+    def apart(device: Device, *arguments: Any) -> Any:
+        assert not at_work, "what starts are the same is not for them to say"
+        return compared(device, *arguments)
+
+    compared = blocks._apart
+    monkeypatch.setattr(blocks, "tensor_cores", watched)
+    monkeypatch.setattr(blocks, "product", counted)
+    monkeypatch.setattr(blocks, "_apart", apart)
+    settings = blocks.Settings(sign_interval=2)
+    blocks.descend(CPU, [block(Shape(known=2), settings)])
+    assert inside
+    assert all(inside)
+    assert not at_work
+
+
+class TestEmulation:
+    @given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.booleans())
+    def test_it_leaves_ten_bits(self, number: float, to_nearest: bool) -> None:
+        value = np.array([number], dtype=np.float32)
+        rounded = (tf32.nearest if to_nearest else tf32.cut_off)(value)
+        fraction, exponent = np.frexp(value.astype(np.float64))
+        step = 2.0 ** (max(int(exponent[0]), -125) - 11)  # below 2⁻¹²⁶ numbers are evenly spaced
+        times = float(value[0]) / step
+        expected = np.float64(round(times) if to_nearest else int(times)) * step  # `round` takes ties to even
+        with np.errstate(over="ignore"):
+            assert rounded[0] == np.float32(expected)
+        assert abs(fraction[0]) <= 1
+
+    def test_what_is_no_number_stays(self) -> None:
+        values = np.array([np.inf, -np.inf, np.nan], dtype=np.float32)
+        for rounding in (tf32.nearest, tf32.cut_off):
+            np.testing.assert_array_equal(rounding(values), values)
+
+    @pytest.mark.parametrize("activation", ["", "relu", "gelu"])
+    def test_it_reaches_the_products_of_every_search_and_no_further(
+        self, activation: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tf32, "STARTS", 2)
+        monkeypatch.setattr(tf32, "REFLECTIONS", 1)
+        monkeypatch.setattr(tf32, "make_problem", partial(tf32.make_problem, source="gaussian"))
+        monkeypatch.setattr(tf32, "Network", partial(tf32.Network, source="gaussian"))
+        cell = tf32.Cell("small", 60, 6, activation, steps=20)
+        batch = tf32.Inputs(cell, 1) if activation else tf32.Columns(cell, 1)
+        count = 0
+
+        def counting(values: tf32.Array) -> tf32.Array:
+            nonlocal count
+            assert values.dtype == np.float32
+            count += 1
+            return values
+
+        before = batch.ends()
+        with tf32.emulated(counting):
+            assert batch.ends() == before
+        assert count > 20
+        last = count
+        batch.ends()
+        assert count == last
