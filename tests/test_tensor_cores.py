@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import tf32
+from benchmarks.networks import Network
 from spear_np.backend.algebra import product
 from spear_np.backend.card import TF32_MATH, tensor_cores
 from spear_np.backend.devices import CPU, Device, device_for
 from spear_np.search import blocks
 from tests.fake_cupy import CUBLAS, forgotten, install
+from tests.layers import digit_layer
 from tests.test_blocks import Shape, block
 
 
@@ -110,18 +113,26 @@ def test_only_the_steps_of_the_descent_are_taken_by_them(monkeypatch: pytest.Mon
     assert not at_work
 
 
+def digits(m: int, b: int, seed: int) -> Any:
+    """A layer as the benchmark takes it, made without an optimizer, which PyTorch takes seconds to import."""
+    data = digit_layer(b, width=m, seed=seed)
+    arguments = {name: getattr(data, name) for name in ("weight_grad", "bias_grad", "weight", "bias")}
+    return SimpleNamespace(
+        arguments=arguments, images=SimpleNamespace(inputs=data.inputs), weight_grad=data.weight_grad
+    )
+
+
 class TestEmulation:
     @given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.booleans())
     def test_it_leaves_ten_bits(self, number: float, to_nearest: bool) -> None:
         value = np.array([number], dtype=np.float32)
         rounded = (tf32.nearest if to_nearest else tf32.cut_off)(value)
-        fraction, exponent = np.frexp(value.astype(np.float64))
+        exponent = np.frexp(value.astype(np.float64))[1]
         step = 2.0 ** (max(int(exponent[0]), -125) - 11)  # below 2⁻¹²⁶ numbers are evenly spaced
         times = float(value[0]) / step
         expected = np.float64(round(times) if to_nearest else int(times)) * step  # `round` takes ties to even
         with np.errstate(over="ignore"):
             assert rounded[0] == np.float32(expected)
-        assert abs(fraction[0]) <= 1
 
     def test_what_is_no_number_stays(self) -> None:
         values = np.array([np.inf, -np.inf, np.nan], dtype=np.float32)
@@ -134,8 +145,8 @@ class TestEmulation:
     ) -> None:
         monkeypatch.setattr(tf32, "STARTS", 2)
         monkeypatch.setattr(tf32, "REFLECTIONS", 1)
-        monkeypatch.setattr(tf32, "make_problem", partial(tf32.make_problem, source="gaussian"))
-        monkeypatch.setattr(tf32, "Network", partial(tf32.Network, source="gaussian"))
+        monkeypatch.setattr(tf32, "make_problem", digits)
+        monkeypatch.setattr(tf32, "Network", partial(Network, source="gaussian"))
         cell = tf32.Cell("small", 60, 6, activation, steps=20)
         batch = tf32.Inputs(cell, 1) if activation else tf32.Columns(cell, 1)
         count = 0
