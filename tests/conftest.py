@@ -37,4 +37,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     chosen: Backend = request.param
     if chosen.missing is not None:
         pytest.skip(chosen.missing)
+    if chosen is Backend.CUPY:
+        # What is held against another library is float32 there too.
+        request.getfixturevalue("monkeypatch").setenv("CUPY_TF32", "0")
     return chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,9 @@ from benchmarks.networks import Network
 from spear_np.backend.algebra import product
 from spear_np.backend.card import TF32_MATH, tensor_cores
 from spear_np.backend.devices import CPU, Device, device_for
+from spear_np.backend.host import to_host
 from spear_np.search import blocks
+from tests.backends import Backend
 from tests.fake_cupy import CUBLAS, forgotten, install
 from tests.layers import digit_layer
 from tests.test_blocks import Shape, block
@@ -80,6 +82,29 @@ class TestMode:
     def test_a_processor_has_none(self) -> None:
         with tensor_cores(CPU):
             pass
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stack", [1, 3], ids=["matrix", "stack"])
+def test_products_on_a_card_have_ten_bits_inside_and_all_of_them_afterwards(
+    stack: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if Backend.CUPY.missing is not None:
+        pytest.skip(Backend.CUPY.missing)
+    monkeypatch.delenv("CUPY_TF32", raising=False)
+    device = Backend.CUPY.device
+    if int(device.handle.compute_capability) < 80:
+        pytest.skip("a card without TF32")
+    numbers = np.random.default_rng(0).standard_normal((2, stack, 256, 256)).astype(np.float32)
+    left, right = (device.float32(one) for one in numbers)
+    exact = numbers[0].astype(np.float64) @ numbers[1]
+    off = []
+    for context in (tensor_cores(device), nullcontext()):
+        with context:
+            found = to_host(product(device.xp, left, right, device.xp.empty_like(left)))
+        off.append(np.sqrt(np.mean((found - exact) ** 2)) / np.sqrt(np.mean(exact**2)))
+    assert 1e-5 < off[0] < 1e-3
+    assert off[1] < 1e-6
 
 
 def test_only_the_steps_of_the_descent_are_taken_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
