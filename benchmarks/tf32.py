@@ -327,7 +327,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
                     rounds += f" ({_factor(ratio)})"
             lines.append(
                 (
-                    title if way == "float32" else "",
+                    f"{title}, {len(seeds)} batches" if way == "float32" else "",
                     way,
                     f"{100 * np.mean(shares[way]):{'.2f' if rare else '.1f'}} %",
                     gain,
@@ -337,7 +337,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
                 )
             )
     header = (
-        "batches",
+        "m/b",
         "products",
         "starts that end on a true one",
         "difference to float32, points",
