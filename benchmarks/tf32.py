@@ -44,7 +44,7 @@ from spear_np.factors.signs import sign_model, smoother
 from spear_np.network.judge import judge
 from spear_np.network.problem import ChainProblem
 from spear_np.network.read import Linked, read_chain
-from spear_np.search import blocks, levenberg, reflect
+from spear_np.search import ChainSearch, blocks, levenberg, reflect
 from spear_np.search.blocks import Block, Settings, descend
 from spear_np.search.descent import CONVERGED_COSINE, Descent, _temper
 
@@ -53,6 +53,8 @@ LOST = np.uint32(13)
 """Bits of the mantissa of float32 that TF32 has not."""
 STARTS = 256
 """Of a block of the descent, and of Levenberg-Marquardt for a chain."""
+REFLECTED = 16
+"""Starts of reflections at once."""
 REFLECTIONS = 40
 """Rounds of reflections with nothing known."""
 RARE = 0.05
@@ -254,17 +256,18 @@ class Inputs:
         """Starts of Levenberg-Marquardt, or rounds of reflections."""
         left = ChainProblem(self.chain).start().left
         rng = np.random.default_rng(self.seed)
-        if self.cell.activation != "relu":
-            found = levenberg.Levenberg(STARTS).propose(left, None, rng)
-            return self._judged(to_host(found.coordinates), STARTS, left)
-        stream = reflect.Reflect()
-        memory = stream.start(left, rng)
+        chosen: ChainSearch = levenberg.Levenberg(STARTS)
+        count, rounds = STARTS, 1
+        if self.cell.activation == "relu":
+            chosen = reflect.Reflect(REFLECTED)
+            count, rounds = REFLECTED * REFLECTIONS, REFLECTIONS
+        memory = chosen.start(left, rng)
         ends = []
-        for _ in range(REFLECTIONS):
-            some = stream.propose(left, memory, rng)
+        for _ in range(rounds):
+            some = chosen.propose(left, memory, rng)
             memory = some.memory
             ends.append(to_host(some.coordinates))
-        return self._judged(np.concatenate(ends), REFLECTIONS * stream.count, left)
+        return self._judged(np.concatenate(ends), count, left)
 
     def _judged(self, c: Array, count: int, left: Open) -> Ends:
         layer = left.chain.layers[0]
