@@ -1,4 +1,4 @@
-"""Tensor cores: for the products of the descent alone, on a card alone, and the mode of cuBLAS is put back; and their emulation."""
+"""Tensor cores: for the products of descent and reflections alone, on a card alone, and the mode of cuBLAS is put back; and their emulation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ from spear_np.backend.algebra import product
 from spear_np.backend.card import TF32_MATH, tensor_cores
 from spear_np.backend.devices import CPU, Device, device_for
 from spear_np.backend.host import to_host
-from spear_np.search import blocks
+from spear_np.network.problem import ChainProblem
+from spear_np.search import ChainSearch, blocks, fits, reflections
+from spear_np.search.levenberg import Levenberg
+from spear_np.search.reflect import Reflect
 from tests.backends import Backend
+from tests.chains import chain_on, digit_network
 from tests.fake_cupy import CUBLAS, forgotten, install
 from tests.layers import digit_layer
 from tests.test_blocks import Shape, block
@@ -136,6 +140,40 @@ def test_only_the_steps_of_the_descent_are_taken_by_them(monkeypatch: pytest.Mon
     assert inside
     assert all(inside)
     assert not at_work
+
+
+def test_the_steps_of_reflections_are_taken_by_them_and_those_of_fits_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inside: list[bool] = []
+    at_work: list[Device] = []
+
+    @contextmanager
+    def watched(device: Device) -> Iterator[None]:
+        at_work.append(device)
+        try:
+            yield
+        finally:
+            at_work.pop()
+
+    def counted(*arguments: Any) -> Any:
+        inside.append(bool(at_work))
+        return product(*arguments)
+
+    monkeypatch.setattr(reflections, "tensor_cores", watched)
+    for module in (reflections, fits):
+        monkeypatch.setattr(module, "product", counted)
+    left = ChainProblem(chain_on(digit_network(6))).start().left
+    rng = np.random.default_rng(0)
+    searches: list[tuple[ChainSearch, bool]] = [(Reflect(), True), (Levenberg(), False)]
+    for search, expected in searches:
+        memory = search.start(left, rng)
+        inside.clear()
+        search.propose(left, memory, rng)
+        assert inside
+        # Starts that are drawn anew are put on the sets by float32, after the steps.
+        assert (inside[0], any(inside)) == (expected, expected)
+        assert not at_work
 
 
 def digits(m: int, b: int, seed: int) -> Any:

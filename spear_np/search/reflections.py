@@ -17,6 +17,7 @@ import numpy as np
 
 from ..arrays import Array, HostArray, Namespace
 from ..backend.algebra import contiguous, product, stacked
+from ..backend.card import tensor_cores
 from ..backend.devices import Device
 from ..backend.host import to_host
 from ..chain.sets import Open
@@ -197,13 +198,14 @@ class _Path:
         """
         device, xp, depth = self.device, self.device.xp, len(self.graphs)
         moves = near = points
-        for _ in range(steps):
-            parts = zip(self.graphs, points[:depth], points[depth:], strict=True)
-            p, h, turned_z, turned_a = zip(*(reflected(device, *one) for one in parts), strict=True)
-            near, turned = [*p, *h], [*turned_z, *turned_a]
-            both = zip(points, self.sets.onto(xp, turned), self.sets.offsets, near, strict=True)
-            moved = [relaxed(device, *one, RELAXATION) for one in both]
-            points, moves = [point for point, _ in moved], [move for _, move in moved]
+        with tensor_cores(device):  # ten bits of the mantissa do: benchmarks/tf32.py
+            for _ in range(steps):
+                parts = zip(self.graphs, points[:depth], points[depth:], strict=True)
+                p, h, turned_z, turned_a = zip(*(reflected(device, *one) for one in parts), strict=True)
+                near, turned = [*p, *h], [*turned_z, *turned_a]
+                both = zip(points, self.sets.onto(xp, turned), self.sets.offsets, near, strict=True)
+                moved = [relaxed(device, *one, RELAXATION) for one in both]
+                points, moves = [point for point, _ in moved], [move for _, move in moved]
         # One copy: each waits for the card.
         far, size = to_host(xp.stack([self._squares(moves), self._squares(near)]))
         gaps = np.sqrt(far / np.maximum(size, np.finfo(np.float32).tiny))
