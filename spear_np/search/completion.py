@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arrays import HostArray
+from ..arrays import Array, HostArray
 from ..backend.algebra import smallest
 from ..backend.host import to_host
-from ..backend.work import block_length
+from ..backend.work import block_length, blocks, one_by_one
 from ..directions.disaggregate import bias_direction
 from ..directions.null_vectors import SAME_VECTOR, distinct, null_vectors_of_rows, solved
 from ..directions.polish import NEAR_ZERO
@@ -90,13 +90,19 @@ class Completion:
         count = max(FEWEST_GUESSES, min(GUESSES, block_length(b * b)))
         spread = float(rng.choice(SPREADS))
         guesses = mean[None, :] + spread * device.normal(rng, (count, b)) @ root.T
-        z = guesses @ self.model.weight_in_basis.T + self.model.bias[None, :]
-        shallow = -depth(z, self.model.ceiling)
-        rows = smallest(xp, shallow, b - 1)
-        off = xp.all(xp.take_along_axis(shallow, rows, axis=1) < 0, axis=1)
-        rows = xp.take(rows, xp.nonzero(off)[0], axis=0)
-        q = null_vectors_of_rows(device, space.U, rows, rng)
-        q = xp.take(q, solved(xp, q), axis=0)
+
+        def directions(part: slice) -> Array:
+            """(k, b): the null vectors of what some of the guesses leave off."""
+            z = guesses[part, :] @ self.model.weight_in_basis.T + self.model.bias[None, :]
+            shallow = -depth(z, self.model.ceiling)
+            rows = smallest(xp, shallow, b - 1)
+            off = xp.all(xp.take_along_axis(shallow, rows, axis=1) < 0, axis=1)
+            rows = xp.take(rows, xp.nonzero(off)[0], axis=0)
+            q = null_vectors_of_rows(device, space.U, rows, rng)
+            return xp.take(q, solved(xp, q), axis=0)
+
+        entries = max(b * b, int(space.U.shape[0]))
+        q = xp.concat(one_by_one(device, directions, blocks(device, count, entries)), axis=0)
         near = to_host(xp.sum(xp.astype(space.noise_units(q) < NEAR_ZERO, xp.int64), axis=1))
         order = np.argsort(-near, kind="stable")
         order = order[near[order] >= b - 1 + SPARE]
