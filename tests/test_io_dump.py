@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +404,30 @@ class TestLastDump:
         assert opened == [path]
         assert seen == [(M, N)] * 3
         dumps.close()
+
+    def test_what_records_share_is_read_once(self, path: Path) -> None:
+        data = layer_data()
+        arrays = layer_arrays(data)
+        with DumpWriter(path) as writer:
+            writer.add_record("a", {"fc1": arrays})
+            writer.add_record("b", {"fc1": replace(arrays, weight=None, bias=None)}, model_of="a")
+            writer.add_record("c", {"fc1": replace(arrays, weight=2 * data.weight)})
+        dumps, layers = LastDump(), []
+        for name in ("a", "b", "c", "a"):
+            with dumps.open(path) as dump:
+                layer = dump.record(name).layers[0]
+                layer.check_finite()
+                layers.append(layer.loaded)
+        dumps.close()
+        a, b, c, again = layers
+        assert a is not None
+        assert b is not None
+        assert c is not None
+        assert again is not None
+        assert a.weight is b.weight is again.weight
+        assert a.bias is b.bias
+        assert a.weight_grad is not b.weight_grad
+        np.testing.assert_array_equal(values_of(c.weight), 2 * data.weight)
 
     def test_another_file_and_one_that_was_changed_are_opened_anew(
         self, path: Path, opened: list[Path]

@@ -28,6 +28,7 @@ from ..problems import FileError, Place, listing, printable, size_text
 from . import opening, safety, stated
 from .chains import Link, check_follows, read_activation
 from .display import Display, read_display
+from .shared import Shared
 from .sight import Seen, seen_by
 from .storage import FINITE, StoredArray, check_finite
 
@@ -36,6 +37,9 @@ FORMAT_VERSION = 1
 
 DATASETS = {"weight_grad": 2, "bias_grad": 1, "weight": 2, "bias": 1}
 """What a linear layer may hold, and in how many dimensions."""
+
+SHARED = ("weight", "bias")
+"""Those that records may have in common."""
 
 AFFORDABLE = 2**30
 """Bytes of memory that the decomposition of any layer may take …"""
@@ -127,12 +131,23 @@ class Layer:
     def _array(self, name: str) -> StoredArray | None:
         """One of the datasets, looked at once."""
         if name not in self._found:
-            array = safety.numbers(self._group, name, self.place, ndim=DATASETS[name])
-            if array is not None:
-                self._record.visits.count(array.dataset)
-                array = array.divided_by(self._record.divisor) if name.endswith("_grad") else array
-            self._found[name] = array
+            self._found[name] = self._shared(name) or self._read(name)
         return self._found[name]
+
+    def _shared(self, name: str) -> StoredArray | None:
+        """A weight or bias that was read for another record already."""
+        shared = self._record.shared
+        if shared is None or name not in SHARED:
+            return None
+        return shared.find(safety.address(self._group, name, self.place))
+
+    def _read(self, name: str) -> StoredArray | None:
+        """A dataset, found harmless; None if there is none."""
+        array = safety.numbers(self._group, name, self.place, ndim=DATASETS[name])
+        if array is None:
+            return None
+        self._record.visits.count(array.dataset)
+        return array.divided_by(self._record.divisor) if name.endswith("_grad") else array
 
     @cached_property
     def gradients(self) -> spear_np.LayerGradients:
@@ -189,8 +204,12 @@ class Layer:
     def check_finite(self) -> None:
         """Read every dataset of the layer once, by blocks, and refuse NaN and infinity; small ones stay in memory."""
         self.load()
-        for array in self.arrays.values():
-            check_finite(array, FINITE)
+        for name, array in self.arrays.items():
+            if not array.finite:
+                check_finite(array, FINITE)
+                array.finite = True
+            if self._record.shared is not None and name in SHARED:
+                self._record.shared.keep(array)
 
     def load(self) -> None:
         """Keep the small datasets of the layer in memory."""
@@ -217,10 +236,13 @@ class Layer:
 class Record:
     """One shared update: its layers and what is known about it."""
 
-    def __init__(self, name: str, group: h5py.Group, place: Place, visits: safety.Visits) -> None:
+    def __init__(
+        self, name: str, group: h5py.Group, place: Place, visits: safety.Visits, shared: Shared | None
+    ) -> None:
         visits.count(group)
         self.name = name
         self.visits = visits
+        self.shared = shared
         self.group = group
         self.place = place
 
@@ -388,14 +410,15 @@ class Record:
 
 
 class Dump:
-    """An open gradient dump."""
+    """An open gradient dump; what its records have in common may be kept in `shared`."""
 
-    def __init__(self, file: h5py.File, path: Path) -> None:
+    def __init__(self, file: h5py.File, path: Path, shared: Shared | None = None) -> None:
         self.path = path
         self.place = Place(path)
         self._file = file
         self._group = safety.required_subgroup(file, "records", self.place)
         self._visits = safety.Visits(self.place)
+        self._shared = shared
         self._made: list[Record] = []
 
     @property
@@ -416,7 +439,7 @@ class Dump:
             place = self.place.at(record=name)
             member = safety.subgroup(self._group, name, place)
             if member is not None:
-                records.append(self._kept(Record(name, member, place, self._visits)))
+                records.append(self._kept(Record(name, member, place, self._visits, self._shared)))
         if not records:
             msg = "the group 'records' is empty"
             raise FileError(msg, self.place, "export at least one record")
@@ -435,7 +458,7 @@ class Dump:
         if member is None:
             msg = f"there is no record '{printable(name)}'"
             raise FileError(msg, self.place, "the dump was changed: start again")
-        return self._kept(Record(name, member, place, self._visits))
+        return self._kept(Record(name, member, place, self._visits, self._shared))
 
     def forget(self) -> None:
         """Let go of what was read: layers know their record, so its handles on the file would wait for the collector.

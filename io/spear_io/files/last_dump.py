@@ -11,17 +11,19 @@ import h5py
 from . import opening
 from .dump import FORMAT, FORMAT_VERSION, Dump
 from .limits import reading_file
+from .shared import Shared
 
 
 class LastDump:
     """Opens dumps, and leaves the file of the last one open for the next time, as long as it is the same file.
 
-    To open one takes as long as to read a small layer. Each use is limited for itself, as that of `open_dump`. It is for one
+    What records share is read once. To open one takes as long as to read a small layer. Each use is limited for itself, as that of `open_dump`. It is for one
     thread, and to be closed.
     """
 
     def __init__(self) -> None:
         self._file: h5py.File | None = None
+        self._shared = Shared()
         self._identity: tuple[Path, int, int, int, int] | None = None
 
     @contextmanager
@@ -40,7 +42,7 @@ class LastDump:
                 if self._file is None:
                     self._file = opening.left_open(path, kind=FORMAT, version=FORMAT_VERSION)
                     self._identity = identity
-                dump = Dump(self._file, path)
+                dump = Dump(self._file, path, self._shared)
                 try:
                     yield dump
                 finally:
@@ -54,3 +56,4 @@ class LastDump:
         if self._file is not None:
             self._file.close()
         self._file = self._identity = None
+        self._shared.clear()

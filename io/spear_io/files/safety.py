@@ -214,19 +214,27 @@ def numbers(
 
 def member(group: h5py.Group, name: str, place: Place) -> h5py.Group | h5py.Dataset | h5py.Datatype | None:
     """Follow a hard link; refuse every other kind before it is followed."""
+    if address(group, name, place) is None:
+        return None
+    with damage(place):
+        return _opened(h5py.h5o.open(group.id, name.encode("utf-8", "surrogateescape")))
+
+
+def address(group: h5py.Group, name: str, place: Place) -> int | None:
+    """Where in the file what a hard link leads to is; None without one; refuses every other kind."""
     links, raw_name = group.id.links, name.encode("utf-8", "surrogateescape")
     with damage(place):
         # Asked of the link itself: `name in group` would follow it, `group[name]` would walk a path ("." is one).
         if b"/" in raw_name or raw_name == b"." or not links.exists(raw_name):
             return None
-        link_type = links.get_info(raw_name).type
-        if link_type != h5py.h5l.TYPE_HARD:
-            what = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}.get(
-                link_type, "a user-defined link"
-            )
-            msg = f"'{printable(name)}' is {what}, and a file from elsewhere must not lead anywhere else"
-            raise FileError(msg, place, "store the data itself; hard links are fine")
-        return _opened(h5py.h5o.open(group.id, raw_name))
+        link = links.get_info(raw_name)
+        if link.type == h5py.h5l.TYPE_HARD:
+            return int(link.u)
+        what = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}.get(
+            link.type, "a user-defined link"
+        )
+        msg = f"'{printable(name)}' is {what}, and a file from elsewhere must not lead anywhere else"
+        raise FileError(msg, place, "store the data itself; hard links are fine")
 
 
 def _opened(

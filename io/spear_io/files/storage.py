@@ -94,6 +94,8 @@ class StoredArray:
         self._kept = kept
         self._divisor = divisor
         self._loaded: Floats | None = None
+        self.finite = False
+        """Whether it was found to hold no NaN and no infinity."""
         self.place = place
         self.precision = precision
 
