@@ -156,8 +156,12 @@ def _chords(
             right = right + (residual[:, None, :] @ others.jacobian)[:, 0, :]
             count += int(residual.shape[1])
         step = (inverse @ right[:, :, None])[:, :, 0]
-        c = xp.where(chain.device.booleans(going)[:, None], c - step, c)
-        moved = np.where(going, to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / count)), moved)
+        taken = to_host(xp.sqrt(xp.abs(xp.sum(step * right, axis=1)) / count))
+        if np.all(going):
+            c, moved = c - step, taken
+        else:
+            c = xp.where(chain.device.booleans(going)[:, None], c - step, c)
+            moved = np.where(going, taken, moved)
         going = going & ~(moved <= rest)
         if length is not None:
             going = going & ~(moved > SLOW * length)

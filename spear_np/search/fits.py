@@ -157,7 +157,8 @@ def fit_on(device: Device, fits: Sequence[Fit]) -> list[Fitted]:
     free = device.float32(np.maximum(sizes[:, 1], 1))[:, None, None]
     identity = xp.astype(device.eye(d), xp.float32)
     ends, residual = np.zeros((s, k, d), dtype=np.float32), np.full((s, k), np.inf)
-    live, damping = np.arange(k) < sizes[:, :1], np.full((s, k), DAMPING)
+    alive, damping = np.arange(k) < sizes[:, :1], np.full((s, k), DAMPING)
+    share = residual
     steps = np.zeros(s, dtype=np.int64)
     places = np.arange(k)  # of starts of which one is under way in some chain
 
@@ -167,10 +168,10 @@ def fit_on(device: Device, fits: Sequence[Fit]) -> list[Fitted]:
         if len(chain):
             rows = device.integers(chain * len(places) + place)
             ends[chain, places[place]] = to_host(xp.take(xp.reshape(y, (s * len(places), d)), rows, axis=0))
+            residual[chain, places[place]] = share[chain, place]
 
     total, _, parts, jacobians = equations.residual(xp, y, derivatives=True)
     for _ in range(MOST_STEPS):
-        alive = live[:, places]
         steps += np.count_nonzero(alive, axis=1)
         gram = reduce(add, (xp.matrix_transpose(j) @ j for j in jacobians))
         slope = reduce(add, (r[:, :, None, :] @ j for r, j in zip(parts, jacobians, strict=True)))
@@ -189,18 +190,18 @@ def fit_on(device: Device, fits: Sequence[Fit]) -> list[Fitted]:
         damping = np.where(better, damping / EASIER, damping * HARDER)
         y = xp.where(device.booleans(better)[:, :, None], tried, y)
         share = np.sqrt(np.minimum(before, after) / np.maximum(size, np.finfo(np.float32).tiny))
-        residual[:, places] = np.where(alive, share, residual[:, places])
-        done = stalled | (share < CLOSE)
-        end(alive & done)
-        live[:, places] = alive & ~done
-        kept = np.any(live[:, places], axis=0)
-        if not np.any(kept):
-            break
-        if not np.all(kept):
-            y = xp.take(y, device.integers(np.flatnonzero(kept)), axis=1)
-            damping, places = damping[:, kept], places[kept]
+        done = alive & (stalled | (share < CLOSE))
+        if np.any(done):
+            end(done)
+            alive = alive & ~done
+            kept = np.any(alive, axis=0)
+            if not np.any(kept):
+                break
+            if not np.all(kept):
+                y = xp.take(y, device.integers(np.flatnonzero(kept)), axis=1)
+                alive, share, damping, places = alive[:, kept], share[:, kept], damping[:, kept], places[kept]
         total, _, parts, jacobians = equations.residual(xp, y, derivatives=True)
-    end(live[:, places])
+    end(alive)
     return [
         Fitted(one.equations, ends[place, :count, :size], residual[place, :count], int(steps[place]))
         for place, (one, (count, size)) in enumerate(zip(fits, sizes, strict=True))

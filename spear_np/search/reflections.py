@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -231,8 +231,8 @@ class _Sets:
     """(s, m, d)."""
     transposed: list[Array]
     """(s, d, m)."""
-    made: dict[Hashable, Array] = field(default_factory=dict)
-    """Products of the step before: those of the next take their place."""
+    made: dict[Hashable, Array] | None
+    """Products of the step before: those of the next take their place on a card; None on the host, which has memory at once."""
 
     @classmethod
     def of(cls, device: Device, grounds: Sequence[Ground]) -> _Sets:
@@ -247,7 +247,7 @@ class _Sets:
             offsets, directions, transposed = (
                 [contiguous(xp, one) for one in part] for part in (offsets, directions, transposed)
             )
-        return cls(offsets, directions, transposed)
+        return cls(offsets, directions, transposed, None if device.launch is None else {})
 
     def onto(self, xp: Namespace, points: Sequence[Array]) -> list[Array]:
         """P_A: the nearest points of the sets, less their offsets."""
@@ -261,6 +261,8 @@ class _Sets:
         return onto
 
     def _times(self, xp: Namespace, name: Hashable, left: Array, right: Array) -> Array:
+        if self.made is None:
+            return left @ right
         self.made[name] = product(xp, left, right, self.made.get(name))
         return self.made[name]
 
