@@ -429,6 +429,24 @@ class TestLastDump:
         assert a.weight_grad is not b.weight_grad
         np.testing.assert_array_equal(values_of(c.weight), 2 * data.weight)
 
+    def test_a_record_is_looked_at_once_and_its_numbers_are_let_go(self, path: Path) -> None:
+        with DumpWriter(path) as writer:
+            for name in ("a", "b"):
+                writer.add_record(
+                    name, {"fc1": layer_arrays(layer_data()), "fc2": layer_arrays(layer_data())}
+                )
+        dumps, seen, numbers = LastDump(), [], []
+        for name in ("a", "a", "b", "a"):
+            with dumps.open(path) as dump:
+                layer = dump.record(name).layers[1]
+                layer.check_finite()
+                seen.append(layer)
+                numbers.append(layer.arrays["weight_grad"])
+        dumps.close()
+        assert seen[0] is seen[1]
+        assert len({id(layer) for layer in seen}) == 3
+        assert numbers[0] is not numbers[1]
+
     def test_another_file_and_one_that_was_changed_are_opened_anew(
         self, path: Path, opened: list[Path]
     ) -> None:

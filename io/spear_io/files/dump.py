@@ -211,6 +211,12 @@ class Layer:
             if self._record.shared is not None and name in SHARED:
                 self._record.shared.keep(array)
 
+    def forget(self) -> None:
+        """Let go of the datasets; they are there again when they are asked for."""
+        self._found.clear()
+        for name in ("arrays", "gradients", "truth"):
+            vars(self).pop(name, None)
+
     def load(self) -> None:
         """Keep the small datasets of the layer in memory."""
         for array in self.arrays.values():
@@ -419,7 +425,7 @@ class Dump:
         self._group = safety.required_subgroup(file, "records", self.place)
         self._visits = safety.Visits(self.place)
         self._shared = shared
-        self._made: list[Record] = []
+        self._last: Record | None = None
 
     @property
     def producer(self) -> str | None:
@@ -439,38 +445,43 @@ class Dump:
             place = self.place.at(record=name)
             member = safety.subgroup(self._group, name, place)
             if member is not None:
-                records.append(self._kept(Record(name, member, place, self._visits, self._shared)))
+                records.append(Record(name, member, place, self._visits, self._shared))
         if not records:
             msg = "the group 'records' is empty"
             raise FileError(msg, self.place, "export at least one record")
         return tuple(records)
 
     def record(self, name: str) -> Record:
-        """The record of that name, without a look at any other.
+        """The record of that name, without a look at any other; it is made once as long as no other is asked for.
 
         Raises
         ------
         FileError
             If there is none.
         """
-        place = self.place.at(record=name)
-        member = safety.subgroup(self._group, name, place)
-        if member is None:
-            msg = f"there is no record '{printable(name)}'"
-            raise FileError(msg, self.place, "the dump was changed: start again")
-        return self._kept(Record(name, member, place, self._visits, self._shared))
+        if self._last is None or self._last.name != name:
+            self.forget()
+            place = self.place.at(record=name)
+            member = safety.subgroup(self._group, name, place)
+            if member is None:
+                msg = f"there is no record '{printable(name)}'"
+                raise FileError(msg, self.place, "the dump was changed: start again")
+            self._last = Record(name, member, place, safety.Visits(self.place), self._shared)
+        return self._last
 
     def forget(self) -> None:
         """Let go of what was read: layers know their record, so its handles on the file would wait for the collector.
 
         While they wait every closing of a file, anywhere, takes longer: HDF5 goes through all of them.
         """
-        for record in self._made:
+        for record in (*vars(self).get("records", ()), *([] if self._last is None else [self._last])):
             vars(record).pop("layers", None)
+        self._last = None
 
-    def _kept(self, record: Record) -> Record:
-        self._made.append(record)
-        return record
+    def rest(self) -> None:
+        """Let go of all numbers, but not of what is known of the last record: to look at hundreds of layers again takes its time."""
+        for layer in () if self._last is None else vars(self._last).get("layers", ()):
+            layer.forget()
 
     def check_claims(self) -> None:
         """Look at every fully connected layer, before a number of any is read, and refuse a file that multiplies them."""

@@ -17,12 +17,13 @@ from .shared import Shared
 class LastDump:
     """Opens dumps, and leaves the file of the last one open for the next time, as long as it is the same file.
 
-    What records share is read once. To open one takes as long as to read a small layer. Each use is limited for itself, as that of `open_dump`. It is for one
-    thread, and to be closed.
+    What records share is read once, and what the last record says is known already. To open a file takes as long as to read a
+    small layer. Each record is limited for itself. It is for one thread, and to be closed.
     """
 
     def __init__(self) -> None:
         self._file: h5py.File | None = None
+        self._dump: Dump | None = None
         self._shared = Shared()
         self._identity: tuple[Path, int, int, int, int] | None = None
 
@@ -42,18 +43,19 @@ class LastDump:
                 if self._file is None:
                     self._file = opening.left_open(path, kind=FORMAT, version=FORMAT_VERSION)
                     self._identity = identity
-                dump = Dump(self._file, path, self._shared)
-                try:
-                    yield dump
-                finally:
-                    dump.forget()
+                if self._dump is None:
+                    self._dump = Dump(self._file, path, self._shared)
+                yield self._dump
+                self._dump.rest()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Let go of the file."""
+        if self._dump is not None:
+            self._dump.forget()
         if self._file is not None:
             self._file.close()
-        self._file = self._identity = None
+        self._file = self._dump = self._identity = None
         self._shared.clear()
