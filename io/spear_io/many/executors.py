@@ -37,8 +37,6 @@ class Crew:
     """How many tasks to hand over at a time: enough that nobody waits, and no more."""
     here: bool = False
     """Whether they are done in this process, one after the other."""
-    own: bool = False
-    """Whether they are done by processes that end with them, in each one after the other."""
 
 
 class Here(Executor):
@@ -62,7 +60,7 @@ def crew_of(executor: Executor | None) -> Crew:
     if executor is None:
         return Crew(Here(), 1, here=True)
     if isinstance(executor, Workers):
-        return Crew(executor, 2 * executor.count, own=True)
+        return Crew(executor, 2 * executor.count)
     return Crew(executor, 2 * processors())
 
 

@@ -23,7 +23,7 @@ from .journal import Journal, digest, identity
 from .order import cheap_first
 from .selection import Selection, Task, Unread, Wanted, select
 from .sources import Sources, find_dumps
-from .task import Done, Search, invert_next_task, invert_task, read_progress
+from .task import Done, Search, invert_task, read_progress
 from .together import invert_together, next_together
 
 TICK = 0.5
@@ -338,8 +338,7 @@ class _Work:
                     invert_task, *arguments, callback=callback, stop=ends, opening=self._dumps.open
                 )
             else:
-                call = invert_next_task if self._crew.own else invert_task
-                future = self._crew.executor.submit(call, *arguments)
+                future = self._crew.executor.submit(invert_task, *arguments)
         except RuntimeError as error:  # it was shut down, or broke
             raise _broken(error) from error
         self._running[future] = task

@@ -19,7 +19,6 @@ from spear_np.backend.devices import device_for
 
 from ..files.dump import Dump, Layer, Record, RecordInfo, named, open_dump
 from ..files.inversion_writer import InversionWriter
-from ..files.last_dump import LastDump
 from ..files.limits import working
 from ..files.sight import Seen
 from ..problems import FileError, Place, WriteError
@@ -127,15 +126,6 @@ def invert_task(
     finally:
         with suppress(OSError):
             telling.unlink(missing_ok=True)
-
-
-_LAST = LastDump()
-"""Of a process that does nothing but tasks."""
-
-
-def invert_next_task(task: Task, search: Search, journal: Path) -> Done:
-    """As `invert_task`, in a process that does one after the other and ends with them: the dump stays open."""
-    return invert_task(task, search, journal, opening=_LAST.open)
 
 
 def found(dump: Dump, task: Task) -> tuple[Record, Layer]:
