@@ -748,7 +748,7 @@ def test_inspect_says_where_the_activation_was_assumed(spear: Command, tmp_path:
 def test_what_inspect_has_not_looked_for_it_does_not_claim(
     spear: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b: int, why: str
 ) -> None:
-    monkeypatch.setattr(sys.modules["spear_np.survey"], "SMALL_MATRIX", 100)
+    monkeypatch.setattr(sys.modules["spear_np.survey"], "TRIED_ENTRIES", 100)
     write_good_dump(tmp_path / "dump.h5", layer_data(b=b))
     said = spear("inspect", tmp_path / "dump.h5").out
     assert f"the zeros of a ReLU were not looked for, as {why}" in said

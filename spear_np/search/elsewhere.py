@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..backend.devices import Device
+from ..backend.devices import CPU, Device
 from ..backend.host import to_host
 from ..directions.pool import Pool
 from ..factors.row_space import RowSpace
@@ -51,4 +51,5 @@ class Elsewhere:
 def elsewhere(device: Device, steps: Callable[[Device, Sequence[W]], Sequence[A]], wanted: W) -> A:
     """What `steps` makes on `device` of what one search wants; arrays of the host are carried there."""
     with device.activate():
-        return steps(device, [carried(wanted, device)])[0]
+        there = wanted if device == CPU else carried(wanted, device)
+        return steps(device, [there])[0]

@@ -88,9 +88,7 @@ class Levenberg:
         """Where the starts of a fit end."""
         if self.seat is not None:
             return self.seat.fit(fit)
-        if self.device is None:
-            return fit_on(left.chain.device, [fit])[0]
-        return elsewhere(self.device, fit_on, fit)
+        return elsewhere(self.device or left.chain.device, fit_on, fit)
 
 
 def _starts(left: Open, count: int, rng: np.random.Generator) -> Array:

@@ -128,9 +128,7 @@ class Reflect:
         """Where the starts of a walk are after its steps."""
         if self.seat is not None:
             return self.seat.walk(walk)
-        if self.device is None:
-            return walk_on(left.chain.device, [walk])[0]
-        return elsewhere(self.device, walk_on, walk)
+        return elsewhere(self.device or left.chain.device, walk_on, walk)
 
 
 def _distinct(z: HostArray) -> HostArray:

@@ -262,7 +262,7 @@ class _Sets:
 
     def _times(self, xp: Namespace, name: Hashable, left: Array, right: Array) -> Array:
         if self.made is None:
-            return left @ right
+            return product(xp, left, right, None)
         self.made[name] = product(xp, left, right, self.made.get(name))
         return self.made[name]
 
