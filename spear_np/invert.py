@@ -212,11 +212,10 @@ def check_method(given: LayerGradients | LayerChain, options: Options) -> None:
     InputError
         If it needs layers that follow and there are none, or zeros that the activation does not leave.
     """
-    alone = isinstance(given, LayerGradients)
-    if alone and options.method == "chain":
-        msg = "method 'chain' needs the layers that follow this one: hand them to `invert_chain`"
-        raise InputError(msg)
     if isinstance(given, LayerGradients):
+        if options.method == "chain":
+            msg = "method 'chain' needs the layers that follow this one: hand them to `invert_chain`"
+            raise InputError(msg)
         given.require_zeros()
     elif options.method not in ("auto", "chain"):
         given.first.require_zeros()

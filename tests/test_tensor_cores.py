@@ -111,69 +111,62 @@ def test_products_on_a_card_have_ten_bits_inside_and_all_of_them_afterwards(
     assert off[1] < 1e-6
 
 
-def test_only_the_steps_of_the_descent_are_taken_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    at_work: list[Device] = []
-    inside: list[bool] = []
+class Watch:
+    """Notes of each product whether tensor cores were at work."""
+
+    def __init__(self) -> None:
+        self.at_work: list[Device] = []
+        self.inside: list[bool] = []
 
     @contextmanager
-    def watched(device: Device) -> Iterator[None]:
-        at_work.append(device)
+    def tensor_cores(self, device: Device) -> Iterator[None]:
+        self.at_work.append(device)
         try:
             yield
         finally:
-            at_work.pop()
+            self.at_work.pop()
 
-    def counted(*arguments: Any) -> Any:
-        inside.append(bool(at_work))
+    def product(self, *arguments: Any) -> Any:
+        self.inside.append(bool(self.at_work))
         return product(*arguments)
 
+
+def test_only_the_steps_of_the_descent_are_taken_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch()
+
     def apart(device: Device, *arguments: Any) -> Any:
-        assert not at_work, "what starts are the same is not for them to say"
+        assert not watch.at_work, "what starts are the same is not for them to say"
         return compared(device, *arguments)
 
     compared = blocks._apart
-    monkeypatch.setattr(blocks, "tensor_cores", watched)
-    monkeypatch.setattr(blocks, "product", counted)
+    monkeypatch.setattr(blocks, "tensor_cores", watch.tensor_cores)
+    monkeypatch.setattr(blocks, "product", watch.product)
     monkeypatch.setattr(blocks, "_apart", apart)
     settings = blocks.Settings(sign_interval=2)
     blocks.descend(CPU, [block(Shape(known=2), settings)])
-    assert inside
-    assert all(inside)
-    assert not at_work
+    assert watch.inside
+    assert all(watch.inside)
+    assert not watch.at_work
 
 
 def test_the_steps_of_reflections_are_taken_by_them_and_those_of_fits_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    inside: list[bool] = []
-    at_work: list[Device] = []
-
-    @contextmanager
-    def watched(device: Device) -> Iterator[None]:
-        at_work.append(device)
-        try:
-            yield
-        finally:
-            at_work.pop()
-
-    def counted(*arguments: Any) -> Any:
-        inside.append(bool(at_work))
-        return product(*arguments)
-
-    monkeypatch.setattr(reflections, "tensor_cores", watched)
+    watch = Watch()
+    monkeypatch.setattr(reflections, "tensor_cores", watch.tensor_cores)
     for module in (reflections, fits):
-        monkeypatch.setattr(module, "product", counted)
+        monkeypatch.setattr(module, "product", watch.product)
     left = ChainProblem(chain_on(digit_network(6))).start().left
     rng = np.random.default_rng(0)
     searches: list[tuple[ChainSearch, bool]] = [(Reflect(), True), (Levenberg(), False)]
     for search, expected in searches:
         memory = search.start(left, rng)
-        inside.clear()
+        watch.inside.clear()
         search.propose(left, memory, rng)
-        assert inside
+        assert watch.inside
         # Starts that are drawn anew are put on the sets by float32, after the steps.
-        assert (inside[0], any(inside)) == (expected, expected)
-        assert not at_work
+        assert (watch.inside[0], any(watch.inside)) == (expected, expected)
+        assert not watch.at_work
 
 
 def digits(m: int, b: int, seed: int) -> Any:

@@ -474,8 +474,9 @@ class Dump:
 
         While they wait every closing of a file, anywhere, takes longer: HDF5 goes through all of them.
         """
-        for record in (*vars(self).get("records", ()), *([] if self._last is None else [self._last])):
-            vars(record).pop("layers", None)
+        for record in (*vars(self).get("records", ()), self._last):
+            if record is not None:
+                vars(record).pop("layers", None)
         self._last = None
 
     def rest(self) -> None:

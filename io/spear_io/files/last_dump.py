@@ -40,11 +40,10 @@ class LastDump:
             self.close()
         try:
             with reading_file(path):
-                if self._file is None:
-                    self._file = opening.left_open(path, kind=FORMAT, version=FORMAT_VERSION)
-                    self._identity = identity
                 if self._dump is None:
+                    self._file = opening.left_open(path, kind=FORMAT, version=FORMAT_VERSION)
                     self._dump = Dump(self._file, path, self._shared)
+                    self._identity = identity
                 yield self._dump
                 self._dump.rest()
         except BaseException:
