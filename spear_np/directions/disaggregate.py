@@ -155,8 +155,10 @@ def _scaled(factors: Factors, q: Array) -> tuple[Array, Array, float | None]:
     sigma = max(rest / math.sqrt(dof), space.relative_noise * size / math.sqrt(A.shape[0]))
     sigma = max(sigma, HIDDEN_SHARE / ZERO_SIGMAS * rest) if residual > EXPLAINED else sigma
     variance = xp.sum(inverse**2, axis=1) * sigma**2 / xp.maximum(scale**2, xp.full_like(scale, HUGE**-2))
-    tiny = xp.abs(scale) < TINIEST
-    return q * xp.where(tiny, xp.ones_like(scale), scale)[:, None], variance, residual
+    scaled = q * scale[:, None]
+    # A scale that nothing is left by says nothing, as of a direction that others nearly make up.
+    gone = (xp.abs(scale) < TINIEST) | (xp.linalg.vector_norm(scaled, axis=1) == 0)
+    return xp.where(gone[:, None], q, scaled), variance, residual
 
 
 def _signs(factors: Factors, q: Array) -> Array:
